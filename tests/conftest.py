@@ -1,0 +1,36 @@
+"""Fixtures every test shares: a fixed seed, the device to test on, and the switch for the slow tests."""
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device the tests run on, such as cpu or cuda:0")
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = {}
+    if not config.getoption("--slow") and "slow" not in config.getoption("-m", ""):
+        skips["slow"] = pytest.mark.skip(reason="slow: run with --slow")
+    if not torch.cuda.is_available():
+        skips["gpu"] = pytest.mark.skip(reason="gpu: there is no CUDA device")
+    for item in items:
+        for name, skip in skips.items():
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Same random numbers in every run and whatever the order of the tests."""
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    device = torch.device(pytestconfig.getoption("--device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device asks for CUDA and there is no CUDA device", returncode=2)
+    return device

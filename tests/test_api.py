@@ -1,0 +1,206 @@
+"""What is public, what importing it costs, and which part may import which."""
+
+import ast
+import builtins
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vireid
+
+PACKAGE = Path(vireid.__file__).parent
+PUBLIC = ["nn", "losses", "neighbors", "metrics", "protocols", "data", "models", "plots"]
+OPTIONAL = ["PIL", "faiss", "kornia", "lightning_fabric", "matplotlib", "tensorboard", "timm", "torchvision", "tqdm"]
+
+# A part may import those named here and itself. Root: the constants of vireid/__init__.py, which imports nothing.
+BASE = {"_arrays", "_checks", "_ops"}
+MAY_IMPORT = {
+    "__init__": set(),
+    "_checks": set(),
+    "_ops": {"_checks"},
+    "_arrays": {"_checks"},
+    "neighbors": BASE,
+    "ot": BASE,
+    "nn": BASE | {"neighbors"},
+    "losses": BASE | {"neighbors", "ot", "nn"},  # nn: CRILoss computes a graph layer's output again
+    "rerank": BASE | {"neighbors", "nn"},  # nn: graph_transfer ranks with H2FT or GFT
+    "metrics": BASE | {"neighbors"},
+    "protocols": BASE | {"neighbors", "metrics", "rerank"},
+    "data": BASE,
+    "models": BASE | {"nn", "losses"},
+    "plots": BASE | {"metrics"},
+}
+
+# The names that scripts rely on; one may be added, none may vanish.
+PROMISED = {
+    "nn": ["BNNeck", "GFT", "H2FT", "H2FTOutput", "resnet50"],
+    "losses": ["CRILoss", "HCCLoss", "hcc_loss"],
+    "neighbors": ["topk"],
+    "metrics": ["RankMetrics", "affinity_error_rate", "affinity_quality", "feature_margin", "rank_metrics"],
+    "protocols": ["SYSUMM01", "RegDB"],
+    "data": ["CrossModalIdentitySampler", "RegDBDataset", "SYSUMM01Dataset", "generate_synthetic"],
+    "models": ["Baseline", "BaselineCriterion", "CIFT", "CIFTCriterion"],
+    "plots": ["cmc_curves", "ranked_lists"],
+}
+
+
+def parts():
+    """(part, file) of every source file; a part is a top-level module or subpackage."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        yield file.relative_to(PACKAGE).parts[0].removesuffix(".py"), file
+
+
+def imported_modules(tree):
+    """Dotted name of every module that ``tree`` imports, at its top or in a function; relative ones as '.'."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield "."
+            elif node.module == "vireid":  # `from vireid import nn` is an import of vireid.nn
+                yield from (f"vireid.{a.name}" if (PACKAGE / a.name).exists() else "vireid" for a in node.names)
+                yield from (f"vireid.{a.name}" for a in node.names if (PACKAGE / f"{a.name}.py").exists())
+            else:
+                yield node.module
+
+
+def test_root_names():
+    assert vireid.__all__ == ["INFRARED", "VISIBLE", "__version__"]
+    assert (vireid.VISIBLE, vireid.INFRARED) == (0, 1)
+    assert vireid.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_exists_and_is_described(name):
+    module = importlib.import_module(f"vireid.{name}")
+    assert sorted(set(module.__all__)) == sorted(module.__all__)
+    assert set(PROMISED[name]) <= set(module.__all__)
+    assert module.__doc__
+    for public in module.__all__:
+        value = getattr(module, public)
+        assert not public.startswith("_"), public
+        if isinstance(value, type) or callable(value):
+            assert value.__doc__, f"{name}.{public} has no docstring"
+            assert not value.__doc__.startswith(f"{public}("), f"{name}.{public} has only a made-up docstring"
+
+
+def test_every_part_is_tested_here():
+    assert {part for part, _ in parts() if not part.startswith("_")} == set(PUBLIC)
+
+
+def run_fresh(code):
+    """Run ``code`` in a new interpreter in which every warning is an error; it must succeed and print nothing."""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_fresh_import_is_silent_and_loads_nothing_optional():
+    run_fresh(f"""
+import importlib, sys, torch
+before = set(sys.modules)
+for name in ["vireid"] + ["vireid." + part for part in {PUBLIC}]:
+    importlib.import_module(name)
+    loaded = {{module.split(".")[0] for module in set(sys.modules) - before}} & set({OPTIONAL})
+    assert not loaded, f"{{name}} loads {{loaded}}"
+""")
+
+
+def test_every_part_imports_where_no_extra_is_installed():
+    """The extras are needed where they are used, not to import the names."""
+    run_fresh(f"""
+import importlib, sys
+for package in {OPTIONAL}:
+    sys.modules[package] = None
+for name in {PUBLIC}:
+    module = importlib.import_module("vireid." + name)
+    [getattr(module, public) for public in module.__all__]
+""")
+
+
+@pytest.mark.parametrize(("part", "file"), [pytest.param(*pair, id=str(pair[1].name)) for pair in parts()])
+def test_imports_point_one_way(part, file):
+    for module in imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
+        first, _, rest = module.partition(".")
+        assert first not in {"examples", "benchmarks", "tests", "docs"}, f"{file} imports {module}"
+        assert module != ".", f"{file} has a relative import"
+        if first == "vireid" and rest:
+            target = rest.split(".")[0]
+            assert target == part or target in MAY_IMPORT[part], f"{file}: {part} must not import {target}"
+
+
+def test_the_allowed_imports_have_no_circle():
+    """So the map above cannot be widened into one by adding a name."""
+    left = dict(MAY_IMPORT)
+    while left:
+        free = [part for part, targets in left.items() if not targets & set(left)]
+        assert free, f"a circle among {sorted(left)}"
+        for part in free:
+            del left[part]
+
+
+@pytest.mark.parametrize(("part", "file"), [pytest.param(*pair, id=str(pair[1].name)) for pair in parts()])
+def test_optional_packages_are_imported_in_the_function_that_needs_them(part, file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        or (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    top = [
+        node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in guarded
+    ]
+    for module in imported_modules(ast.Module(top, [])):
+        assert module.split(".")[0] not in OPTIONAL, f"{file} imports {module} at its top"
+
+
+def test_nothing_untrusted_is_unpickled():
+    """Every torch.load in the library says weights_only=True, and pickle itself is never asked to load."""
+    for _, file in parts():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = getattr(node.func.value, "id", "")
+            assert not (owner == "pickle" and node.func.attr in ("load", "loads")), file
+            if owner == "torch" and node.func.attr == "load":
+                given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+                assert given.get("weights_only") is True, f"{file}:{node.lineno}"
+
+
+def test_the_map_above_sees_imports_of_every_form():
+    """The oracle itself: what the walk must find in source written in each way."""
+    source = "import vireid.nn\nfrom vireid import VISIBLE, models\nfrom . import y\n"
+    source += "def f():\n    from vireid.data.readers import x\n"
+    found = set(imported_modules(ast.parse(source)))
+    assert found == {"vireid.nn", "vireid", "vireid.models", "vireid.data.readers", "."}
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "call"),
+    [
+        ("faiss", "faiss", lambda t: importlib.import_module("vireid.neighbors").topk(t, t, 1, backend="faiss")),
+        ("torchvision", "backbones", lambda t: importlib.import_module("vireid.nn").resnet50()),
+        ("timm", "backbones", lambda t: importlib.import_module("vireid.nn").resnet50(source="timm")),
+        ("matplotlib", "plots", lambda t: importlib.import_module("vireid.plots").cmc_curves({"a": t[0].abs() * 0})),
+    ],
+)
+def test_a_missing_extra_is_named(package, extra, call, monkeypatch):
+    import torch
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == package:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=rf"pip install 'vireid\[{extra}\]'"):
+        call(torch.ones(3, 2))

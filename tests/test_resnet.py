@@ -1,0 +1,240 @@
+import builtins
+import importlib.util
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from vireid.nn.resnet import resnet50
+
+KEPT_ALIVE = []  # a torch.library.Library takes its operators with it when it is collected
+
+
+def import_torchvision():
+    """Import torchvision, also its CUDA build beside a CPU build of torch, whose compiled operators cannot load."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import torchvision
+        except RuntimeError as error:
+            if "operator torchvision::" not in str(error):
+                raise
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            KEPT_ALIVE.append(library)
+            import torchvision
+    return torchvision
+
+
+@pytest.fixture(scope="module", params=["torchvision", "timm"])
+def source(request):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    if importlib.util.find_spec("torchvision") is not None:
+        import_torchvision()  # timm imports it as well
+    pytest.importorskip(request.param)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole(source):
+    """The library's own network, classifier included, with running statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    if source == "torchvision":
+        net = import_torchvision().models.resnet50(weights=None)
+    else:
+        import timm
+
+        net = timm.create_model("resnet50", pretrained=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.2, 0.6)
+    return net.eval()
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """Make an import of one of these packages fail, as if it were not installed."""
+
+    def hide(*packages):
+        real = builtins.__import__
+
+        def fake(name, *args, **kwargs):
+            if name.split(".")[0] in packages:
+                raise ImportError(f"No module named {name!r}")
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", fake)
+
+    return hide
+
+
+@pytest.mark.parametrize(("last_stride", "height", "width"), [(1, 6, 3), (2, 3, 2)])
+def test_shape_and_children(source, last_stride, height, width):
+    net = resnet50(source=source, last_stride=last_stride).eval()
+    assert net.out_channels == 2048
+    assert [name for name, _ in net.named_children()] == [
+        *("conv1", "bn1", "relu", "maxpool"),
+        *("layer1", "layer2", "layer3", "layer4"),
+    ]
+    with torch.no_grad():
+        assert net(torch.randn(2, 3, 96, 48)).shape == (2, 2048, height, width)
+
+
+def forward_by_hand(net, x):
+    """Features before pooling, from the library's own stages."""
+    relu = net.relu if hasattr(net, "relu") else net.act1
+    x = net.maxpool(relu(net.bn1(net.conv1(x))))
+    return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file_give_the_library_s_own_features(source, whole, suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(whole.state_dict(), path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(whole.state_dict(), path)
+    images = torch.randn(1, 3, 64, 32)
+    net = resnet50(source=source, weights=path, last_stride=2).eval()
+    with torch.no_grad():
+        assert_close(net(images), forward_by_hand(whole, images))
+        wide = resnet50(source=source, weights=str(path)).eval()(images)
+    assert wide.shape == (1, 2048, 4, 2)
+    assert wide.isfinite().all()
+
+
+def test_last_stride_only_moves_layer4_s_step(source, whole, tmp_path):
+    """Layer4's first block, stride 2, takes every second position of the same block with stride 1."""
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    one, two = (resnet50(source=source, weights=tmp_path / "w.pth", last_stride=s).eval() for s in (1, 2))
+    x = torch.randn(1, 1024, 6, 4)
+    with torch.no_grad():
+        assert_close(one.layer4[0](x)[..., ::2, ::2], two.layer4[0](x))
+
+
+def test_both_sources_are_the_same_function(whole, source, tmp_path):
+    if importlib.util.find_spec("timm") is None or importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs torchvision and timm")
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    images = torch.randn(1, 3, 64, 32)
+    other = "timm" if source == "torchvision" else "torchvision"
+    with torch.no_grad():
+        maps = [resnet50(source=name, weights=tmp_path / "w.pth").eval()(images) for name in (source, other)]
+    assert_close(*maps)
+
+
+def test_own_state_dict_and_old_files_without_counters_load(source, tmp_path):
+    net = resnet50(source=source)
+    state = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    again = resnet50(source=source, weights=tmp_path / "old.pth").state_dict()
+    for key, value in net.state_dict().items():
+        assert torch.equal(again[key], value), key
+
+
+def test_a_file_that_does_not_fit_is_named_key_by_key(source, whole, tmp_path):
+    state = whole.state_dict()
+    del state["layer3.0.conv1.weight"]
+    state["head.weight"] = torch.zeros(2)
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    path = tmp_path / "wrong.pth"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="does not fit ResNet-50") as error:
+        resnet50(source=source, weights=path)
+    text = str(error.value)
+    assert str(path) in text
+    assert "1 missing (layer3.0.conv1.weight)" in text
+    assert "1 unexpected (head.weight)" in text
+    assert "1 of another shape (conv1.weight (64, 1, 7, 7) for (64, 3, 7, 7))" in text
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+@pytest.mark.parametrize("content", ["pickle", "text", "empty", "list", "nested"])
+def test_other_files_are_refused_and_never_run(content, tmp_path, capsys):
+    path = tmp_path / "file.pth"
+    match content:
+        case "pickle":
+            torch.save(Payload(), path)
+        case "text":
+            path.write_text("not weights")
+        case "empty":
+            path.touch()
+        case "list":
+            torch.save([torch.zeros(1)], path)
+        case "nested":
+            torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match=r"weights: .*file\.pth"):
+        resnet50(weights=path)
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_a_broken_safetensors_file_is_refused(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match=r"file\.safetensors is not a safetensors file"):
+        resnet50(weights=path)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="source must be one of 'torchvision', 'timm', got 'keras'"):
+        resnet50(source="keras")
+    with pytest.raises(ValueError, match="last_stride must be one of 1, 2, got 3"):
+        resnet50(last_stride=3)
+    with pytest.raises(FileNotFoundError, match=r"'imagenet' or the path of a state dict, found no file imagnet"):
+        resnet50(weights="imagnet")
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_a_missing_library_names_the_extra(package, hidden):
+    hidden(package)
+    with pytest.raises(ImportError, match=rf"{package}: pip install 'vireid\[backbones\]'"):
+        resnet50(source=package)
+
+
+def test_missing_safetensors_names_the_extra(hidden, tmp_path):
+    hidden("safetensors")
+    (tmp_path / "w.safetensors").touch()
+    with pytest.raises(ImportError, match=r"pip install 'vireid\[backbones\]'"):
+        resnet50(weights=tmp_path / "w.safetensors")
+
+
+def test_imagenet_weights_come_from_the_library_itself(monkeypatch, source, whole):
+    """No network here: the library's own download is replaced, and must be what is asked."""
+    asked = []
+    if source == "torchvision":
+        from torchvision import models
+
+        def get_state_dict(self, **options):
+            asked.append((self.name, options))
+            return whole.state_dict()
+
+        monkeypatch.setattr(models.ResNet50_Weights, "get_state_dict", get_state_dict)
+    else:
+        import timm
+
+        def create_model(name, *, pretrained):
+            asked.append((name, {"pretrained": pretrained}))
+            return whole
+
+        monkeypatch.setattr(timm, "create_model", create_model)
+    net = resnet50(source=source, weights="imagenet", last_stride=2)
+    assert_close(net.conv1.weight, whole.conv1.weight)
+    expected = {
+        "torchvision": ("IMAGENET1K_V1", {"progress": True, "check_hash": True, "weights_only": True}),
+        "timm": ("resnet50", {"pretrained": True}),
+    }
+    assert asked == [expected[source]]

@@ -1,0 +1,210 @@
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vireid.data.sampler import CrossModalIdentitySampler
+
+
+def make(counts, order=0):
+    """Labels and modality of a set where identity ``i`` (named 10 + 3 i) has counts[i] = (visible, infrared) images."""
+    rows = [(10 + 3 * i, m) for i, pair in enumerate(counts) for m, n in enumerate(pair) for _ in range(n)]
+    random.Random(order).shuffle(rows)
+    labels, modality = zip(*rows, strict=True)
+    return np.array(labels), np.array(modality)
+
+
+def check_walk(sequence, size):
+    """In every stretch of the sequence that starts at a multiple of ``size`` each element comes at most once."""
+    for start in range(0, len(sequence), size):
+        stretch = sequence[start : start + size]
+        assert len(set(stretch)) == len(stretch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=3, max_size=9),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    st.integers(0, 5),
+)
+def test_every_rule_of_the_docstring(counts, identities, per_modality, replicas, batches, epoch):
+    labels, modality = make(counts)
+    samplers = [
+        CrossModalIdentitySampler(
+            labels,
+            modality,
+            identities=identities,
+            per_modality=per_modality,
+            batches=batches,
+            seed=3,
+            rank=rank,
+            replicas=replicas,
+        )
+        for rank in range(replicas)
+    ]
+    per_rank = []
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+        per_rank.append(list(sampler))
+        assert len(per_rank[-1]) == len(sampler) == batches
+    in_order = [batch for group in zip(*per_rank, strict=True) for batch in group]
+
+    share = identities * per_modality
+    sequence = []
+    walks = {}
+    for batch in in_order:
+        assert all(type(index) is int for index in batch)
+        assert modality[batch].tolist() == [0] * share + [1] * share
+        blocks = labels[batch].reshape(2, identities, per_modality)
+        assert (blocks == blocks[:1, :, :1]).all()  # the same identity over its K images and in both modalities
+        sequence += blocks[0, :, 0].tolist()
+        assert len(set(blocks[0, :, 0])) == identities
+        for index in batch:
+            walks.setdefault((labels[index], modality[index]), []).append(index)
+        for (label, m), times in Counter(zip(labels[batch], modality[batch], strict=True)).items():
+            n = ((labels == label) & (modality == m)).sum()
+            repeats = Counter(i for i in batch if labels[i] == label and modality[i] == m)
+            assert len(repeats) == min(n, times)  # repeats only where there are fewer than K
+            assert max(repeats.values()) == -(-times // n)  # and only as often as needed
+    check_walk(sequence, len(counts))
+    for (label, m), walk in walks.items():
+        check_walk(walk, ((labels == label) & (modality == m)).sum())
+
+    # All ranks share one order: it is the one that a single process would follow.
+    alone = CrossModalIdentitySampler(
+        labels,
+        modality,
+        identities=identities,
+        per_modality=per_modality,
+        batches=batches * replicas,
+        seed=3,
+    )
+    alone.set_epoch(epoch)
+    assert list(alone) == in_order
+
+
+def test_default_epoch_sees_every_image_of_the_larger_modality_once():
+    labels, modality = make([(8, 3)] * 6)
+    sampler = CrossModalIdentitySampler(labels, modality, identities=3, per_modality=4)
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == 48 // 12
+    seen = Counter(index for batch in batches for index in batch)
+    assert all(seen[i] == 1 for i in np.flatnonzero(modality == 0))
+    assert {seen[i] for i in np.flatnonzero(modality == 1)} == {2, 3}
+
+
+@pytest.mark.parametrize(("replicas", "expected"), [(1, 5), (2, 3), (4, 2)])
+def test_default_length_rounds_up_and_is_shared_by_the_ranks(replicas, expected):
+    labels, modality = make([(3, 9)] * 6)  # 54 infrared images, 12 a batch
+    lengths = [
+        len(CrossModalIdentitySampler(labels, modality, identities=3, per_modality=4, rank=r, replicas=replicas))
+        for r in range(replicas)
+    ]
+    assert lengths == [expected] * replicas
+
+
+def test_seed_and_epoch_decide_and_global_generators_do_not():
+    labels, modality = make([(5, 6)] * 9)
+
+    def draw(seed, epoch):
+        sampler = CrossModalIdentitySampler(labels, modality, identities=4, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    states = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    first = draw(0, 0)
+    assert (np.random.get_state()[1] == states[0]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[1])
+    np.random.seed(1)  # noqa: NPY002
+    assert draw(0, 0) == first
+    assert draw(0, 1) != first
+    assert draw(1, 0) != first
+    assert draw(0, 1) != draw(1, 0)
+
+
+def test_walks_of_images_are_shuffled_anew_each_epoch():
+    labels, modality = make([(6, 6)] * 2)
+    sampler = CrossModalIdentitySampler(labels, modality, identities=2, per_modality=6, batches=1)
+    walks = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        (batch,) = sampler
+        walks |= {tuple(batch[start : start + 6]) for start in (0, 6, 12, 18)}
+    assert len(walks) > 70  # of 80, each one of 4 × 6! orders
+
+
+def test_iterating_twice_repeats_the_epoch_until_it_is_set():
+    labels, modality = make([(5, 6)] * 9)
+    sampler = CrossModalIdentitySampler(labels, modality, identities=4)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_identities_and_images_are_drawn_evenly_and_company_changes():
+    labels, modality = make([(4, 4)] * 6)
+    sampler = CrossModalIdentitySampler(labels, modality, identities=2, per_modality=1, batches=600)
+    batches = list(sampler)
+    seen = Counter(index for batch in batches for index in batch)
+    assert set(seen.values()) == {50}
+    pairs = Counter(frozenset(labels[batch[:2]].tolist()) for batch in batches)
+    assert len(pairs) == 15  # every pair of identities meets, about 40 times
+    assert min(pairs.values()) > 15
+
+
+def test_identities_without_one_modality_are_left_out():
+    labels, modality = make([(2, 2), (3, 0), (2, 1), (0, 4), (1, 1)])
+    sampler = CrossModalIdentitySampler(labels, modality, identities=3, per_modality=2, batches=4)
+    assert sampler.left_out.tolist() == [13, 19]
+    assert {label for batch in sampler for label in labels[batch]} == {10, 16, 22}
+    with pytest.raises(ValueError, match=r"identities must be at most 3.*\(of 5 in all\), got 4"):
+        CrossModalIdentitySampler(labels, modality, identities=4)
+
+
+def test_takes_tensors_and_lists_and_feeds_a_loader():
+    labels, modality = make([(3, 3)] * 4)
+    wanted = list(CrossModalIdentitySampler(labels, modality, identities=2, per_modality=2))
+    for convert in (torch.tensor, list):
+        assert (
+            list(CrossModalIdentitySampler(convert(labels), convert(modality), identities=2, per_modality=2)) == wanted
+        )
+    sampler = CrossModalIdentitySampler(labels, modality, identities=2, per_modality=2)
+    loader = torch.utils.data.DataLoader(torch.arange(len(labels)), batch_sampler=sampler)
+    assert [batch.tolist() for batch in loader] == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"identities": 0}, ValueError, "identities must be at least 1, got 0"),
+        ({"per_modality": 0}, ValueError, "per_modality must be at least 1, got 0"),
+        ({"per_modality": 2.0}, TypeError, "per_modality must be an integer, got 2.0"),
+        ({"batches": 0}, ValueError, "batches must be at least 1, got 0"),
+        ({"rank": 2, "replicas": 2}, ValueError, "rank must be below replicas = 2, got 2"),
+        ({"rank": -1}, ValueError, "rank must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"modality": [0, 1]}, ValueError, "modality must have one entry a label, 12, got 2"),
+        ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got [0, 1, 2]"),
+        ({"labels": np.zeros(12)}, TypeError, "labels must hold integers, got float64"),
+        ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (N,), got (12, 1)"),
+        ({"labels": [], "modality": []}, ValueError, "identities must be at most 0"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, text):
+    labels, modality = make([(3, 3)] * 2)
+    arguments = {"labels": labels, "modality": modality, "identities": 2} | change
+    with pytest.raises(error, match=re.escape(text)):
+        CrossModalIdentitySampler(**arguments)

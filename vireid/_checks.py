@@ -1,0 +1,61 @@
+"""Checks of arguments, made once at each public function. A message names the argument, what it must be, what came.
+
+Only shapes, types and options are looked at here: that is free. Values are read (which stalls a GPU) by
+`check_finite` alone, where features enter ranking.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_matrix(name: str, x: Any, *, columns: int | None = None) -> None:
+    """Raise unless ``x`` is a floating-point tensor of shape (N, d), with d = ``columns`` where that is given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != 2 or (columns is not None and x.shape[1] != columns):
+        expected = f"(N, {columns})" if columns is not None else "(N, d)"
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+
+
+def check_integers(name: str, x: Any, length: int) -> None:
+    """Raise unless ``x`` is an integer tensor of shape (``length``,)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.shape != (length,):
+        raise ValueError(f"{name} must have shape ({length},), one entry a row, got {tuple(x.shape)}")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {x.dtype}")
+
+
+def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
+    """Raise unless ``value`` is an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless ``value`` is a number above zero."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_option(name: str, value: Any, options: Collection[Any]) -> None:
+    """Raise unless ``value`` is one of ``options``."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
+    if not torch.isfinite(x).all():
+        rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"{name} must be finite, got NaN or an infinity in {len(rows)} of {len(x)} rows, first in row {int(rows[0])}"
+        )

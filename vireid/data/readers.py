@@ -1,0 +1,363 @@
+"""Readers of the published layouts of SYSU-MM01 and RegDB.
+
+The file lists are read and checked when a dataset is made, the images when they are asked for.
+"""
+
+import operator
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vireid import INFRARED, VISIBLE
+from vireid._checks import check_count, check_option
+
+__all__ = ["RegDBDataset", "SYSUMM01Dataset", "Sample"]
+
+
+class Sample(NamedTuple):
+    """One image with its annotations; ``default_collate`` makes it a `Sample` of batched tensors.
+
+    Attributes:
+        image: (3, H, W) uint8, RGB.
+        label: identity, 0 … C-1.
+        modality: 0 visible, 1 infrared.
+        camera: number of the camera, from 1.
+        index: position in the dataset.
+    """
+
+    image: Tensor
+    label: int
+    modality: int
+    camera: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a sample
+
+
+class _Record(NamedTuple):
+    path: Path
+    identity: int
+    modality: int
+    camera: int
+    number: int
+
+
+class _ImageDataset(Dataset[Sample]):
+    """What the datasets share once their layout has been read: the arrays, and reading and keeping images."""
+
+    name: str
+
+    def __init__(
+        self, records: list[_Record], root: Path, *, modality: int | None, size: tuple[int, int], cache: bool
+    ) -> None:
+        if modality is not None:
+            check_option("modality", modality, (VISIBLE, INFRARED))
+        if len(size) != 2:
+            raise ValueError(f"size must be (height, width), got {size!r}")
+        check_count("size[0]", size[0])
+        check_count("size[1]", size[1])
+        # Labels are given before the modality is chosen, so that both halves of a split agree on them.
+        known = np.unique(np.array([record.identity for record in records], dtype=np.int64))
+        records = [record for record in records if modality is None or record.modality == modality]
+        if not records:
+            kind = "" if modality is None else (" visible", " infrared")[modality]
+            raise ValueError(f"no{kind} image found in {root}")
+        self.num_identities = len(known)
+        self.paths = [record.path for record in records]
+        self.identities, self.modality, self.cameras, self.image_numbers = np.array(
+            [record[1:] for record in records], dtype=np.int64
+        ).T.copy()
+        self.labels = np.searchsorted(known, self.identities)
+        self.size = (size[0], size[1])
+        self._cache: dict[int, Tensor] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"index must be within the {len(self)} images, got {position}")
+        position %= len(self)
+        return Sample(
+            self._image(position),
+            int(self.labels[position]),
+            int(self.modality[position]),
+            int(self.cameras[position]),
+            position,
+        )
+
+    def preload(self, progress: bool = False) -> None:
+        """Read all images into memory now, N·3·H·W bytes, and keep them, with or without ``cache``.
+
+        Call it before a `DataLoader` starts its workers: what a worker reads, it keeps for itself alone.
+
+        Args:
+            progress: show a bar; needs tqdm, of the extra ``train``.
+
+        Raises:
+            ValueError: if an image cannot be read.
+            ImportError: if the bar is wanted and tqdm is not installed.
+        """
+        if self._cache is None:
+            self._cache = {}
+        with ThreadPoolExecutor() as pool:  # decoding and resizing let go of the interpreter lock
+            done = pool.map(self._image, range(len(self)))
+            if progress:
+                try:
+                    from tqdm import tqdm
+                except ImportError as error:
+                    raise ImportError("progress=True needs tqdm: pip install 'vireid[train]'") from error
+                done = tqdm(done, total=len(self), desc=f"reading {self.name}")
+            for _ in done:
+                pass
+
+    def _image(self, position: int) -> Tensor:
+        if self._cache is None:
+            return _read_image(self.paths[position], self.size)
+        if position not in self._cache:
+            self._cache[position] = _read_image(self.paths[position], self.size)
+        return self._cache[position].clone()  # a caller may write into what it gets
+
+
+class SYSUMM01Dataset(_ImageDataset):
+    """SYSU-MM01 (Wu et al., ICCV 2017) in its published layout.
+
+    ``root`` holds ``cam1`` … ``cam6``, each with a folder an identity (four digits) and in it the images ``0001.jpg``,
+    …. An identity need not be seen by every camera, nor the numbers be complete. Cameras 1, 2, 4, 5 are visible, 3 and
+    6 infrared. ``root/exp`` holds the lists of identities, one line of comma-separated numbers.
+
+    | split      | identities                              | official |
+    |------------|-----------------------------------------|----------|
+    | "train"    | ``exp/train_id.txt``                    | 296      |
+    | "val"      | ``exp/val_id.txt``, none of "train"     | 99       |
+    | "trainval" | both; **what published results train on** | 395    |
+    | "test"     | ``exp/test_id.txt``                     | 96       |
+    | "all"      | every folder found, no list is read     | 491      |
+
+    Images are in order of identity, camera, number. Labels belong to the split, not to the ``modality`` that is chosen
+    of it.
+
+    Args:
+        root: folder of the dataset.
+        split: as above.
+        modality: 0 or 1 to keep only visible or infrared images; None for both.
+        size: (height, width) that images are resized to, bilinear with antialiasing.
+        cache: keep an image in memory once it has been read.
+
+    Attributes:
+        labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
+        identities: (N,) int64 identities as in the folders' names.
+        modality: (N,) int64, 0 visible, 1 infrared.
+        cameras: (N,) int64, 1 … 6.
+        image_numbers: (N,) int64, the number in the file's name, from 1.
+        paths: the N files.
+        num_identities: C, all identities of the split.
+        name: "sysu".
+
+    Raises:
+        FileNotFoundError: if the root, a camera's folder or a list is missing.
+        ValueError: if a list is empty or malformed, a folder or file is misnamed, or a listed identity has no image;
+            when an image is asked for, if it cannot be read.
+        ImportError: when an image is asked for, if Pillow, of the extra ``train``, is not installed.
+    """
+
+    name = "sysu"
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        modality: int | None = None,
+        size: tuple[int, int] = (288, 144),
+        cache: bool = False,
+    ) -> None:
+        root = Path(root)
+        check_option("split", split, ("train", "val", "trainval", "test", "all"))
+        _check_folder(root)
+        parts = {"trainval": ("train", "val"), "all": ()}.get(split, (split,))
+        lists = [_read_identities(root / "exp" / f"{part}_id.txt") for part in parts]
+        listed = set().union(*lists)
+        if len(listed) < sum(map(len, lists)):
+            raise ValueError(f"{root / 'exp'}: train_id.txt and val_id.txt share identities")
+        records = []
+        for camera in range(1, 7):
+            for folder in _visible_entries(root / f"cam{camera}"):
+                if not re.fullmatch("[0-9]{4}", folder.name) or not folder.is_dir():
+                    raise ValueError(f"{folder} must be a folder named by a four-digit identity")
+                identity = int(folder.name)
+                if parts and identity not in listed:
+                    continue
+                for path in _visible_entries(folder):
+                    if not re.fullmatch(r"[0-9]{4}\.jpg", path.name):
+                        raise ValueError(f"{path} must be named by a four-digit number and .jpg")
+                    modality_of_camera = INFRARED if camera in (3, 6) else VISIBLE
+                    records.append(_Record(path, identity, modality_of_camera, camera, int(path.stem)))
+        if missing := sorted(listed - {record.identity for record in records}):
+            raise ValueError(f"{root} holds no image of {len(missing)} listed identities, first {missing[0]:04d}")
+        records.sort(key=lambda record: (record.identity, record.camera, record.number))
+        super().__init__(records, root, modality=modality, size=size, cache=cache)
+
+
+class RegDBDataset(_ImageDataset):
+    """RegDB (Nguyen et al., Sensors 2017) in its published layout.
+
+    ``root`` holds ``Visible/<identity>/…``, ``Thermal/<identity>/…`` and, for each of ten trials,
+    ``idx/{train,test}_{visible,thermal}_<trial>.txt`` with a line ``path label`` an image; the path is relative to
+    ``root``. The identity is the folder's number. The lists' own labels are checked (one label an identity, the same in
+    the visible and the thermal list) and replaced by the order of the identities.
+
+    Images are in the order of the lists, visible ones first. Labels belong to the split, not to the ``modality`` that
+    is chosen of it.
+
+    Args:
+        root: folder of the dataset.
+        split: "train" or "test", the lists of that name (206 identities each); "all", both together.
+        trial: 1 … 10.
+        modality: 0 or 1 to keep only visible or infrared images; None for both.
+        size: (height, width) that images are resized to, bilinear with antialiasing.
+        cache: keep an image in memory once it has been read.
+
+    Attributes:
+        labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
+        identities: (N,) int64 identities as in the folders' names.
+        modality: (N,) int64, 0 visible, 1 infrared (thermal).
+        cameras: (N,) int64, 1 visible, 2 thermal.
+        image_numbers: (N,) int64, position among the identity's images of this modality in its list, from 1.
+        paths: the N files.
+        num_identities: C, all identities of the split.
+        name: "regdb".
+
+    Raises:
+        FileNotFoundError: if the root, a list or a listed file is missing.
+        ValueError: if the trial is not 1 … 10, a list is empty or malformed, leaves ``root`` or names a file twice, or
+            the visible and the thermal list disagree; when an image is asked for, if it cannot be read.
+        ImportError: when an image is asked for, if Pillow, of the extra ``train``, is not installed.
+    """
+
+    name = "regdb"
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        trial: int = 1,
+        modality: int | None = None,
+        size: tuple[int, int] = (288, 144),
+        cache: bool = False,
+    ) -> None:
+        root = Path(root)
+        check_option("split", split, ("train", "test", "all"))
+        check_count("trial", trial)
+        if trial > 10:
+            raise ValueError(f"trial must be 1 … 10, got {trial}")
+        _check_folder(root)
+        parts = ("train", "test") if split == "all" else (split,)
+        seen: dict[Path, Path] = {}
+        records: list[_Record] = []
+        labels: dict[str, dict[int, int]] = {}
+        for folder, kind in (("Visible", VISIBLE), ("Thermal", INFRARED)):
+            counts: dict[int, int] = {}
+            for part in parts:
+                index = root / "idx" / f"{part}_{folder.lower()}_{trial}.txt"
+                entries = _read_index(index, root, folder)
+                for path, identity, _ in entries:
+                    if path in seen:
+                        raise ValueError(f"{path} is listed twice, in {seen[path]} and {index}")
+                    seen[path] = index
+                    counts[identity] = counts.get(identity, 0) + 1
+                    records.append(_Record(path, identity, kind, kind + 1, counts[identity]))
+                of_identity = {identity: label for _, identity, label in entries}
+                if kind == VISIBLE:
+                    labels[part] = of_identity
+                elif differing := sorted(dict(labels[part].items() ^ of_identity.items())):
+                    raise ValueError(
+                        f"{index} and the visible list of this trial disagree on {len(differing)} identities "
+                        f"or their labels, first identity {differing[0]}"
+                    )
+        super().__init__(records, root, modality=modality, size=size, cache=cache)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise FileNotFoundError(f"folder {path} does not exist")
+
+
+def _visible_entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without the files that operating systems leave behind."""
+    _check_folder(folder)
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db")
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"file {path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file") from error
+
+
+def _read_identities(path: Path) -> set[int]:
+    entries = [entry.strip() for entry in _read_text(path).strip().split(",")]
+    if entries == [""]:
+        raise ValueError(f"{path} is empty, expected comma-separated identities")
+    for entry in entries:
+        if not re.fullmatch("[0-9]+", entry):
+            raise ValueError(f"{path} must hold comma-separated identities, got {entry[:40]!r}")
+    identities = set(map(int, entries))
+    if len(identities) < len(entries):
+        raise ValueError(f"{path} lists an identity twice")
+    return identities
+
+
+def _read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, int]]:
+    """(path, identity, label) of each line of a RegDB list; identities and labels belong together one to one."""
+    entries = []
+    labels: dict[int, int] = {}
+    for number, line in enumerate(_read_text(index).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{index}, line {number}"
+        match = re.fullmatch(r"\s*(\S.*?)\s+([0-9]+)\s*", line)
+        if match is None:
+            raise ValueError(f"{where}: expected 'path label', got {line[:80]!r}")
+        listed, label = match[1], int(match[2])
+        parts = PurePosixPath(listed).parts
+        if ".." in parts or PurePosixPath(listed).is_absolute() or "\\" in listed or ":" in listed:
+            raise ValueError(f"{where}: the path must be relative and stay inside {root}, got {listed!r}")
+        if len(parts) != 3 or parts[0] != folder or not re.fullmatch("[0-9]+", parts[1]):
+            raise ValueError(f"{where}: expected {folder}/<identity number>/<file>, got {listed!r}")
+        path, identity = root.joinpath(*parts), int(parts[1])
+        if not path.is_file():
+            raise FileNotFoundError(f"{where}: file {path} does not exist")
+        if labels.setdefault(identity, label) != label:
+            raise ValueError(f"{where}: identity {identity} has the labels {labels[identity]} and {label}")
+        entries.append((path, identity, label))
+    if not entries:
+        raise ValueError(f"{index} is empty, expected lines 'path label'")
+    if len(set(labels.values())) < len(labels):
+        raise ValueError(f"{index} gives one label to several identities")
+    return entries
+
+
+def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 RGB, resized to (height, width)."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading images needs Pillow: pip install 'vireid[train]'") from error
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # convert("RGB") would cut such values off at 255
+                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+            resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()

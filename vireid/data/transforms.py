@@ -1,0 +1,275 @@
+"""Augmentation of whole batches on their device: every draw is per sample, no loop runs over samples.
+
+All randomness comes from PyTorch's global CPU generator, on any device, so ``torch.manual_seed`` reproduces it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid import VISIBLE
+from vireid._checks import check_count, check_integers, check_option
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ChannelExchange",
+    "EvalTransform",
+    "TrainAugmentation",
+    "channel_exchange",
+    "normalize",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(images: Tensor, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Images in float32 with ``mean`` subtracted and divided by ``std``, channel by channel.
+
+    Args:
+        images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1.
+        mean: of the three channels on the scale 0 … 1; ImageNet's by default.
+        std: of the three channels on that scale.
+
+    Returns:
+        (B, 3, H, W) float32.
+
+    Raises:
+        ValueError: if the shape is another, or mean and std are not three numbers each, std above 0.
+        TypeError: if the images are neither uint8 nor floating point.
+    """
+    offset, scale = _channel_statistics(mean, std)
+    return (_unit_range(images) - offset.to(images.device)) / scale.to(images.device)
+
+
+def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, infrared: float = 0.5) -> Tensor:
+    """Channel augmentation of CAJ (Ye et al., ICCV 2021), drawn for each image on its own.
+
+    - A visible image becomes, with probability ``visible``, one of its own channels copied to all three; R, G and B are
+      equally likely. CAJ trains on two visible views, the original and the exchanged: 1.0 is its second view, 0.5 gives
+      each of the two half of the images **[ours]**.
+    - An infrared image becomes, with probability ``infrared`` (CAJ: 0.5), a random greyscale: a mixture of its channels
+      copied to all three. The weights are uniform over the simplex (w ≥ 0, Σw = 1) **[ours]**. The three channels of an
+      infrared image are equal as stored, so the mixture matters after normalisation, which shifts them apart.
+
+    Args:
+        images: (B, 3, H, W) floating point, normalised or not.
+        modality: (B,) integer, 0 visible, 1 infrared, in any order.
+        visible: probability for a visible image.
+        infrared: probability for an infrared image.
+
+    Returns:
+        (B, 3, H, W), a new tensor.
+
+    Raises:
+        ValueError: if a shape or a probability does not fit.
+        TypeError: if the images are not floating point or the modality is not integer.
+    """
+    _check_images(images)
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}")
+    check_integers("modality", modality, len(images))
+    _check_probability("visible", visible)
+    _check_probability("infrared", infrared)
+    count, device = len(images), images.device
+    # Everything is drawn on the CPU and for every image, so that the draws depend neither on the device nor on which
+    # images are visible.
+    copied = F.one_hot(torch.randint(3, (count,)), 3).float().to(device)
+    mixed = torch.empty(count, 3).exponential_()  # normalised exponentials are uniform over the simplex
+    mixed = (mixed / mixed.sum(1, keepdim=True)).to(device)
+    draw = torch.rand(count).to(device)
+
+    is_visible = modality.to(device) == VISIBLE
+    weights = torch.where(is_visible[:, None], copied, mixed).to(images.dtype)
+    chosen = draw < torch.where(is_visible, visible, infrared)
+    grey = (images * weights[:, :, None, None]).sum(1, keepdim=True)
+    return torch.where(chosen[:, None, None, None], grey, images)
+
+
+class ChannelExchange(nn.Module):
+    """`channel_exchange` with its settings: ``(images, modality) -> images``."""
+
+    def __init__(self, *, visible: float = 0.5, infrared: float = 0.5) -> None:
+        super().__init__()
+        _check_probability("visible", visible)
+        _check_probability("infrared", infrared)
+        self.visible, self.infrared = visible, infrared
+
+    def forward(self, images: Tensor, modality: Tensor) -> Tensor:
+        """Exchange the channels of ``images`` (B, 3, H, W); see `channel_exchange`."""
+        return channel_exchange(images, modality, visible=self.visible, infrared=self.infrared)
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"visible={self.visible}, infrared={self.infrared}"
+
+
+class EvalTransform(nn.Module):
+    """`normalize` with its settings; called as `TrainAugmentation` is, so that one can stand in for the other."""
+
+    def __init__(self, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        super().__init__()
+        _channel_statistics(mean, std)
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, images: Tensor, modality: Tensor | None = None) -> Tensor:
+        """Normalise ``images`` (B, 3, H, W); ``modality`` is not looked at."""
+        return normalize(images, mean=self.mean, std=self.std)
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"mean={self.mean}, std={self.std}"
+
+
+class TrainAugmentation(nn.Module):
+    """The usual augmentation of VI-ReID for a batch: ``(images, modality) -> normalised images``.
+
+    In this order: random greyscale, normalisation, padding and random crop, random horizontal flip, random erasing,
+    channel exchange. Padding and erased boxes are 0 after normalisation, the mean colour. The defaults are AGW's crop
+    and flip with CAJ's erasing and channel exchange. ``eval()`` does not switch it off: use `EvalTransform`.
+
+    Args:
+        size: (h, w) of the result.
+        padding: pixels of mean colour added on each side before the crop.
+        flip: probability of a horizontal flip.
+        erasing: probability that a box is erased.
+        erasing_area: range of the box's share of the image, drawn uniformly.
+        erasing_aspect: height / width of the box lies between this and its inverse (0 < erasing_aspect ≤ 1).
+        grayscale: probability of a greyscale image, in either modality; off by default.
+        exchange: "caj" for `channel_exchange`, or "none".
+        exchange_visible: its probability for a visible image.
+        exchange_infrared: its probability for an infrared image.
+        mean: of the three channels on the scale 0 … 1.
+        std: of the three channels on that scale.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        ImportError: if flip, erasing or grayscale is on and kornia, of the extra ``train``, is not installed.
+
+    Example:
+        >>> augment = TrainAugmentation((8, 4), padding=2)
+        >>> augment(torch.zeros(5, 3, 8, 4, dtype=torch.uint8), torch.tensor([0, 1, 0, 1, 1])).shape
+        torch.Size([5, 3, 8, 4])
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        padding: int = 10,
+        flip: float = 0.5,
+        erasing: float = 0.5,
+        erasing_area: tuple[float, float] = (0.02, 0.4),
+        erasing_aspect: float = 0.3,
+        grayscale: float = 0.0,
+        exchange: str = "caj",
+        exchange_visible: float = 0.5,
+        exchange_infrared: float = 0.5,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if len(size) != 2:
+            raise ValueError(f"size must be (h, w), got {size!r}")
+        check_count("size[0]", size[0])
+        check_count("size[1]", size[1])
+        check_count("padding", padding, minimum=0)
+        for name, value in (("flip", flip), ("erasing", erasing), ("grayscale", grayscale)):
+            _check_probability(name, value)
+        low, high = erasing_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"erasing_area must be (low, high) with 0 < low <= high <= 1, got {erasing_area!r}")
+        if not 0 < erasing_aspect <= 1:
+            raise ValueError(f"erasing_aspect must be above 0 and at most 1, got {erasing_aspect}")
+        check_option("exchange", exchange, ("caj", "none"))
+        self.size, self.padding = (size[0], size[1]), padding
+        self.normalize = EvalTransform(mean=mean, std=std)
+        self.grayscale = _kornia("RandomGrayscale", p=grayscale) if grayscale else None
+        self.flip = _kornia("RandomHorizontalFlip", p=flip) if flip else None
+        ratio = (erasing_aspect, 1 / erasing_aspect)
+        self.erasing = _kornia("RandomErasing", p=erasing, scale=(low, high), ratio=ratio) if erasing else None
+        self.exchange = (
+            ChannelExchange(visible=exchange_visible, infrared=exchange_infrared) if exchange == "caj" else None
+        )
+
+    def forward(self, images: Tensor, modality: Tensor) -> Tensor:
+        """Augment a batch; the input is left as it is.
+
+        Args:
+            images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1.
+            modality: (B,) integer, 0 visible, 1 infrared, in any order.
+
+        Returns:
+            (B, 3, h, w) float32.
+
+        Raises:
+            ValueError: if a shape does not fit, or the padded images are smaller than ``size``.
+            TypeError: if the images are neither uint8 nor floating point, or the modality is not integer.
+        """
+        _check_images(images)
+        check_integers("modality", modality, len(images))
+        if self.grayscale is not None and len(images):
+            images = self.grayscale(_unit_range(images))
+        images = _random_crop(self.normalize(images), self.size, self.padding)
+        if self.flip is not None and len(images):
+            images = self.flip(images)
+        if self.erasing is not None and len(images):
+            images = self.erasing(images)
+        return images if self.exchange is None else self.exchange(images, modality)
+
+
+def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> Tensor:
+    """Pad with 0 and cut a (h, w) window from each image, all places equally likely.
+
+    The windows are views (``unfold``) and one gather picks a window an image. kornia's RandomCrop cuts the images one
+    after the other (``cropping_mode="slice"``) or warps them, which is slower and blurs.
+    """
+    height, width = images.shape[2] + 2 * padding, images.shape[3] + 2 * padding
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"images must be at least {size} after padding by {padding}, got {(height, width)}")
+    if (height, width) == size:
+        return images
+    count, device = len(images), images.device
+    windows = F.pad(images, (padding,) * 4).unfold(2, size[0], 1).unfold(3, size[1], 1)
+    top = torch.randint(height - size[0] + 1, (count,)).to(device)
+    left = torch.randint(width - size[1] + 1, (count,)).to(device)
+    return windows[torch.arange(count, device=device), :, top, left]
+
+
+def _kornia(name: str, **settings: object) -> nn.Module:
+    try:
+        import kornia.augmentation
+    except ImportError as error:
+        raise ImportError("augmentation needs kornia: pip install 'vireid[train]'") from error
+    module: nn.Module = getattr(kornia.augmentation, name)(**settings)
+    return module
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    _check_images(images)
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
+    return images.float()
+
+
+def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        raise ValueError(f"mean and std must be three numbers each, std above 0, got {mean!r} and {std!r}")
+    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability in 0 … 1, got {value}")

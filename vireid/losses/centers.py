@@ -1,0 +1,130 @@
+"""Losses between images and the centres of identities. Any batch order, any number of images of each identity."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_integers, check_matrix, check_option, check_positive
+from vireid._ops import at_least_float32, masked_mean, normalize_rows
+
+
+def hcc_loss(
+    x: Tensor,
+    labels: Tensor,
+    modality: Tensor | None = None,
+    *,
+    margin: float = 0.6,
+    distance: Literal["euclidean", "kl"] = "euclidean",
+    centers: Literal["shared", "cross"] = "shared",
+    negatives: Literal["mean", "sum"] = "mean",
+    normalize: bool = True,
+) -> Tensor:
+    """Heterogeneous centre contrastive loss as a function; see `HCCLoss`."""
+    check_matrix("x", x)
+    check_integers("labels", labels, len(x))
+    check_positive("margin", margin)
+    check_option("distance", distance, ("euclidean", "kl"))
+    check_option("centers", centers, ("shared", "cross"))
+    check_option("negatives", negatives, ("mean", "sum"))
+    if modality is not None:
+        check_integers("modality", modality, len(x))
+    elif centers == "cross":
+        raise ValueError("modality must be given for centers='cross', got None")
+    with torch.autocast(x.device.type, enabled=False):
+        return _hcc(at_least_float32(x), labels, modality, margin, distance, centers, negatives, normalize)
+
+
+def _hcc(
+    x: Tensor,
+    labels: Tensor,
+    modality: Tensor | None,
+    margin: float,
+    distance: str,
+    centers: str,
+    negatives: str,
+    normalize: bool,
+) -> Tensor:
+    # A centre for each group of rows: an identity, or an identity in one modality. No group is empty.
+    keys = labels[:, None] if centers == "shared" or modality is None else torch.stack([labels, modality], 1)
+    groups, index = keys.unique(dim=0, return_inverse=True)
+    member = F.one_hot(index, len(groups)).T.to(x.dtype)  # (M, B)
+    if distance == "euclidean":
+        rows = normalize_rows(x) if normalize else x
+        mean = member @ rows / member.sum(1, keepdim=True)
+        # Not by the matrix product: near 0 its cancellation is larger than the distance.
+        pairs = torch.cdist(rows, mean, compute_mode="donot_use_mm_for_euclid_dist")
+    else:
+        log_p = x.log_softmax(1)
+        # log of the mean probability, in the log domain: where a probability underflows, its logarithm does not.
+        log_mean = (log_p + member.log()[..., None]).logsumexp(1) - member.sum(1, keepdim=True).log()  # (M, C)
+        p = log_p.exp()
+        pairs = (p * log_p).sum(1, keepdim=True) - p @ log_mean.T
+
+    same = labels[:, None] == groups[:, 0]
+    allowed = torch.ones_like(same)
+    if centers == "cross" and modality is not None:
+        allowed = modality[:, None] != groups[:, 1]
+    positive, negative = same & allowed, ~same & allowed
+    hinge = (margin - pairs).clamp_min(0)
+    aggregated = masked_mean(hinge, negative, 1) if negatives == "mean" else torch.where(negative, hinge, 0).sum(1)
+    rows_loss = masked_mean(pairs, positive, 1) + aggregated
+    return masked_mean(rows_loss, positive.any(1), 0)
+
+
+class HCCLoss(nn.Module):
+    """Heterogeneous centre contrastive loss (CIFT, Eq. 13; supplement Eq. 6).
+
+        L = mean_i { D(I_i, C_pos(i)) + agg_k max(ρ - D(I_i, C_k), 0) },   k over the other identities' centres
+
+    An identity alone in the batch has no negative centre: that term is 0. With ``centers="cross"`` an identity seen in
+    one modality has no positive centre: its images drop out of the mean; with none left the loss is 0.
+
+    Args:
+        margin: ρ; the paper's values are 0.6 for ``"euclidean"`` and 6 for ``"kl"``.
+        distance: ``"euclidean"``: ‖I - C‖ between rows and their means. ``"kl"``: I are logits, D(I, C) =
+            KL(softmax(I) ‖ C), and C is the mean of softmax outputs.
+        centers: ``"shared"``: an identity's mean over both modalities (ours). ``"cross"``: its mean over the images of
+            the modality that i is not.
+        negatives: agg. ``"mean"`` as in the paper's appendix (ours) or ``"sum"`` as in its supplement.
+        normalize: L2-normalise the rows before the Euclidean distance (ours: True). Has no effect on ``"kl"``.
+
+    Shape:
+        x (B, d) features or logits, labels (B,) integers, modality (B,) integers, needed by ``centers="cross"`` alone;
+        the loss is a scalar, at least 0, in at least float32.
+
+    Raises:
+        ValueError: if a shape or an option is wrong, or ``modality`` is missing.
+        TypeError: if ``x`` is not floating point or ``labels`` hold no integers.
+    """
+
+    def __init__(
+        self,
+        *,
+        margin: float = 0.6,
+        distance: Literal["euclidean", "kl"] = "euclidean",
+        centers: Literal["shared", "cross"] = "shared",
+        negatives: Literal["mean", "sum"] = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        check_positive("margin", margin)
+        check_option("distance", distance, ("euclidean", "kl"))
+        check_option("centers", centers, ("shared", "cross"))
+        check_option("negatives", negatives, ("mean", "sum"))
+        self.margin, self.distance, self.centers = margin, distance, centers
+        self.negatives, self.normalize = negatives, normalize
+
+    def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
+        """The loss of a batch."""
+        return hcc_loss(
+            x,
+            labels,
+            modality,
+            margin=self.margin,
+            distance=self.distance,  # type: ignore[arg-type]
+            centers=self.centers,  # type: ignore[arg-type]
+            negatives=self.negatives,  # type: ignore[arg-type]
+            normalize=self.normalize,
+        )

@@ -1,0 +1,6 @@
+"""The components wired into whole models: model(images, modality) -> named tensors, each beside its criterion."""
+
+from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput
+from vireid.models.cift import CIFT, CIFTCriterion, CIFTOutput
+
+__all__ = ["CIFT", "Baseline", "BaselineCriterion", "BaselineOutput", "CIFTCriterion", "CIFTOutput"]

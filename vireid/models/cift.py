@@ -1,0 +1,90 @@
+"""CIFT: counterfactual intervention feature transfer (Li et al., ECCV 2022)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vireid.losses import CRILoss, HCCLoss, query_gallery_cross_entropy
+from vireid.losses.intervention import Transfer
+from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput, classifier, sum_losses
+from vireid.nn import H2FT, H2FTOutput
+
+
+class CIFTOutput(NamedTuple):
+    """What `CIFT` returns, in training and in evaluation.
+
+    Attributes:
+        features: (B, d) F_b: CIFT† ranks by them, and `H2FT.distance` turns them into CIFT's distances.
+        logits: (B, C) Y_b.
+        transfer: f_q, F_G and the affinities of this batch.
+        query_logits: (B, C) Y_g of f_q.
+        gallery_logits: (R, C) Y_g of F_G.
+    """
+
+    features: Tensor
+    logits: Tensor
+    transfer: H2FTOutput
+    query_logits: Tensor
+    gallery_logits: Tensor
+
+
+class CIFT(nn.Module):
+    """`Baseline` with a graph feature transfer on its features and a second classifier W_g (CIFT §4).
+
+    Args:
+        backbone: any module (B, 3, H, W) -> (B, d, h, w), shared by both modalities.
+        identities: number C of training identities.
+        dim: d; default: the backbone's ``out_channels``.
+        transfer: `H2FT` (default) or `GFT` of size d.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, identities: int, *, dim: int | None = None, transfer: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.baseline = Baseline(backbone, identities, dim=dim)
+        self.transfer = H2FT(self.baseline.dim) if transfer is None else transfer
+        self.graph_classifier = classifier(self.baseline.dim, identities)
+
+    def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
+        """Embed ``images`` (B, 3, H, W) and transfer features between them by ``modality`` (B,)."""
+        features, logits = self.baseline(images, modality)
+        transfer = self.transfer(features, modality)
+        query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
+        return CIFTOutput(features, logits, transfer, query, gallery)
+
+
+class CIFTCriterion(nn.Module):
+    """L = L_b + CE(Y_g) + HCC_kl(Y_g) + L_tie (CIFT, Eq. 7, 11-14), averaged over query and gallery rows.
+
+    Args:
+        model: the `CIFT` whose transfer and classifier L_tie shares. It is not registered here: its parameters stay
+            the model's alone.
+        cri: the loss L_tie, trained with the model (it has parameters); None leaves it out.
+    """
+
+    def __init__(self, model: CIFT, *, cri: CRILoss | None = None) -> None:
+        super().__init__()
+        self._shared: tuple[Transfer, nn.Module] = (model.transfer, model.graph_classifier)  # type: ignore[assignment]
+        self.backbone_terms = BaselineCriterion()
+        self.graph_hcc = HCCLoss(margin=6.0, distance="kl")
+        self.cri = cri
+
+    def forward(self, output: CIFTOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
+        """Named losses and their sum ``"total"``; labels (B,), modality (B,)."""
+        index = output.transfer.gallery_index
+        losses = self.backbone_terms(BaselineOutput(output.features, output.logits), labels, modality)
+        losses.pop("total")
+        losses["graph_ce"] = query_gallery_cross_entropy(output.query_logits, output.gallery_logits, labels, index)
+        losses["graph_hcc"] = self.graph_hcc(
+            torch.cat([output.query_logits, output.gallery_logits]),
+            torch.cat([labels, labels[index]]),
+            torch.cat([modality, modality[index]]),
+        )
+        if self.cri is not None:
+            transfer, graph_classifier = self._shared
+            losses["tie"] = self.cri(
+                transfer, output.features, modality, graph_classifier, labels, output=output.transfer
+            )
+        return losses | {"total": sum_losses(losses)}

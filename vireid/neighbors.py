@@ -1,0 +1,229 @@
+"""Exact nearest neighbours with a defined order: the same answer from every backend, block size and batch of queries.
+
+A fast float32 product proposes candidates; their scores are then computed again in float64, pair by pair, by
+operations whose result depends on nothing but the two rows. A bound on the product's rounding error says which rows
+are settled by that; the others (many ties, duplicates, zero rows) get every gallery row the bound cannot rule out.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vireid._arrays import Array, same_kind, to_matrix
+from vireid._checks import check_count, check_finite, check_option
+
+__all__ = ["topk"]
+
+Metric = Literal["cosine", "euclidean", "dot"]
+
+_PAD = 8  # candidates beyond k: enough to settle all rows without unusually many near ties
+_BLOCK_BYTES = 2**25  # of one block of products
+_PAIR_BYTES = 2**21  # of one block of gathered rows in float64: it should stay in a cache
+
+
+class _Rows(NamedTuple):
+    """Rows as given and what both kinds of score need of them."""
+
+    given: Tensor  # (N, d)
+    length: Tensor  # (N,) float64
+    proposal: Tensor  # (N, d) or (N, d+1), float32 or float64: proposal_q @ proposal_g grows with nearness
+
+
+def topk(
+    query: Array,
+    gallery: Array,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    backend: Literal["auto", "torch", "faiss"] = "auto",
+    block: int | None = None,
+) -> tuple[Any, Any]:
+    """The ``k`` nearest gallery rows of each query, nearest first, ties by gallery index.
+
+    Scores are computed in float64 from the rows as given and ordered by (score, gallery index) before they are
+    rounded, so the answer is exact: it does not depend on the backend, on ``block``, or on the other queries.
+    Memory is O(Nq k) and one block; no (Nq, Ng) matrix is kept.
+
+    Args:
+        query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
+        gallery: (Ng, d), on the query's device.
+        k: neighbours wanted, at least 1; more than Ng means all of them.
+        metric: "cosine" (similarity in [-1, 1], 0 for a zero row), "dot" (inner product) or "euclidean" (the
+            distance itself, not its square).
+        backend: "torch" works on any device, "faiss" on the CPU; "auto" is "torch".
+        block: queries worked on at once. Default: as many as keep a block of products at 32 MiB.
+
+    Returns:
+        values (Nq, k') and indices (Nq, k') int64, k' = min(k, Ng). Values descend for "cosine" and "dot" and ascend
+        for "euclidean"; they are float64 if either input is, else float32. NumPy arrays if ``query`` is one.
+
+    Raises:
+        ValueError: for an empty gallery, sizes or devices that do not match, ``k`` or ``block`` below 1, an unknown
+            option, NaN or an infinity.
+        TypeError: for anything but floating-point matrices and integer ``k`` and ``block``.
+        ImportError: if ``backend="faiss"`` and faiss is not installed.
+
+    Example:
+        >>> values, indices = topk(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [3.0, 0.0], [1.0, 0.0]]), 2)
+        >>> values.tolist(), indices.tolist()
+        ([[1.0, 1.0]], [[1, 2]])
+    """
+    q = to_matrix("query", query)
+    g = to_matrix("gallery", gallery, columns=q.shape[1])
+    check_count("k", k)
+    check_option("metric", metric, ("cosine", "euclidean", "dot"))
+    check_option("backend", backend, ("auto", "torch", "faiss"))
+    if block is not None:
+        check_count("block", block)
+    if len(g) == 0:
+        raise ValueError("gallery must hold at least one row, got shape " + str(tuple(g.shape)))
+    if q.device != g.device:
+        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
+    if backend == "faiss" and q.device.type != "cpu":
+        raise ValueError(f"backend='faiss' needs tensors on the CPU, got {q.device}; use backend='torch'")
+    check_finite("query", q)
+    check_finite("gallery", g)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+    return same_kind(values, query), same_kind(indices, query)
+
+
+def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int | None) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
+    single = backend == "faiss" or dtype == torch.float32
+    proposal_dtype = torch.float32 if single else torch.float64
+    unit = 2.0**-24 if single else 2.0**-53
+    queries, rows = (
+        _prepare(q, metric, proposal_dtype, gallery=False),
+        _prepare(g, metric, proposal_dtype, gallery=True),
+    )
+    m = min(k + _PAD, len(g))
+    block = block or max(1, _BLOCK_BYTES // (len(g) * proposal_dtype.itemsize))
+    propose = _faiss_proposer(rows.proposal, m) if backend == "faiss" else None
+    size = rows.length.max()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
+    if metric == "cosine":
+        magnitude = torch.ones_like(queries.length)
+    elif metric == "dot":
+        magnitude = queries.length * size
+    else:
+        magnitude = queries.length * size + size.square() / 2
+    bound = (q.shape[1] + 16) * (unit * magnitude + torch.finfo(proposal_dtype).smallest_normal)
+    finite = magnitude < torch.finfo(proposal_dtype).max / 4
+
+    values = torch.empty(len(q), k, dtype=dtype, device=q.device)
+    indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
+    for start in range(0, len(q), block):
+        part = slice(start, start + block)
+        some = _Rows(*(x[part] for x in queries))
+        product = some.proposal @ rows.proposal.T if propose is None else None
+        proposed, candidates = product.topk(m, dim=1) if product is not None else propose(some.proposal)  # type: ignore[misc]
+        proposed = proposed.double()
+        candidates = candidates.sort(dim=1)  # by gallery index, so that a stable sort by score keeps ties in that order
+        proposed, candidates = proposed.gather(1, candidates.indices), candidates.values.clamp_min(0)
+        row = torch.arange(len(some.given), device=q.device)[:, None].expand(-1, m)
+        score = _score(some, rows, row.reshape(-1), candidates.reshape(-1), metric).view(-1, m)
+        # TF32 and the like are no part of the bound: the error that is seen here stands in for them
+        seen = (_as_proposal(score, some.length, metric) - proposed).abs().amax(1)
+        error = torch.maximum(bound[part], 4 * seen)
+        kth, last = proposed.topk(k, dim=1).values[:, -1], proposed.amin(1)
+        settled = (m == len(g)) | (finite[part] & (last < kth - 2 * error))
+        order = score.sort(dim=1, descending=True, stable=True)
+        best, found = order.values[:, :k], candidates.gather(1, order.indices[:, :k])
+        rest = (~settled).nonzero().flatten()
+        if len(rest):
+            few = _Rows(*(x[rest] for x in some))
+            again = few.proposal @ rows.proposal.T
+            limit = (kth - 2 * error)[rest]
+            best[rest], found[rest] = _all_within(few, rows, again, limit, finite[part][rest], k, metric)
+        values[part] = best.neg().clamp_min(0).sqrt() if metric == "euclidean" else best
+        indices[part] = found
+    return values, indices
+
+
+def _prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> _Rows:
+    step = max(1, _PAIR_BYTES // (8 * max(1, x.shape[1])))
+    length = torch.cat([_sum(part.double().square()).sqrt() for part in x.split(step)] or [x.new_empty(0).double()])
+    if metric == "cosine":
+        proposal = torch.empty(x.shape, dtype=dtype, device=x.device)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            proposal[part] = x[part].double() / torch.where(length[part] > 0, length[part], 1)[:, None]
+    elif metric == "euclidean":  # |q-g|^2 = |q|^2 - 2 (q.g - |g|^2/2), and |q|^2 does not change a query's order
+        last = -length.square() / 2 if gallery else torch.ones_like(length)
+        proposal = torch.cat([x.to(dtype), last.to(dtype)[:, None]], dim=1)
+    else:
+        proposal = x.to(dtype)
+    return _Rows(x, length, proposal)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Row sums of ``x`` (N, d) by halving, which it overwrites: elementwise additions only.
+
+    Unlike ``sum`` or a matrix product, the result depends on the row alone, not on its neighbours, its place in
+    memory, the number of threads or the device. So equal rows have equal scores, and ties stay ties.
+    """
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x[:, :half] += x[:, -half:]  # an odd middle column waits for the next round
+        x = x[:, : x.shape[1] - half]
+    return x[:, 0] if x.shape[1] else x.new_zeros(len(x))
+
+
+def _score(q: _Rows, g: _Rows, row: Tensor, column: Tensor, metric: Metric) -> Tensor:
+    """Scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer; euclidean: minus the square."""
+    d = q.given.shape[1]
+    step = min(max(1, _PAIR_BYTES // (8 * max(1, d))), len(row))
+    # one set of buffers for all blocks: fetching fresh memory for each costs more than the arithmetic
+    first, second = q.given.new_empty(step, d), g.given.new_empty(step, d)
+    one, two = (torch.empty(step, d, dtype=torch.float64, device=row.device) for _ in range(2))
+    score = torch.empty(len(row), dtype=torch.float64, device=row.device)
+    for start in range(0, len(row), max(1, step)):
+        n = min(step, len(row) - start)
+        part = slice(start, start + n)
+        one[:n].copy_(torch.index_select(q.given, 0, row[part], out=first[:n]))
+        two[:n].copy_(torch.index_select(g.given, 0, column[part], out=second[:n]))
+        if metric == "euclidean":
+            one[:n].sub_(two[:n]).square_()
+        else:
+            one[:n].mul_(two[:n])
+        score[part] = _sum(one[:n])
+    if metric == "euclidean":
+        score.neg_()
+    if metric == "cosine":
+        length = q.length[row] * g.length[column]
+        score = torch.where(length > 0, score / length, 0)
+    return score
+
+
+def _as_proposal(score: Tensor, length: Tensor, metric: Metric) -> Tensor:
+    return (score + length.square()[:, None]) / 2 if metric == "euclidean" else score
+
+
+def _all_within(
+    q: _Rows, g: _Rows, product: Tensor, limit: Tensor, finite: Tensor, k: int, metric: Metric
+) -> tuple[Tensor, Tensor]:
+    """The k best of every gallery row whose product reaches ``limit``: exact, for the rows _PAD did not settle."""
+    within = (product >= limit[:, None]) | ~finite[:, None]
+    row, column = within.nonzero().T  # row by row, gallery indices ascending: stable sorts keep that order within ties
+    score = _score(q, g, row, column, metric)
+    order = score.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    count = within.sum(1)
+    place = (count.cumsum(0) - count)[:, None] + torch.arange(k, device=count.device)
+    return score[order[place]], column[order[place]]
+
+
+def _faiss_proposer(gallery: Tensor, m: int) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("backend='faiss' needs faiss: pip install 'vireid[faiss]'") from error
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery.numpy())
+
+    def propose(query: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = index.search(query.numpy(), m)
+        return torch.from_numpy(values), torch.from_numpy(indices)
+
+    return propose
