@@ -1,0 +1,195 @@
+"""What the example scripts share: options, data, features, evaluation, checkpoints and their files."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vireid import INFRARED, VISIBLE
+from vireid.data import EvalTransform, RegDBDataset, SYSUMM01Dataset, generate_synthetic
+from vireid.neighbors import topk
+from vireid.nn import SmallBackbone, resnet50
+from vireid.plots import cmc_curves, ranked_lists
+from vireid.protocols import SYSUMM01, RegDB, Report
+
+Dataset = SYSUMM01Dataset | RegDBDataset
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which images are read."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=["synthetic", "sysu", "regdb"], default="synthetic")
+    group.add_argument(
+        "--root", type=Path, help="folder of the data set; synthetic data are made there (default: runs/synthetic)"
+    )
+    group.add_argument("--trial", type=int, default=1, help="RegDB's and the synthetic data's split, 1-10")
+    group.add_argument("--workers", type=int, default=0, help="processes that read images")
+    group.add_argument("--no-cache", action="store_true", help="read images again each epoch instead of keeping them")
+    group = parser.add_argument_group("evaluation (SYSU-MM01)")
+    group.add_argument("--mode", choices=["all", "indoor"], default="all")
+    group.add_argument("--shots", type=int, choices=[1, 10], default=1)
+    group.add_argument("--sampling", choices=["official", "agw"], default="official")
+
+
+def open_dataset(arguments: argparse.Namespace, split: str, size: tuple[int, int]) -> Dataset:
+    """The data set that the options name; synthetic data are drawn first where they are not there yet."""
+    root, cache = arguments.root, not arguments.no_cache
+    if arguments.dataset == "synthetic":
+        root = root or Path("runs/synthetic")
+        generate_synthetic(root, layout="regdb", progress=True)
+    elif root is None:
+        raise ValueError(f"--root must name the folder of --dataset {arguments.dataset}")
+    if arguments.dataset == "sysu":
+        # As published: 395 training identities, those of train_id.txt and val_id.txt.
+        return SYSUMM01Dataset(root, "trainval" if split == "train" else split, size=size, cache=cache)
+    return RegDBDataset(root, split, trial=arguments.trial, size=size, cache=cache)
+
+
+def build_backbone(name: str, weights: str | None) -> nn.Module:
+    """``small``, or ``torchvision`` / ``timm`` for their ResNet-50."""
+    if name == "small":
+        if weights:
+            raise ValueError("--weights goes with --backbone torchvision or timm, not with small")
+        return SmallBackbone()
+    return resnet50(source=name, weights=weights)
+
+
+@torch.no_grad()
+def extract_features(model: nn.Module, dataset: Dataset, *, workers: int = 0, batch: int = 128) -> Tensor:
+    """Backbone features (N, d) of all images in evaluation mode, in the data set's order, on the model's device."""
+    device = next(model.parameters()).device
+    transform = EvalTransform()
+    model.eval()
+    loader = DataLoader(dataset, batch_size=batch, num_workers=workers)
+    features = [
+        model(transform(sample.image.to(device)), sample.modality.to(device)).features.float()
+        for sample in tqdm(loader, desc="features", leave=False)
+    ]
+    return torch.cat(features)
+
+
+def evaluate(
+    dataset: Dataset, features: Tensor, distances: Mapping[str, Distance | None], arguments: argparse.Namespace
+) -> Report:
+    """Rows of all directions and of all kinds of features: ``distances`` names each kind; None is the cosine."""
+    reports = []
+    for kind, distance in distances.items():
+        if isinstance(dataset, SYSUMM01Dataset):
+            permutations = dataset.root / "exp" / "rand_perm_cam.mat" if arguments.sampling == "official" else None
+            sysu = SYSUMM01(arguments.mode, arguments.shots, arguments.sampling, permutations=permutations)
+            reports.append(
+                sysu.evaluate(
+                    features,
+                    dataset.identities,
+                    dataset.cameras,
+                    dataset.image_numbers,
+                    rerank=distance,
+                    features_name=kind,
+                )
+            )
+            continue
+        for direction in ("visible_to_infrared", "infrared_to_visible"):
+            reports.append(
+                RegDB(direction).evaluate(
+                    features, dataset.identities, dataset.modality, rerank=distance, features_name=kind
+                )
+            )
+    return Report.merge(reports)
+
+
+def write_results(
+    report: Report, dataset: Dataset, features: Tensor, distance: Distance | None, output: Path, queries: int = 8
+) -> None:
+    """Print the table; write metrics.json, cmc.png and ranked.png into ``output``."""
+    print(report)
+    output.mkdir(parents=True, exist_ok=True)
+    report.save(output / "metrics.json")
+    curves = {f"{row.direction.replace('_', ' ')}, {row.features}": torch.tensor(row.cmc) for row in report.rows}
+    cmc_curves(curves, output / "cmc.png")
+    draw_ranked(dataset, features, distance, output / "ranked.png", queries)
+    print(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
+
+
+def draw_ranked(dataset: Dataset, features: Tensor, distance: Distance | None, path: Path, queries: int) -> None:
+    """Evenly chosen queries of the first direction with their top-10 among all images of the other modality."""
+    kind = INFRARED if isinstance(dataset, SYSUMM01Dataset) else VISIBLE
+    query_rows = np.flatnonzero(dataset.modality == kind)
+    gallery_rows = np.flatnonzero(dataset.modality != kind)
+    query_rows = query_rows[np.linspace(0, len(query_rows) - 1, min(queries, len(query_rows))).astype(int)]
+    query, gallery = features[query_rows], features[gallery_rows]
+    if distance is None:
+        values, index = topk(query, gallery, 10)
+        values = 1 - values
+    else:
+        values, index = distance(query, gallery).sort(dim=1, stable=True)
+        values, index = values[:, :10], index[:, :10]
+    hits = gallery_rows[index.cpu().numpy()]
+    ranked_lists(
+        torch.stack([dataset[int(i)].image for i in query_rows]),
+        torch.stack([torch.stack([dataset[int(i)].image for i in row]) for row in hits]),
+        dataset.identities[hits] == dataset.identities[query_rows][:, None],
+        path,
+        distance=values.cpu(),
+        modality=dataset.modality[query_rows],
+    )
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` whole or not at all: beside ``path`` first, then in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of these examples; tensors and plain values only, nothing is executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no checkpoint of these examples.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch.load makes of a damaged or foreign file
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    expected = {"config", "model", "criterion", "optimizer", "epoch", "identities"}
+    if not isinstance(state, dict) or not expected <= state.keys():
+        raise ValueError(f"{path} is not a checkpoint of these examples: it must hold {', '.join(sorted(expected))}")
+    return state
+
+
+def resumable(path: Path, config: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Raises:
+        FileNotFoundError: if there is nothing to resume.
+        ValueError: if the checkpoint there was trained with other settings: it is neither mixed up nor overwritten.
+    """
+    if not resume and not path.exists():
+        return None
+    state = load_checkpoint(path)
+    old = state["config"]
+    differing = sorted(key for key in old.keys() | config.keys() if key != "epochs" and old.get(key) != config.get(key))
+    if differing:
+        changes = ", ".join(f"{key} {old.get(key)!r} -> {config.get(key)!r}" for key in differing)
+        raise ValueError(f"{path} was trained with other settings ({changes}); name another --output")
+    return state if resume else None

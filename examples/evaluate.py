@@ -1,0 +1,45 @@
+"""Evaluate a checkpoint of train_cift.py with the exact protocol, also on a data set it was not trained on.
+
+    python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt                          # its own test split
+    python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --dataset regdb --root RegDB --split all
+
+Into --output go metrics.json, cmc.png and ranked.png.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import common
+from train_cift import build_model, distances
+
+
+def main() -> None:
+    """Evaluate as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py")
+    common.add_data_options(parser)
+    parser.add_argument(
+        "--split", choices=["test", "all"], default="test", help="all: every identity of the data set is a test identity"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
+    arguments = parser.parse_args()
+
+    state = common.load_checkpoint(arguments.checkpoint)
+    config = {**state["config"], "weights": None}  # the checkpoint holds the weights
+    model, _ = build_model(config, state["identities"])
+    model.load_state_dict(state["model"])
+    model.to(arguments.device).eval()
+    size = (config["size"][0], config["size"][1])
+    dataset = common.open_dataset(arguments, arguments.split, size)
+    print(f"{arguments.checkpoint}: {config['ablation']}, epoch {state['epoch']}, trained on {config['dataset']}")
+    features = common.extract_features(model, dataset, workers=arguments.workers)
+    ways = distances(model)
+    report = common.evaluate(dataset, features, ways, arguments)
+    common.write_results(report, dataset, features, list(ways.values())[-1], arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Train CIFT or a row of its ablation, evaluate it with the exact protocol, and write what was found.
+
+    python examples/train_cift.py                          # draws synthetic pedestrians, trains, evaluates
+    python examples/train_cift.py --dataset regdb --root RegDB --trial 3 --ablation baseline
+    python examples/train_cift.py --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet \
+        --size 288 144 --epochs 120 --optimizer sgd --lr 0.1
+
+Into --output go checkpoint.pt (whole, after each epoch), TensorBoard logs, metrics.json, cmc.png and ranked.png.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import common
+from vireid.data import CrossModalIdentitySampler, TrainAugmentation
+from vireid.losses import CRILoss
+from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion
+from vireid.nn import GFT, H2FT
+
+ABLATION = {
+    "baseline": "backbone alone",
+    "gft": "+ graph feature transfer over the whole batch",
+    "ubs": "+ unbalanced scenario simulation: GFT on 1:N groups",
+    "h2g": "+ homogeneous and heterogeneous graphs: H2FT",
+    "cri": "+ counterfactual relation intervention: CIFT",
+}
+
+# What a checkpoint keeps: the options that decide what is trained, and how.
+SETTINGS = (
+    "dataset trial ablation backbone weights k tau_hom tau_het samples detach_values size epochs batches identities "
+    "per_modality optimizer lr weight_decay schedule seed"
+).split()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options, with the defaults of the embedded example."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common.add_data_options(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--ablation", choices=list(ABLATION), default="cri", help="; ".join(f"{k}: {v}" for k, v in ABLATION.items())
+    )
+    group.add_argument("--backbone", choices=["small", "torchvision", "timm"], default="small")
+    group.add_argument("--weights", help="of the ResNet-50: imagenet, or a local file")
+    group.add_argument("--k", type=int, default=4, help="neighbours of the graph, the image itself included")
+    group.add_argument("--tau-hom", type=float, default=0.4)
+    group.add_argument("--tau-het", type=float, default=0.2, help="also GFT's only temperature")
+    group.add_argument("--samples", type=int, default=1, help="draws of CRI's counterfactual")
+    group.add_argument("--detach-values", action="store_true", help="CRI trains the affinities only")
+    group = parser.add_argument_group("training")
+    group.add_argument("--size", type=int, nargs=2, default=[64, 32], metavar=("H", "W"))
+    group.add_argument("--epochs", type=int, default=30)
+    group.add_argument("--batches", type=int, help="batches an epoch (default: every image about once)")
+    group.add_argument("--identities", type=int, default=8, help="P, identities in a batch")
+    group.add_argument("--per-modality", type=int, default=4, help="K, images of an identity and modality in a batch")
+    group.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    group.add_argument("--lr", type=float, default=1e-3)
+    group.add_argument("--weight-decay", type=float, default=5e-4)
+    group.add_argument("--schedule", choices=["cosine", "steps"], default="cosine", help="steps: x0.1 at 1/2 and 5/6")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--accelerator", default="auto", help="Lightning Fabric's: cpu, cuda, mps, auto")
+    group.add_argument("--devices", type=int, default=1, help="processes, one a device")
+    group.add_argument("--precision", default="32-true", help="Lightning Fabric's: 32-true, bf16-mixed, 16-mixed …")
+    group.add_argument("--output", type=Path, default=Path("runs/cift"))
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    return parser.parse_args()
+
+
+class Step(nn.Module):
+    """Model and criterion as one module, so that data parallelism sees every parameter in one forward pass."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, images: Tensor, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
+        """Named losses of a batch."""
+        losses: dict[str, Tensor] = self.criterion(self.model(images, modality), labels, modality)
+        return losses
+
+
+def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.Module]:
+    """Model and criterion of a row of the ablation, from the plain values that a checkpoint keeps."""
+    backbone = common.build_backbone(config["backbone"], config.get("weights"))
+    row, dim, k = config["ablation"], int(backbone.out_channels), config["k"]  # type: ignore[arg-type]
+    if row == "baseline":
+        return Baseline(backbone, identities), BaselineCriterion()
+    if row in ("gft", "ubs"):
+        transfer: nn.Module = GFT(dim, k=k, tau=config["tau_het"], unbalanced=row == "ubs")
+    else:
+        transfer = H2FT(dim, k=k, tau_hom=config["tau_hom"], tau_het=config["tau_het"])
+    model = CIFT(backbone, identities, transfer=transfer)
+    cri = CRILoss(dim, samples=config["samples"], detach_values=config["detach_values"]) if row == "cri" else None
+    return model, CIFTCriterion(model, cri=cri)
+
+
+def distances(model: nn.Module) -> dict[str, common.Distance | None]:
+    """The ways a trained model ranks: by its backbone features, and by transferred ones where it has them."""
+    ways: dict[str, common.Distance | None] = {"backbone": None}
+    if isinstance(model, CIFT):
+        ways["transferred"] = model.transfer.distance  # type: ignore[assignment]
+    return ways
+
+
+def learning_rate(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Factor on the learning rate: linear warm-up, then cosine to 0 or the paper's two steps."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "steps":
+        return 0.1 ** ((step >= total / 2) + (step >= total * 5 / 6))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
+    """Train, or go on training; returns the model in evaluation mode."""
+    size = (arguments.size[0], arguments.size[1])
+    dataset = common.open_dataset(arguments, "train", size)
+    config = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
+    checkpoint = arguments.output / "checkpoint.pt"
+    state = common.resumable(checkpoint, config, resume=arguments.resume)
+
+    fabric.seed_everything(arguments.seed, verbose=False)
+    model, criterion = build_model(config, dataset.num_identities)
+    step = Step(model, criterion)
+    decayed = [p for p in step.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in step.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer
+    if arguments.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=arguments.lr)
+    start = 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        criterion.load_state_dict(state["criterion"])
+        start = state["epoch"]
+    wrapped, optimizer = fabric.setup(step, optimizer)
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+
+    sampler = CrossModalIdentitySampler(
+        dataset.labels,
+        dataset.modality,
+        identities=arguments.identities,
+        per_modality=arguments.per_modality,
+        batches=arguments.batches,
+        seed=arguments.seed,
+        rank=fabric.global_rank,
+        replicas=fabric.world_size,
+    )
+    loader = fabric.setup_dataloaders(
+        DataLoader(dataset, batch_sampler=sampler, num_workers=arguments.workers), use_distributed_sampler=False
+    )
+    augment = TrainAugmentation(size, padding=max(2, size[0] // 16))
+    total, warmup = arguments.epochs * len(sampler), max(1, arguments.epochs * len(sampler) // 12)
+    epochs = tqdm(range(start, arguments.epochs), desc=arguments.ablation, disable=not fabric.is_global_zero)
+    for epoch in epochs:
+        # Seeded anew each epoch, so that a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(arguments.seed + 10_007 * (epoch * fabric.world_size + fabric.global_rank + 1))
+        sampler.set_epoch(epoch)
+        wrapped.train()
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(loader):
+            factor = learning_rate(epoch * len(sampler) + number, total, warmup, arguments.schedule)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = arguments.lr * factor
+            losses = wrapped(augment(batch.image, batch.modality), batch.label, batch.modality)
+            optimizer.zero_grad()
+            fabric.backward(losses["total"])
+            optimizer.step()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
+        means = {name: float(value) / len(sampler) for name, value in sums.items()}
+        epochs.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
+        fabric.log_dict({f"loss/{name}": value for name, value in means.items()}, step=epoch)
+        fabric.log("learning_rate", arguments.lr * factor, step=epoch)
+        if fabric.is_global_zero:
+            common.save_checkpoint(
+                checkpoint,
+                {
+                    "config": config,
+                    "identities": dataset.num_identities,
+                    "model": model.state_dict(),
+                    "criterion": criterion.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch + 1,
+                },
+            )
+        fabric.barrier()
+    return model.eval()
+
+
+def main() -> None:
+    """Train and evaluate as the command line says."""
+    arguments = parse_arguments()
+    logger = TensorBoardLogger(arguments.output, name="", version="logs")
+    fabric = Fabric(
+        accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, loggers=logger
+    )
+    fabric.launch()
+    model = train(arguments, fabric)
+    if fabric.is_global_zero:
+        test = common.open_dataset(arguments, "test", (arguments.size[0], arguments.size[1]))
+        features = common.extract_features(model, test, workers=arguments.workers)
+        ways = distances(model)
+        report = common.evaluate(test, features, ways, arguments)
+        common.write_results(report, test, features, list(ways.values())[-1], arguments.output)
+
+
+if __name__ == "__main__":
+    main()
