@@ -4,6 +4,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,17 @@ def evaluate(
                     dataset.image_numbers,
                     rerank=distance,
                     features_name=kind,
+                    rerank_name="none",
                 )
             )
             continue
         for direction in ("visible_to_infrared", "infrared_to_visible"):
             reports.append(
                 RegDB(direction).evaluate(
-                    features, dataset.identities, dataset.modality, rerank=distance, features_name=kind
+                    features, dataset.identities, dataset.modality, rerank=distance, features_name=kind, rerank_name="none"
                 )
             )
-    return Report.merge(reports)
+    return replace(Report.merge(reports), dataset=arguments.dataset)
 
 
 def write_results(

@@ -484,7 +484,8 @@ def _report(
     function = rerank.func if isinstance(rerank, functools.partial) else rerank
     if rerank_name is None:
         rerank_name = "none" if rerank is None else getattr(function, "__name__", type(function).__name__)
-    uses = "query" if rerank is None else getattr(function, "uses", "unknown")
+    # A bound method, such as H2FT's distance, answers for the object it belongs to.
+    uses = "query" if rerank is None else getattr(getattr(function, "__self__", function), "uses", "unknown")
     trials = tuple(
         {f"rank{r}": 100 * m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": 100 * m.mAP, "mINP": 100 * m.mINP}
         for m in results

@@ -1,8 +1,9 @@
 """A data set of drawn pedestrians in visible and in thermal light, for trying, testing and teaching offline.
 
 An identity is a body, an outfit and what it carries. Its shapes are shared by both modalities; colour exists in the
-visible images only, warmth in the thermal ones only (dark cloth is somewhat warmer: the one tie between them). Each image is a walking skeleton of 13 joints, clothed, seen by
-one of six cameras in front of a drawn background. Everything here is our own design and follows no paper.
+visible images only, warmth in the thermal ones only (dark cloth is somewhat warmer: the one tie between them). Each
+image is a walking skeleton of 13 joints, clothed, seen by one of six cameras in front of a drawn background. Everything
+here is our own design and follows no paper.
 """
 
 import io
@@ -107,7 +108,7 @@ def generate_synthetic(
         images_per_camera: images of a person by each camera; RegDB has one camera for each modality. Default: 4 for
             "sysu" (2,304 images in all), 10 for "regdb" (1,920 images).
         size: (height, width) in pixels, at least 32 × 16.
-        seed: the pictures and splits follow from it. A person's k-th image by a camera depends on nothing else.
+        seed: the pictures and splits follow from it. A person's k-th image by a camera depends on it and ``size``.
         progress: show a progress bar (tqdm).
 
     Returns:

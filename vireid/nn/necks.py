@@ -1,9 +1,8 @@
 """Batch-normalisation necks: the layer between a pooled feature and a classifier (Luo et al., CVPRW 2019)."""
 
-from torch import Tensor
-from torch import nn
+from torch import Tensor, nn
 
-from vireid._checks import check_matrix
+from vireid._checks import check_count, check_matrix
 
 
 class BNNeck(nn.BatchNorm1d):
@@ -26,6 +25,7 @@ class BNNeck(nn.BatchNorm1d):
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        check_count("dim", dim)
         super().__init__(dim, eps=eps, momentum=momentum)
         self.bias.requires_grad_(False)
 

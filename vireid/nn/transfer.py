@@ -9,13 +9,15 @@ overflow at a small τ or in half precision. The two layers differ in who may be
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from vireid._checks import check_count, check_integers, check_matrix, check_positive
+from vireid._checks import check_count, check_finite, check_integers, check_matrix, check_positive
 from vireid._ops import at_least_float32, evaluation_mode, normalize_rows
 from vireid.neighbors import topk
 from vireid.nn.necks import BNNeck
@@ -84,13 +86,19 @@ class _Transfer(nn.Module, ABC):
         het, hom, gallery_index = self.affinities(values, modality)
         return H2FTOutput(*propagate(het, hom, values), het, hom, values, gallery_index)
 
-    def _values_at_inference(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-        check_matrix("query", query, columns=self.dim)
-        check_matrix("gallery", gallery, columns=self.dim)
+    @contextmanager
+    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Check both, and give v of both as at test time: running statistics, full precision, no gradient."""
+        for name, x in (("query", query), ("gallery", gallery)):
+            check_matrix(name, x, columns=self.dim)
+            check_finite(name, x)
         if not len(gallery):
             raise ValueError("gallery must hold at least one image, got 0 rows")
-        with evaluation_mode(self.value):
-            return at_least_float32(self.value(query)), at_least_float32(self.value(gallery))
+        with torch.no_grad():
+            with evaluation_mode(self.value):
+                values = at_least_float32(self.value(query)), at_least_float32(self.value(gallery))
+            with torch.autocast(query.device.type, enabled=False):
+                yield values
 
     def _transfer_query(self, query: Tensor, gallery: Tensor) -> Tensor:
         """f_q of each query alone with the gallery (§1.2): itself and its k - 1 nearest gallery images."""
@@ -136,7 +144,6 @@ class H2FT(_Transfer):
         hom = _topk_affinity(cosine, same, self.k, self.tau_hom)
         return het, hom, torch.arange(len(values), device=values.device)
 
-    @torch.no_grad()
     def transfer(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """Inference: each query alone with the gallery, exactly as a loop over single queries (spec: CIFT §4.2).
 
@@ -153,13 +160,14 @@ class H2FT(_Transfer):
             ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
             TypeError: if a feature is not floating point.
         """
-        query, gallery = self._values_at_inference(query, gallery)
-        return self._transfer_query(query, gallery), _transfer_gallery(gallery, self.k, self.tau_hom)
+        with self._inference(query, gallery) as (q, g):
+            return self._transfer_query(q, g), _transfer_gallery(g, self.k, self.tau_hom)
 
     def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Cosine distance 1 - cos(f_q, F_G), (Nq, Ng) in [0, 2], of the features that `transfer` returns."""
         f_q, f_g = self.transfer(query, gallery)
-        return 1 - normalize_rows(f_q) @ normalize_rows(f_g).T
+        with torch.autocast(f_q.device.type, enabled=False):
+            return 1 - normalize_rows(f_q) @ normalize_rows(f_g).T
 
 
 class GFT(_Transfer):
@@ -204,7 +212,6 @@ class GFT(_Transfer):
         # Rows with fewer neighbours than k repeat a masked column with weight 0: add, never overwrite.
         return het, hom.scatter_add(1, columns.gather(1, position), weights), g
 
-    @torch.no_grad()
     def transfer(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """Inference: the transferred features of every single-query graph {q} ∪ G.
 
@@ -222,14 +229,13 @@ class GFT(_Transfer):
             ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
             TypeError: if a feature is not floating point.
         """
-        query, gallery = self._values_at_inference(query, gallery)
-        parts = self._gallery_parts(gallery)
-        weight, enters = self._query_in_gallery(query, gallery, parts)
-        changed = (parts.rest + weight[..., None] * query[:, None]) / (parts.rest_total + weight)[..., None]
-        kept = parts.kept / parts.kept_total[:, None]
-        return self._transfer_query(query, gallery), torch.where(enters[..., None], changed, kept)
+        with self._inference(query, gallery) as (q, g):
+            parts = self._gallery_parts(g)
+            weight, enters = self._query_in_gallery(q, g, parts)
+            changed = (parts.rest + weight[..., None] * q[:, None]) / (parts.rest_total + weight)[..., None]
+            kept = parts.kept / parts.kept_total[:, None]
+            return self._transfer_query(q, g), torch.where(enters[..., None], changed, kept)
 
-    @torch.no_grad()
     def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Cosine distance (Nq, Ng), in [0, 2], of each query in its own graph {q} ∪ G; exact, in bounded memory.
 
@@ -244,21 +250,22 @@ class GFT(_Transfer):
             ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
             TypeError: if a feature is not floating point.
         """
-        query, gallery = self._values_at_inference(query, gallery)
-        f_q = normalize_rows(self._transfer_query(query, gallery))
-        parts = self._gallery_parts(gallery)
-        kept, rest_square = normalize_rows(parts.kept), parts.rest.square().sum(1)
-        distance = query.new_empty(len(query), len(gallery))
-        step = max(1, _BLOCK // len(gallery))
-        for start in range(0, len(query), step):
-            rows = slice(start, start + step)
-            q, f = query[rows], f_q[rows]
-            weight, enters = self._query_in_gallery(q, gallery, parts)
-            dot = f @ parts.rest.T + weight * (f * q).sum(1, keepdim=True)
-            square = rest_square + 2 * weight * (q @ parts.rest.T) + weight.square() * q.square().sum(1, keepdim=True)
-            changed = dot / square.clamp_min(1e-12).sqrt()
-            distance[rows] = 1 - torch.where(enters, changed, f @ kept.T)
-        return distance
+        with self._inference(query, gallery) as (q, g):
+            f_q = normalize_rows(self._transfer_query(q, g))
+            parts = self._gallery_parts(g)
+            kept, rest_square = normalize_rows(parts.kept), parts.rest.square().sum(1)
+            distance = q.new_empty(len(q), len(g))
+            step = max(1, _BLOCK // len(g))
+            for start in range(0, len(q), step):
+                block = slice(start, start + step)
+                x, f = q[block], f_q[block]
+                weight, enters = self._query_in_gallery(x, g, parts)
+                dot = f @ parts.rest.T + weight * (f * x).sum(1, keepdim=True)
+                square = rest_square + 2 * weight * (x @ parts.rest.T)
+                square = square + weight.square() * x.square().sum(1, keepdim=True)
+                changed = dot / square.clamp_min(1e-12).sqrt()
+                distance[block] = 1 - torch.where(enters, changed, f @ kept.T)
+            return distance
 
     def _gallery_parts(self, gallery: Tensor) -> "_GalleryParts":
         cosine, index = _gallery_neighbours(gallery, self.k)
