@@ -85,7 +85,7 @@ def evaluate(
     reports = []
     for kind, distance in distances.items():
         if isinstance(dataset, SYSUMM01Dataset):
-            permutations = dataset.root / "exp" / "rand_perm_cam.mat" if arguments.sampling == "official" else None
+            permutations = arguments.root / "exp" / "rand_perm_cam.mat" if arguments.sampling == "official" else None
             sysu = SYSUMM01(arguments.mode, arguments.shots, arguments.sampling, permutations=permutations)
             reports.append(
                 sysu.evaluate(
@@ -102,7 +102,12 @@ def evaluate(
         for direction in ("visible_to_infrared", "infrared_to_visible"):
             reports.append(
                 RegDB(direction).evaluate(
-                    features, dataset.identities, dataset.modality, rerank=distance, features_name=kind, rerank_name="none"
+                    features,
+                    dataset.identities,
+                    dataset.modality,
+                    rerank=distance,
+                    features_name=kind,
+                    rerank_name="none",
                 )
             )
     return replace(Report.merge(reports), dataset=arguments.dataset)

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py")
     common.add_data_options(parser)
     parser.add_argument(
-        "--split", choices=["test", "all"], default="test", help="all: every identity of the data set is a test identity"
+        "--split", choices=["test", "all"], default="test", help="all: every identity is a test identity"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))

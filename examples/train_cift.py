@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,7 +24,9 @@ import common
 from vireid.data import CrossModalIdentitySampler, TrainAugmentation
 from vireid.losses import CRILoss
 from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion
+from vireid.models.baseline import feature_size
 from vireid.nn import GFT, H2FT
+from vireid.nn.transfer import FeatureTransfer
 
 ABLATION = {
     "baseline": "backbone alone",
@@ -91,11 +93,11 @@ class Step(nn.Module):
 def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.Module]:
     """Model and criterion of a row of the ablation, from the plain values that a checkpoint keeps."""
     backbone = common.build_backbone(config["backbone"], config.get("weights"))
-    row, dim, k = config["ablation"], int(backbone.out_channels), config["k"]  # type: ignore[arg-type]
+    row, dim, k = config["ablation"], feature_size(backbone, None), config["k"]
     if row == "baseline":
         return Baseline(backbone, identities), BaselineCriterion()
     if row in ("gft", "ubs"):
-        transfer: nn.Module = GFT(dim, k=k, tau=config["tau_het"], unbalanced=row == "ubs")
+        transfer: FeatureTransfer = GFT(dim, k=k, tau=config["tau_het"], unbalanced=row == "ubs")
     else:
         transfer = H2FT(dim, k=k, tau_hom=config["tau_hom"], tau_het=config["tau_het"])
     model = CIFT(backbone, identities, transfer=transfer)
@@ -107,7 +109,7 @@ def distances(model: nn.Module) -> dict[str, common.Distance | None]:
     """The ways a trained model ranks: by its backbone features, and by transferred ones where it has them."""
     ways: dict[str, common.Distance | None] = {"backbone": None}
     if isinstance(model, CIFT):
-        ways["transferred"] = model.transfer.distance  # type: ignore[assignment]
+        ways["transferred"] = model.transfer.distance
     return ways
 
 

@@ -1,5 +1,6 @@
-"""Losses: features or logits, labels and modality in any order -> a scalar. Each is a module and, where it holds no
-parameters, also a function in snake case.
+"""Losses: features or logits, labels and modality in any order -> a scalar.
+
+Each is a module and, where it holds no parameters, also a function in snake case.
 """
 
 from vireid.losses.centers import HCCLoss, hcc_loss

@@ -123,8 +123,8 @@ class HCCLoss(nn.Module):
             labels,
             modality,
             margin=self.margin,
-            distance=self.distance,  # type: ignore[arg-type]
-            centers=self.centers,  # type: ignore[arg-type]
-            negatives=self.negatives,  # type: ignore[arg-type]
+            distance=self.distance,
+            centers=self.centers,
+            negatives=self.negatives,
             normalize=self.normalize,
         )

@@ -1,24 +1,12 @@
 """Counterfactual relation intervention: supervision for the affinities themselves (CIFT §4.3, Eq. 5-6)."""
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_integers, check_matrix
 from vireid._ops import at_least_float32, evaluation_mode
-from vireid.nn.transfer import H2FTOutput, propagate
-
-
-class Transfer(Protocol):
-    """A graph layer as `CRILoss` needs it: `vireid.nn.H2FT`, `vireid.nn.GFT` or one of the user's own."""
-
-    value: nn.Module
-
-    def __call__(self, x: Tensor, modality: Tensor) -> H2FTOutput: ...
-
-    def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+from vireid.nn.transfer import FeatureTransfer, H2FTOutput, propagate
 
 
 class CRILoss(nn.Module):
@@ -56,7 +44,7 @@ class CRILoss(nn.Module):
 
     def forward(
         self,
-        transfer: Transfer,
+        transfer: FeatureTransfer,
         x: Tensor,
         modality: Tensor,
         classifier: nn.Module,
@@ -66,7 +54,7 @@ class CRILoss(nn.Module):
         """Mean of the loss over the query rows and over the gallery rows, each half.
 
         Args:
-            transfer: the graph layer that makes ``output`` from ``x``.
+            transfer: the graph layer that makes ``output`` from ``x``: `vireid.nn.H2FT` or `vireid.nn.GFT`.
             x: (B, d) the features that enter it.
             modality: (B,) 0 visible, 1 infrared.
             classifier: module (N, d) -> (N, C); the one that the transferred features are trained with.
@@ -87,14 +75,14 @@ class CRILoss(nn.Module):
         if output is None:
             output = transfer(x, modality)
         values = output.values
-        parameters = dict(classifier.named_parameters())
+        weights: dict[str, Tensor] = dict(classifier.named_parameters())
         if self.detach_values:
             values = values.detach()
-            parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+            weights = {name: weight.detach() for name, weight in weights.items()}
 
         def logits(het: Tensor, hom: Tensor) -> Tensor:
             features = torch.cat(propagate(het, hom, values))
-            result: Tensor = torch.func.functional_call(classifier, parameters, (features,))
+            result: Tensor = torch.func.functional_call(classifier, weights, (features,))
             return result
 
         effect = logits(output.affinity_het, output.affinity_hom)

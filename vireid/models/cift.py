@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vireid.losses import CRILoss, HCCLoss, query_gallery_cross_entropy
-from vireid.losses.intervention import Transfer
 from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput, classifier, sum_losses
 from vireid.nn import H2FT, H2FTOutput
+from vireid.nn.transfer import FeatureTransfer
 
 
 class CIFTOutput(NamedTuple):
@@ -40,11 +40,11 @@ class CIFT(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, identities: int, *, dim: int | None = None, transfer: nn.Module | None = None
+        self, backbone: nn.Module, identities: int, *, dim: int | None = None, transfer: FeatureTransfer | None = None
     ) -> None:
         super().__init__()
         self.baseline = Baseline(backbone, identities, dim=dim)
-        self.transfer = H2FT(self.baseline.dim) if transfer is None else transfer
+        self.transfer: FeatureTransfer = H2FT(self.baseline.dim) if transfer is None else transfer
         self.graph_classifier = classifier(self.baseline.dim, identities)
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
@@ -66,7 +66,7 @@ class CIFTCriterion(nn.Module):
 
     def __init__(self, model: CIFT, *, cri: CRILoss | None = None) -> None:
         super().__init__()
-        self._shared: tuple[Transfer, nn.Module] = (model.transfer, model.graph_classifier)  # type: ignore[assignment]
+        self._shared = (model.transfer, model.graph_classifier)  # a tuple, so that they are not registered
         self.backbone_terms = BaselineCriterion()
         self.graph_hcc = HCCLoss(margin=6.0, distance="kl")
         self.cri = cri
