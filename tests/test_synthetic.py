@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from vireid.data import synthetic
+from vireid.data import _rendering, synthetic
+from vireid.data._pedestrian import JOINTS, Label, Person
 from vireid.data.synthetic import generate_synthetic
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "sysu-mm01-split" / "rand_perm_cam.mat"
@@ -154,14 +155,14 @@ def test_warm_is_bright_for_camera_3_and_dark_for_camera_6(tmp_path):
 
 
 def test_joints_lie_on_the_body():
-    person = synthetic._Person.draw(np.random.default_rng(0))
-    camera = synthetic._Camera.draw(np.random.default_rng(1), inverted=False)
+    person = Person.draw(np.random.default_rng(0))
+    camera = _rendering.Camera.draw(np.random.default_rng(1), inverted=False)
     heights = []
     for k in range(20):
-        image, joints = synthetic._render(person, camera, (128, 64), False, np.random.default_rng(k))
+        image, joints = _rendering.render(person, camera, (128, 64), False, np.random.default_rng(k))
         assert image.size == (64, 128)
-        assert joints.shape == (len(synthetic._JOINTS), 2) == (13, 2)
-        named = dict(zip(synthetic._JOINTS, joints, strict=True))
+        assert joints.shape == (len(JOINTS), 2) == (13, 2)
+        named = dict(zip(JOINTS, joints, strict=True))
         assert (np.abs(joints[:, 0] - 32) < 40).all()
         for side in ("left", "right"):
             column = [named["head"][1], *(named[f"{side}_{part}"][1] for part in ("shoulder", "hip", "ankle"))]
@@ -170,9 +171,45 @@ def test_joints_lie_on_the_body():
     assert 75 < min(heights) <= max(heights) < 125
 
 
+CHANGED = "the drawing has changed: raise synthetic._VERSION, then renew the numbers of this test"
+
+
+def test_a_picture_is_as_it_was():
+    """Means over a 4 × 4 grid: no JPEG in between, and alike for every supported version of NumPy and Pillow."""
+    assert synthetic._VERSION == 1, "renew the numbers below"
+    expected = {
+        False: [
+            *([149.3, 151.0, 146.9, 163.8], [155.3, 159.2, 128.4, 166.7]),
+            *([181.3, 175.5, 184.6, 188.0], [174.2, 158.9, 179.0, 183.7]),
+        ],
+        True: [
+            *([30.4, 8.8, 84.7, 13.2], [35.7, 74.7, 201.9, 30.5]),
+            *([42.0, 97.1, 122.9, 38.9], [46.4, 71.8, 32.3, 73.3]),
+        ],
+    }
+    person = Person.draw(np.random.default_rng(0))
+    camera = _rendering.Camera.draw(np.random.default_rng(1), inverted=False)
+    for infrared, means in expected.items():
+        image, _ = _rendering.render(person, camera, (64, 32), infrared, np.random.default_rng(2))
+        drawn = np.asarray(image, dtype=float)[..., 0].reshape(4, 16, 4, 8).mean((1, 3))
+        np.testing.assert_allclose(drawn, means, atol=0.2, err_msg=CHANGED)
+
+
+def test_every_garment_is_as_it_was():
+    """Pixels of each label over enough people to wear and carry everything there is."""
+    expected = [760023, 31480, 17546, 2692, 53392, 21150, 2860, 73228, 80674, 5139, 12669, 21247, 5098, 2018, 16704]
+    camera = _rendering.Camera.draw(np.random.default_rng(1), inverted=False)
+    counts = np.zeros(len(Label), dtype=int)
+    for k in range(60):
+        rng = np.random.default_rng(k)
+        labels, _ = _rendering._draw_labels(Person.draw(rng), camera, (64, 32), rng)
+        counts += np.bincount(np.asarray(labels).ravel(), minlength=len(Label))
+    np.testing.assert_allclose(counts, expected, rtol=0.005, err_msg=CHANGED)  # the oldest Pillow: 0.002 apart
+
+
 def test_finished_folder_is_left_alone(sysu, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in sysu.rglob("*")}
-    monkeypatch.setattr(synthetic, "_render", None)  # nothing is drawn
+    monkeypatch.setattr(synthetic, "render", None)  # nothing is drawn
     assert generate_synthetic(str(sysu), layout="sysu", **SMALL) == sysu
     assert {path: path.stat().st_mtime_ns for path in sysu.rglob("*")} == before
 
@@ -224,7 +261,7 @@ def test_parents_are_made_and_an_empty_folder_is_filled(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_run_leaves_nothing(error, tmp_path, monkeypatch):
-    render, calls = synthetic._render, []
+    render, calls = synthetic.render, []
 
     def failing(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -232,7 +269,7 @@ def test_an_interrupted_run_leaves_nothing(error, tmp_path, monkeypatch):
             raise error("stop")
         return render(*arguments)
 
-    monkeypatch.setattr(synthetic, "_render", failing)
+    monkeypatch.setattr(synthetic, "render", failing)
     with pytest.raises(error, match="stop"):
         generate_synthetic(tmp_path / "root", **SMALL)
     assert len(calls) == 20
