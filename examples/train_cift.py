@@ -39,7 +39,7 @@ ABLATION = {
 # What a checkpoint keeps: the options that decide what is trained, and how.
 SETTINGS = (
     "dataset trial ablation backbone weights k tau_hom tau_het samples detach_values size epochs batches identities "
-    "per_modality optimizer lr weight_decay schedule seed"
+    "per_modality optimizer lr backbone_lr weight_decay schedule seed"
 ).split()
 
 
@@ -60,12 +60,13 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--detach-values", action="store_true", help="CRI trains the affinities only")
     group = parser.add_argument_group("training")
     group.add_argument("--size", type=int, nargs=2, default=[64, 32], metavar=("H", "W"))
-    group.add_argument("--epochs", type=int, default=30)
+    group.add_argument("--epochs", type=int, default=60)
     group.add_argument("--batches", type=int, help="batches an epoch (default: every image about once)")
     group.add_argument("--identities", type=int, default=8, help="P, identities in a batch")
     group.add_argument("--per-modality", type=int, default=4, help="K, images of an identity and modality in a batch")
     group.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     group.add_argument("--lr", type=float, default=1e-3)
+    group.add_argument("--backbone-lr", type=float, default=1.0, help="the backbone's share of --lr; 0.1 in AGW")
     group.add_argument("--weight-decay", type=float, default=5e-4)
     group.add_argument("--schedule", choices=["cosine", "steps"], default="cosine", help="steps: x0.1 at 1/2 and 5/6")
     group.add_argument("--seed", type=int, default=0)
@@ -122,6 +123,23 @@ def learning_rate(step: int, total: int, warmup: int, schedule: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def build_optimizer(step: Step, arguments: argparse.Namespace) -> torch.optim.Optimizer:
+    """SGD or AdamW; norms and biases without weight decay, the backbone at its share of the learning rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in step.named_parameters():
+        if parameter.requires_grad:
+            lr = arguments.lr * (arguments.backbone_lr if "backbone." in name else 1.0)
+            decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    listed = [
+        {"params": parameters, "lr": lr, "full_lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
+    ]
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(listed, lr=arguments.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(listed, lr=arguments.lr)
+
+
 def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
     """Train, or go on training; returns the model in evaluation mode."""
     size = (arguments.size[0], arguments.size[1])
@@ -133,14 +151,7 @@ def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
     fabric.seed_everything(arguments.seed, verbose=False)
     model, criterion = build_model(config, dataset.num_identities)
     step = Step(model, criterion)
-    decayed = [p for p in step.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in step.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer: torch.optim.Optimizer
-    if arguments.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=arguments.lr)
+    optimizer = build_optimizer(step, arguments)
     start = 0
     if state is not None:
         model.load_state_dict(state["model"])
@@ -175,7 +186,7 @@ def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
         for number, batch in enumerate(loader):
             factor = learning_rate(epoch * len(sampler) + number, total, warmup, arguments.schedule)
             for parameters in optimizer.param_groups:
-                parameters["lr"] = arguments.lr * factor
+                parameters["lr"] = parameters["full_lr"] * factor
             losses = wrapped(augment(batch.image, batch.modality), batch.label, batch.modality)
             optimizer.zero_grad()
             fabric.backward(losses["total"])
