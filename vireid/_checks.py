@@ -56,6 +56,5 @@ def check_finite(name: str, x: Tensor) -> None:
     """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
     if not torch.isfinite(x).all():
         rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
-        raise ValueError(
-            f"{name} must be finite, got NaN or an infinity in {len(rows)} of {len(x)} rows, first in row {int(rows[0])}"
-        )
+        count = f"{len(rows)} of {len(x)} rows, first in row {int(rows[0])}"
+        raise ValueError(f"{name} must be finite, got NaN or an infinity in {count}")

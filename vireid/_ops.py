@@ -1,4 +1,4 @@
-"""Small tensor operations that several components share. All are safe at zero, in half precision and for empty groups."""
+"""Small tensor operations that several components share. Safe at zero, in half precision and for empty groups."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
