@@ -41,7 +41,7 @@ sys.path.insert(0, str(EXAMPLES))
 import common  # noqa: E402
 import train_cift  # noqa: E402
 import vireid  # noqa: E402
-from heads import hardware  # noqa: E402
+from measure import hardware  # noqa: E402
 from postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion  # noqa: E402
 from vireid._ops import evaluation_mode, normalize_rows  # noqa: E402
 from vireid.metrics import affinity_error_rate, feature_margin  # noqa: E402

@@ -11,12 +11,7 @@ Run ``python benchmarks/heads.py``; a table goes to the terminal and, with ``--o
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import vireid
+from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from vireid import INFRARED, VISIBLE
 from vireid.losses import CRILoss, HCCLoss, query_gallery_cross_entropy
 from vireid.nn import H2FT, BNNeck
 
@@ -47,7 +43,7 @@ class Heads(nn.Module):
         self.hcc_logits = HCCLoss(margin=6.0, distance="kl")
         names = torch.randperm(IDENTITIES)[:IDENTITIES_IN_BATCH]
         labels = names.repeat_interleave(2 * PER_MODALITY)
-        modality = torch.tensor([vireid.VISIBLE, vireid.INFRARED]).repeat(len(labels) // 2)
+        modality = torch.tensor([VISIBLE, INFRARED]).repeat(len(labels) // 2)
         centers = torch.randn(IDENTITIES_IN_BATCH, DIM).repeat_interleave(2 * PER_MODALITY, 0)
         self.x: Tensor
         self.labels: Tensor
@@ -197,63 +193,22 @@ def measure_time(device: torch.device, repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
-def resident_bytes(field: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process; Linux only. A peak from getrusage would be the parent's."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
 def peak_memory(device: torch.device, name: str) -> int:
     """Bytes that two steps take at their peak beyond the modules and the batch, gradients included."""
     heads = make_heads(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    torch.ones(64, 64, requires_grad=True).matmul(torch.ones(64, 64)).sum().backward()  # libraries and threads
+    with PeakMemory(device) as peak:
         for _ in range(2):
             step(heads, name)
-        return torch.cuda.max_memory_allocated(device) - before
-    torch.ones(64, 64, requires_grad=True).matmul(torch.ones(64, 64)).sum().backward()  # libraries and threads
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of making the modules
-    before = resident_bytes("VmRSS")
-    for _ in range(2):
-        step(heads, name)
-    return resident_bytes("VmHWM") - before
+    return peak.bytes
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, int | None]:
     """`peak_memory` of each contender in its own process; None where the system does not say."""
-    if arguments.device == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
+    if not can_measure_memory(torch.device(arguments.device)):
         return dict.fromkeys(NAMES)
-    results: dict[str, int | None] = {}
-    for name in NAMES:
-        command = [sys.executable, __file__, "--peak-memory-of", name, "--device", arguments.device]
-        command += ["--threads", str(arguments.threads)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        results[name] = int(answer.stdout)
-    return results
-
-
-def hardware(device: torch.device) -> str:
-    """Name of the processor or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def write_json(path: Path, content: dict[str, object]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    options = ["--device", arguments.device, "--threads", str(arguments.threads)]
+    return {name: int(run_self(__file__, ["--peak-memory-of", name, *options])) for name in NAMES}
 
 
 def main() -> None:
@@ -296,15 +251,7 @@ def main() -> None:
             "batch": {"identities": IDENTITIES_IN_BATCH, "per_modality": PER_MODALITY, "dim": DIM},
             "classes": IDENTITIES,
             "seed": SEED,
-            "hardware": hardware(device),
-            "device": str(device),
-            "threads": arguments.threads,
-            "cpus": os.cpu_count(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "vireid": vireid.__version__,
-            },
+            **record(device),
             "relative_differences_to_loop": differences,
             "results": results,
         }

@@ -327,3 +327,20 @@ def test_bad_input():
         a = arguments | bad
         with pytest.raises(error, match=message):
             cri(case.transfer, a["x"], a["modality"], case.classifier, a["labels"])
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("detach", [False, True])
+def test_any_classifier_is_one_with_the_linear_one(name, detach, device):
+    """The single product of a linear classifier equals classifying both terms, bias included."""
+    case = Case(name, device=device)
+    linear = nn.Linear(6, 5).double().to(device)
+    cri = randomized(CRILoss(6, samples=3, detach_values=detach)).to(device)
+    results = []
+    for classifier in (linear, nn.Sequential(linear)):
+        torch.manual_seed(3)
+        x = case.x.clone().requires_grad_()
+        loss = cri(copy.deepcopy(case.transfer), x, case.modality, classifier, case.labels)
+        results.append((loss, *torch.autograd.grad(loss, [x, cri.X_mu, cri.X_rho])))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=0, atol=1e-12)

@@ -75,24 +75,41 @@ class CRILoss(nn.Module):
         if output is None:
             output = transfer(x, modality)
         values = output.values
+        factual, counterfactual = (output.affinity_het, output.affinity_hom), []
+        for _ in range(self.samples):
+            with evaluation_mode(transfer.value):
+                values_star = transfer.value((self.X_sigma * torch.randn_like(x) + self.X_mu).to(x.dtype))
+            counterfactual.append(transfer.affinities(values_star, modality)[:2])
+        effect = self._effect(factual, counterfactual, values, classifier)
+        query, gallery = effect.split([len(x), len(output.gallery_index)])
+        return query_gallery_cross_entropy(query, gallery, labels, output.gallery_index)
+
+    def _effect(
+        self,
+        factual: tuple[Tensor, Tensor],
+        counterfactual: list[tuple[Tensor, Tensor]],
+        values: Tensor,
+        classifier: nn.Module,
+    ) -> Tensor:
+        """Y_TIE (B + R, C)."""
         weights: dict[str, Tensor] = dict(classifier.named_parameters())
         if self.detach_values:
             values = values.detach()
             weights = {name: weight.detach() for name, weight in weights.items()}
+        if type(classifier) is nn.Linear:
+            # W A v(X) - E[W A* v(X)] = W (A - E[A*]) v(X): one product, however many samples, and no bias is left.
+            het, hom = (
+                actual - torch.stack(others).mean(0)
+                for actual, others in zip(factual, zip(*counterfactual, strict=True), strict=True)
+            )
+            return F.linear(torch.cat(propagate(het, hom, values)), weights["weight"])
 
-        def logits(het: Tensor, hom: Tensor) -> Tensor:
-            features = torch.cat(propagate(het, hom, values))
+        def logits(affinities: tuple[Tensor, Tensor]) -> Tensor:
+            features = torch.cat(propagate(*affinities, values))
             result: Tensor = torch.func.functional_call(classifier, weights, (features,))
             return result
 
-        effect = logits(output.affinity_het, output.affinity_hom)
-        for _ in range(self.samples):
-            with evaluation_mode(transfer.value):
-                values_star = transfer.value((self.X_sigma * torch.randn_like(x) + self.X_mu).to(x.dtype))
-            het, hom, _ = transfer.affinities(values_star, modality)
-            effect = effect - logits(het, hom) / self.samples
-        query, gallery = effect.split([len(x), len(output.gallery_index)])
-        return query_gallery_cross_entropy(query, gallery, labels, output.gallery_index)
+        return logits(factual) - torch.stack([logits(affinities) for affinities in counterfactual]).mean(0)
 
 
 def query_gallery_cross_entropy(query: Tensor, gallery: Tensor, labels: Tensor, gallery_index: Tensor) -> Tensor:
