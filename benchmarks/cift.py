@@ -44,7 +44,7 @@ import vireid  # noqa: E402
 from measure import hardware  # noqa: E402
 from postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion  # noqa: E402
 from vireid._ops import evaluation_mode, normalize_rows  # noqa: E402
-from vireid.metrics import affinity_error_rate, feature_margin  # noqa: E402
+from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin  # noqa: E402
 from vireid.models import CIFT  # noqa: E402
 from vireid.nn import GFT, H2FT  # noqa: E402
 from vireid.protocols import METRICS, RegDB  # noqa: E402
@@ -314,14 +314,9 @@ def diagnose(model: nn.Module, features: Tensor, dataset: common.Dataset) -> dic
     for kind in (vireid.VISIBLE, vireid.INFRARED):
         q, g = (modality == kind).nonzero().flatten(), (modality != kind).nonzero().flatten()
         affinity = normalize_rows(rows[q]) @ normalize_rows(rows[g]).T
-        same = ids[q, None] == ids[g]
-        weakest, strongest = (
-            affinity.masked_fill(~same, torch.inf).amin(1),
-            affinity.masked_fill(same, -torch.inf).amax(1),
-        )
         results = {
             "error_rate": 100 * affinity_error_rate(affinity, ids[q], ids[g]),
-            "Q_A": 100 * float((weakest > strongest).double().mean()),
+            "Q_A": 100 * affinity_quality(affinity, ids[q], ids[g]),
         }
         names = torch.cat([ids[q], ids[g]])
         few = torch.isin(names, chosen)

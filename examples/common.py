@@ -2,7 +2,7 @@
 
 import argparse
 import os
-import tempfile
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +51,12 @@ def open_dataset(arguments: argparse.Namespace, split: str, size: tuple[int, int
         raise ValueError(f"--root must name the folder of --dataset {arguments.dataset}")
     if arguments.dataset == "sysu":
         # As published: 395 training identities, those of train_id.txt and val_id.txt.
-        return SYSUMM01Dataset(root, "trainval" if split == "train" else split, size=size, cache=cache)
-    return RegDBDataset(root, split, trial=arguments.trial, size=size, cache=cache)
+        dataset: Dataset = SYSUMM01Dataset(root, "trainval" if split == "train" else split, size=size, cache=cache)
+    else:
+        dataset = RegDBDataset(root, split, trial=arguments.trial, size=size, cache=cache)
+    if cache and arguments.workers:
+        dataset.preload(progress=True)  # what a worker reads would be kept by it alone, and for one epoch
+    return dataset
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
@@ -153,16 +157,15 @@ def draw_ranked(dataset: Dataset, features: Tensor, distance: Distance | None, p
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` whole or not at all: beside ``path`` first, then in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -176,7 +179,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch.load makes of a damaged or foreign file
+    except OSError:
+        raise
+    except pickle.UnpicklingError:  # without torch's own text, which advises to let the file's code run
+        raise ValueError(f"{path} is not a readable checkpoint: it must hold tensors and plain values alone") from None
+    except Exception as error:  # whatever torch.load makes of a damaged file
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     expected = {"config", "model", "criterion", "optimizer", "epoch", "identities"}
     if not isinstance(state, dict) or not expected <= state.keys():

@@ -3,6 +3,7 @@
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt                          # its own test split
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --dataset regdb --root RegDB --split all
 
+Without --dataset and --trial, it is the data set and the split that the checkpoint was trained on.
 Into --output go metrics.json, cmc.png and ranked.png.
 """
 
@@ -25,10 +26,14 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
+    parser.set_defaults(dataset=None, trial=None)
     arguments = parser.parse_args()
 
     state = common.load_checkpoint(arguments.checkpoint)
     config = {**state["config"], "weights": None}  # the checkpoint holds the weights
+    arguments.dataset = arguments.dataset or config["dataset"]
+    if arguments.trial is None:  # another trial's test split holds identities that this one was trained on
+        arguments.trial = config["trial"] if arguments.dataset == config["dataset"] else 1
     model, _ = build_model(config, state["identities"])
     model.load_state_dict(state["model"])
     model.to(arguments.device).eval()

@@ -23,10 +23,8 @@ from tqdm import tqdm
 import common
 from vireid.data import CrossModalIdentitySampler, TrainAugmentation
 from vireid.losses import CRILoss
-from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion
-from vireid.models.baseline import feature_size
-from vireid.nn import GFT, H2FT
-from vireid.nn.transfer import FeatureTransfer
+from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion, feature_size
+from vireid.nn import GFT, H2FT, FeatureTransfer
 
 ABLATION = {
     "baseline": "backbone alone",
@@ -60,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--detach-values", action="store_true", help="CRI trains the affinities only")
     group = parser.add_argument_group("training")
     group.add_argument("--size", type=int, nargs=2, default=[64, 32], metavar=("H", "W"))
-    group.add_argument("--epochs", type=int, default=60)
+    group.add_argument("--epochs", type=int, default=60, help="0: evaluate the model as it is built")
     group.add_argument("--batches", type=int, help="batches an epoch (default: every image about once)")
     group.add_argument("--identities", type=int, default=8, help="P, identities in a batch")
     group.add_argument("--per-modality", type=int, default=4, help="K, images of an identity and modality in a batch")
@@ -94,7 +92,9 @@ class Step(nn.Module):
 def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.Module]:
     """Model and criterion of a row of the ablation, from the plain values that a checkpoint keeps."""
     backbone = common.build_backbone(config["backbone"], config.get("weights"))
-    row, dim, k = config["ablation"], feature_size(backbone, None), config["k"]
+    row, dim, k = config["ablation"], feature_size(backbone), config["k"]
+    if row not in ABLATION:
+        raise ValueError(f"ablation must be one of {', '.join(ABLATION)}, got {row!r}")
     if row == "baseline":
         return Baseline(backbone, identities), BaselineCriterion()
     if row in ("gft", "ubs"):
@@ -142,6 +142,9 @@ def build_optimizer(step: Step, arguments: argparse.Namespace) -> torch.optim.Op
 
 def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
     """Train, or go on training; returns the model in evaluation mode."""
+    for option, value, minimum in (("--epochs", arguments.epochs, 0), ("--seed", arguments.seed, 0)):
+        if value < minimum:
+            raise ValueError(f"{option} must be at least {minimum}, got {value}")
     size = (arguments.size[0], arguments.size[1])
     dataset = common.open_dataset(arguments, "train", size)
     config = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
@@ -174,6 +177,17 @@ def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
     loader = fabric.setup_dataloaders(
         DataLoader(dataset, batch_sampler=sampler, num_workers=arguments.workers), use_distributed_sampler=False
     )
+
+    def save(epoch: int) -> None:
+        state = {"model": model, "criterion": criterion, "optimizer": optimizer}
+        if fabric.is_global_zero:
+            common.save_checkpoint(
+                checkpoint,
+                {name: part.state_dict() for name, part in state.items()}
+                | {"config": config, "identities": dataset.num_identities, "epoch": epoch},
+            )
+        fabric.barrier()
+
     augment = TrainAugmentation(size, padding=max(2, size[0] // 16))
     total, warmup = arguments.epochs * len(sampler), max(1, arguments.epochs * len(sampler) // 12)
     epochs = tqdm(range(start, arguments.epochs), desc=arguments.ablation, disable=not fabric.is_global_zero)
@@ -197,20 +211,10 @@ def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
         epochs.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
         fabric.log_dict({f"loss/{name}": value for name, value in means.items()}, step=epoch)
         fabric.log("learning_rate", arguments.lr * factor, step=epoch)
-        if fabric.is_global_zero:
-            common.save_checkpoint(
-                checkpoint,
-                {
-                    "config": config,
-                    "identities": dataset.num_identities,
-                    "model": model.state_dict(),
-                    "criterion": criterion.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "epoch": epoch + 1,
-                },
-            )
-        fabric.barrier()
-    return model.eval()
+        save(epoch + 1)
+    if arguments.epochs == 0 and state is None:  # what the model is worth before training
+        save(0)
+    return model.float().eval()  # also where --precision trained it in another type: so will evaluate.py read it
 
 
 def main() -> None:

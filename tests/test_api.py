@@ -16,7 +16,7 @@ PUBLIC = ["nn", "losses", "neighbors", "metrics", "protocols", "data", "models",
 OPTIONAL = ["PIL", "faiss", "kornia", "lightning_fabric", "matplotlib", "tensorboard", "timm", "torchvision", "tqdm"]
 
 # A part may import those named here and itself. Root: the constants of vireid/__init__.py, which imports nothing.
-BASE = {"_arrays", "_checks", "_ops"}
+BASE = {"_arrays", "_checks", "_files", "_ops"}
 MAY_IMPORT = {
     "__init__": set(),
     "_checks": set(),

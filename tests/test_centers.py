@@ -206,3 +206,18 @@ def test_small_distances_survive_float32():
     expected = ref.hcc(x.double(), labels, **options)
     assert 1e-4 < expected < 1e-2
     assert_close(hcc_loss(x, labels, **options).double(), expected, rtol=1e-3, atol=0)
+
+
+def test_the_margin_is_the_papers_for_each_distance():
+    x, labels = torch.randn(8, 5), torch.arange(4).repeat(2)
+    for distance, margin in (("euclidean", 0.6), ("kl", 6.0)):
+        assert_close(hcc_loss(x, labels, distance=distance), hcc_loss(x, labels, distance=distance, margin=margin))
+        assert HCCLoss(distance=distance).margin == margin
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "kl"])
+def test_an_empty_batch_costs_nothing(distance):
+    x = torch.empty(0, 5, requires_grad=True)
+    loss = hcc_loss(x, torch.empty(0, dtype=torch.long), distance=distance)
+    loss.backward()
+    assert loss == 0

@@ -118,7 +118,7 @@ def test_small_memory_blocks_give_the_same(monkeypatch):
     q, g = torch.randn(11, 20, generator=r), torch.randn(90, 20, generator=r)
     g[50:] = g[:40]
     whole = topk(q, g, 30)
-    monkeypatch.setattr(neighbors, "_PAIR_BYTES", 700)
+    monkeypatch.setattr(neighbors, "_pairs_at_once", lambda x: 4)
     monkeypatch.setattr(neighbors, "_BLOCK_BYTES", 1)
     again = topk(q, g, 30)
     assert torch.equal(whole[0], again[0])

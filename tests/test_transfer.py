@@ -613,10 +613,10 @@ def test_gft_distance_equals_its_transfer_on_more_rows(nq, ng):
         (lambda: H2FT(6, k=0), ValueError, "k must be at least 1, got 0"),
         (lambda: H2FT(6, k=2.0), TypeError, r"k must be an integer, got 2\.0"),
         (lambda: H2FT(0), ValueError, "dim must be at least 1, got 0"),
-        (lambda: H2FT(6, tau_hom=0.0), ValueError, r"tau_hom must be above 0, got 0\.0"),
-        (lambda: H2FT(6, tau_het=-1.0), ValueError, r"tau_het must be above 0, got -1\.0"),
+        (lambda: H2FT(6, tau_hom=0.0), ValueError, r"tau_hom must be above 0 and finite, got 0\.0"),
+        (lambda: H2FT(6, tau_het=-1.0), ValueError, r"tau_het must be above 0 and finite, got -1\.0"),
         (lambda: GFT(6, k=0), ValueError, "k must be at least 1, got 0"),
-        (lambda: GFT(6, tau=0.0), ValueError, r"tau must be above 0, got 0\.0"),
+        (lambda: GFT(6, tau=0.0), ValueError, r"tau must be above 0 and finite, got 0\.0"),
     ],
 )
 def test_bad_settings(make, error, message):

@@ -1,7 +1,7 @@
 """Independent components for visible-infrared person re-identification (VI-ReID).
 
-Importing ``vireid`` loads PyTorch and NumPy only. Reading images, training and plotting live behind the extras
-``train`` and ``plots`` and are imported where they are used.
+Import a part from its own module: ``from vireid.nn import H2FT``. Reading images, training and plotting live behind the
+extras ``train`` and ``plots``; what they need is imported where it is used.
 """
 
 __version__ = "0.1.0"

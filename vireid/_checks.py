@@ -5,10 +5,14 @@ Only shapes, types and options are looked at here: that is free. Values are read
 """
 
 from collections.abc import Collection
-from typing import Any
+from numbers import Real
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+
+_BLOCK = 1 << 22  # entries that `check_finite` looks at in one go
 
 
 def check_matrix(name: str, x: Any, *, columns: int | None = None) -> None:
@@ -34,16 +38,19 @@ def check_integers(name: str, x: Any, length: int) -> None:
 
 def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = index(value)  # a NumPy integer counts as one
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise unless ``value`` is a number above zero."""
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
+    """Raise unless ``value`` is a finite number above zero."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
 def check_option(name: str, value: Any, options: Collection[Any]) -> None:
@@ -54,7 +61,8 @@ def check_option(name: str, value: Any, options: Collection[Any]) -> None:
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
-    if not torch.isfinite(x).all():
+    step = max(1, _BLOCK // max(1, x[:1].numel()))  # in blocks: the answers and their temporaries take memory too
+    if not torch.stack([torch.isfinite(part).all() for part in x.split(step)]).all():
         rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
         count = f"{len(rows)} of {len(x)} rows, first in row {int(rows[0])}"
         raise ValueError(f"{name} must be finite, got NaN or an infinity in {count}")

@@ -14,28 +14,18 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def normalize_rows(x: Tensor) -> Tensor:
-    """Rows of ``x`` (N, d) scaled to length 1; a zero row stays zero, and its gradient stays moderate."""
-    return F.normalize(x, dim=1, eps=1e-6)
+    """Rows of ``x`` (N, d) scaled to length 1, whatever their length was; a zero row stays zero.
+
+    The largest entry is brought to 1 first: then no square overflows or vanishes, a row that is not zero is at least 1
+    long, and a lower bound of 1 gives a zero row a gradient no larger than what comes in.
+    """
+    largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_ones(len(x), 1)
+    return F.normalize(x / torch.where(largest > 0, largest, 1), dim=1, eps=1.0)
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
     """Mean of ``x`` over the places where ``mask`` holds; 0 where there is none, and NaN elsewhere stays out."""
     return torch.where(mask, x, 0).sum(dim) / mask.sum(dim).clamp_min(1)
-
-
-def identity_centers(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean feature of each identity, for any order and any count, by one matrix product (no scatter atomics).
-
-    Args:
-        features: (B, d).
-        labels: (B,) integers.
-
-    Returns:
-        ids (M,) in ascending order, index (B,) of each row's identity in ``ids``, centres (M, d).
-    """
-    ids, index = labels.unique(return_inverse=True)
-    member = F.one_hot(index, len(ids)).to(features.dtype)
-    return ids, index, (member.T @ features) / member.sum(0)[:, None]
 
 
 @contextmanager

@@ -241,15 +241,16 @@ def feature_margin(x: Array, labels: Array) -> float:
     return _mean_of(margins, "labels must hold an identity with two rows and a second identity")
 
 
-def affinity_quality(affinity: Array, labels: Array) -> float:
+def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | None = None) -> float:
     """Q_A (CIFT): share of the rows whose weakest positive is above their strongest negative.
 
     Args:
-        affinity: (N, N), larger = more alike; the diagonal is not looked at.
-        labels: (N,) integers.
+        affinity: (N, N), larger = more alike, its diagonal not looked at; or (Nq, Ng) with ``gallery_labels``.
+        labels: (N,) integers, of the rows.
+        gallery_labels: (Ng,) integers, of the columns; None: the rows are the columns.
 
     Returns:
-        A share in [0, 1] of the rows that have a positive (other than themselves) and a negative; others are left out.
+        A share in [0, 1] of the rows that have a positive (not themselves) and a negative; others are left out.
 
     Raises:
         ValueError: for sizes that do not match, NaN or an infinity, or if no row has both.
@@ -260,16 +261,17 @@ def affinity_quality(affinity: Array, labels: Array) -> float:
         0.5
     """
     a = to_matrix("affinity", affinity)
-    if a.shape[0] != a.shape[1]:
-        raise ValueError(f"affinity must be square (N, N), got shape {tuple(a.shape)}")
+    if gallery_labels is None and a.shape[0] != a.shape[1]:
+        raise ValueError(f"affinity must be square (N, N) without gallery_labels, got shape {tuple(a.shape)}")
     y = to_integers("labels", labels, len(a), a.device)
+    columns = y if gallery_labels is None else to_integers("gallery_labels", gallery_labels, a.shape[1], a.device)
     check_finite("affinity", a)
     index = torch.arange(len(a), device=a.device)
     right = []
-    for start in range(0, len(a), block := max(1, _BLOCK // max(1, len(a)))):
+    for start in range(0, len(a), block := max(1, _BLOCK // max(1, a.shape[1]))):
         part = slice(start, start + block)
-        same = y[part, None] == y
-        positive = same & (index[part, None] != index)
+        same = y[part, None] == columns
+        positive = same & (index[part, None] != index) if gallery_labels is None else same
         weakest = a[part].masked_fill(~positive, torch.inf).amin(1)
         strongest = a[part].masked_fill(same, -torch.inf).amax(1)
         right.append((weakest > strongest)[positive.any(1) & ~same.all(1)])

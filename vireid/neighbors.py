@@ -19,7 +19,6 @@ Metric = Literal["cosine", "euclidean", "dot"]
 
 _PAD = 8  # candidates beyond k: enough to settle all rows without unusually many near ties
 _BLOCK_BYTES = 2**25  # of one block of products
-_PAIR_BYTES = 2**21  # of one block of gathered rows in float64: it should stay in a cache
 
 
 class _Rows(NamedTuple):
@@ -43,7 +42,8 @@ def topk(
 
     Scores are computed in float64 from the rows as given and ordered by (score, gallery index) before they are
     rounded, so the answer is exact: it does not depend on the backend, on ``block``, or on the other queries.
-    Memory is O(Nq k) and one block; no (Nq, Ng) matrix is kept.
+    Memory is O(Nq k) and one block; no (Nq, Ng) matrix is kept. Time is that of the product, unless most rows are
+    near-duplicates of each other (collapsed features): then all of them are scored in float64, many times slower.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
@@ -142,7 +142,7 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
 
 
 def _prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> _Rows:
-    step = max(1, _PAIR_BYTES // (8 * max(1, x.shape[1])))
+    step = _pairs_at_once(x)
     length = torch.cat([_sum(part.double().square()).sqrt() for part in x.split(step)] or [x.new_empty(0).double()])
     if metric == "cosine":
         proposal = torch.empty(x.shape, dtype=dtype, device=x.device)
@@ -155,6 +155,12 @@ def _prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) ->
     else:
         proposal = x.to(dtype)
     return _Rows(x, length, proposal)
+
+
+def _pairs_at_once(x: Tensor) -> int:
+    """Rows of ``x`` in float64 that a block holds: on the CPU it should stay in a cache, a GPU it should keep busy."""
+    block_bytes = 2**21 if x.device.type == "cpu" else 2**28
+    return max(1, block_bytes // (8 * max(1, x.shape[1])))
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -173,7 +179,7 @@ def _sum(x: Tensor) -> Tensor:
 def _score(q: _Rows, g: _Rows, row: Tensor, column: Tensor, metric: Metric) -> Tensor:
     """Scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer; euclidean: minus the square."""
     d = q.given.shape[1]
-    step = min(max(1, _PAIR_BYTES // (8 * max(1, d))), len(row))
+    step = min(_pairs_at_once(q.given), len(row))
     # one set of buffers for all blocks: fetching fresh memory for each costs more than the arithmetic
     first, second = q.given.new_empty(step, d), g.given.new_empty(step, d)
     one, two = (torch.empty(step, d, dtype=torch.float64, device=row.device) for _ in range(2))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_positive
+from vireid._files import written_whole
 from vireid.metrics import affinity_quality, feature_margin
 
 if TYPE_CHECKING:
@@ -333,10 +334,6 @@ def _finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":
         raise ValueError(f"path must end in one of {', '.join(sorted(formats))}, got {target}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path must lie in an existing folder, there is none at {target.parent}")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(target) as temporary:
         figure.savefig(temporary, format=suffix, dpi=200)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return figure

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from vireid import INFRARED, VISIBLE
 from vireid._arrays import Array, to_integers, to_matrix
 from vireid._checks import check_count, check_finite, check_option
+from vireid._files import written_whole
 from vireid._ops import at_least_float32
 from vireid.metrics import RankMetrics, rank_metrics
 
@@ -147,12 +149,8 @@ class Report:
             raise ValueError(f"path must end in .json or .csv, got {str(path)!r}")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"path must be in an existing folder, got {str(path)!r}")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def __str__(self) -> str:
         head = ["direction", "features", "re-ranking", "uses", *METRICS, "trials"]
@@ -443,12 +441,14 @@ def _read_permutations(path: Path, trials: int) -> list[list[np.ndarray]]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    # What loadmat, and what is made of its answer, raise for a damaged or foreign file.
+    damaged = (KeyError, ValueError, TypeError, NotImplementedError, AttributeError, OSError, MatReadError, zlib.error)
     if not path.is_file():
         raise FileNotFoundError(f"permutations must be the path of rand_perm_cam.mat, got {str(path)!r}: no such file")
     try:
         cells = loadmat(path)["rand_perm_cam"]
         table = [[np.atleast_2d(cell) for cell in camera.ravel()] for camera in cells.ravel()]
-    except (KeyError, ValueError, TypeError, NotImplementedError, AttributeError, OSError, MatReadError) as error:
+    except damaged as error:
         raise ValueError(
             f"permutations must be the data set's rand_perm_cam.mat, cannot read {str(path)!r}: {error}"
         ) from error
@@ -482,10 +482,10 @@ def _report(
     rerank_name: str | None,
 ) -> Report:
     function = rerank.func if isinstance(rerank, functools.partial) else rerank
+    owner = getattr(function, "__self__", function)  # a bound method, such as H2FT's distance, speaks for its object
     if rerank_name is None:
-        rerank_name = "none" if rerank is None else getattr(function, "__name__", type(function).__name__)
-    # A bound method, such as H2FT's distance, answers for the object it belongs to.
-    uses = "query" if rerank is None else getattr(getattr(function, "__self__", function), "uses", "unknown")
+        rerank_name = "none" if rerank is None else getattr(owner, "__name__", type(owner).__name__)
+    uses = "query" if rerank is None else getattr(owner, "uses", "unknown")
     trials = tuple(
         {f"rank{r}": 100 * m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": 100 * m.mAP, "mINP": 100 * m.mINP}
         for m in results

@@ -3,11 +3,12 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid._checks import check_integers, check_matrix, check_option, check_positive
 from vireid._ops import at_least_float32, masked_mean, normalize_rows
+
+PAPER_MARGIN = {"euclidean": 0.6, "kl": 6.0}
 
 
 def hcc_loss(
@@ -15,7 +16,7 @@ def hcc_loss(
     labels: Tensor,
     modality: Tensor | None = None,
     *,
-    margin: float = 0.6,
+    margin: float | None = None,
     distance: Literal["euclidean", "kl"] = "euclidean",
     centers: Literal["shared", "cross"] = "shared",
     negatives: Literal["mean", "sum"] = "mean",
@@ -24,7 +25,6 @@ def hcc_loss(
     """Heterogeneous centre contrastive loss as a function; see `HCCLoss`."""
     check_matrix("x", x)
     check_integers("labels", labels, len(x))
-    check_positive("margin", margin)
     check_option("distance", distance, ("euclidean", "kl"))
     check_option("centers", centers, ("shared", "cross"))
     check_option("negatives", negatives, ("mean", "sum"))
@@ -32,6 +32,8 @@ def hcc_loss(
         check_integers("modality", modality, len(x))
     elif centers == "cross":
         raise ValueError("modality must be given for centers='cross', got None")
+    margin = PAPER_MARGIN[distance] if margin is None else margin
+    check_positive("margin", margin)
     with torch.autocast(x.device.type, enabled=False):
         return _hcc(at_least_float32(x), labels, modality, margin, distance, centers, negatives, normalize)
 
@@ -49,7 +51,7 @@ def _hcc(
     # A centre for each group of rows: an identity, or an identity in one modality. No group is empty.
     keys = labels[:, None] if centers == "shared" or modality is None else torch.stack([labels, modality], 1)
     groups, index = keys.unique(dim=0, return_inverse=True)
-    member = F.one_hot(index, len(groups)).T.to(x.dtype)  # (M, B)
+    member = (torch.arange(len(groups), device=x.device)[:, None] == index).to(x.dtype)  # (M, B)
     if distance == "euclidean":
         rows = normalize_rows(x) if normalize else x
         mean = member @ rows / member.sum(1, keepdim=True)
@@ -82,7 +84,7 @@ class HCCLoss(nn.Module):
     one modality has no positive centre: its images drop out of the mean; with none left the loss is 0.
 
     Args:
-        margin: ρ; the paper's values are 0.6 for ``"euclidean"`` and 6 for ``"kl"``.
+        margin: ρ, above 0. Default: the paper's values, 0.6 for ``"euclidean"`` and 6 for ``"kl"``.
         distance: ``"euclidean"``: ‖I - C‖ between rows and their means. ``"kl"``: I are logits, D(I, C) =
             KL(softmax(I) ‖ C), and C is the mean of softmax outputs.
         centers: ``"shared"``: an identity's mean over both modalities (ours). ``"cross"``: its mean over the images of
@@ -102,18 +104,19 @@ class HCCLoss(nn.Module):
     def __init__(
         self,
         *,
-        margin: float = 0.6,
+        margin: float | None = None,
         distance: Literal["euclidean", "kl"] = "euclidean",
         centers: Literal["shared", "cross"] = "shared",
         negatives: Literal["mean", "sum"] = "mean",
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        check_positive("margin", margin)
         check_option("distance", distance, ("euclidean", "kl"))
         check_option("centers", centers, ("shared", "cross"))
         check_option("negatives", negatives, ("mean", "sum"))
-        self.margin, self.distance, self.centers = margin, distance, centers
+        self.margin = PAPER_MARGIN[distance] if margin is None else margin
+        check_positive("margin", self.margin)
+        self.distance, self.centers = distance, centers
         self.negatives, self.normalize = negatives, normalize
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:

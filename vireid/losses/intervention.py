@@ -118,6 +118,7 @@ def query_gallery_cross_entropy(query: Tensor, gallery: Tensor, labels: Tensor, 
     The paper does not say how the two are weighed. Ours is the mean over the 2B rows of H2FT; halves keep that weight
     where GFT's unbalanced groups hold many more gallery rows than queries.
     """
+    labels = labels.long()
     loss = F.cross_entropy(at_least_float32(query), labels)
     if len(gallery):  # a batch of one modality has no unbalanced groups, hence no gallery rows
         loss = (loss + F.cross_entropy(at_least_float32(gallery), labels[gallery_index])) / 2

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count
+from vireid._checks import check_count, check_integers
 from vireid._ops import at_least_float32
 from vireid.losses import HCCLoss
 from vireid.nn import BNNeck
@@ -24,25 +24,42 @@ class BaselineOutput(NamedTuple):
 
 
 class Baseline(nn.Module):
-    """Backbone, global average pooling, BNNeck, classifier without bias (CIFT §4.1).
+    """Backbone, average pooling, BNNeck, classifier without bias (CIFT §4.1).
 
     Args:
-        backbone: any module (B, 3, H, W) -> (B, d, h, w), shared by both modalities.
+        backbone: any module (B, 3, H, W) -> (B, c, h, w), shared by both modalities.
         identities: number C of training identities.
-        dim: d; default: the backbone's ``out_channels``.
+        dim: feature size d, c · rows · columns of the grid. Default: c is the backbone's ``out_channels``.
+        grid: (rows, columns) that the map is averaged to before its cells are stacked. Default: the backbone's
+            ``grid`` where it has one, else (1, 1), which is global average pooling as in the paper.
+
+    Raises:
+        ValueError: if the size is neither given nor known, or, when called, if the backbone returns another one.
     """
 
-    def __init__(self, backbone: nn.Module, identities: int, *, dim: int | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        identities: int,
+        *,
+        dim: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         check_count("identities", identities)
-        self.dim = feature_size(backbone, dim)
+        self.grid = feature_grid(backbone) if grid is None else grid
+        self.dim = feature_size(backbone, grid) if dim is None else dim
         self.backbone = backbone
         self.neck = BNNeck(self.dim)
         self.classifier = classifier(self.dim, identities)
 
     def forward(self, images: Tensor, modality: Tensor) -> BaselineOutput:
         """Embed ``images`` (B, 3, H, W); ``modality`` (B,) is not used: both modalities share every weight."""
-        features = self.neck(self.backbone(images).mean((2, 3)))
+        maps = self.backbone(images)
+        cells = self.grid[0] * self.grid[1]
+        if maps.ndim != 4 or maps.shape[1] * cells != self.dim:
+            raise ValueError(f"backbone must return (B, {self.dim // cells}, h, w), got {tuple(maps.shape)}")
+        features = self.neck(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
         return BaselineOutput(features, self.classifier(features))
 
 
@@ -56,8 +73,9 @@ class BaselineCriterion(nn.Module):
 
     def forward(self, output: BaselineOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Named losses and their sum ``"total"``; labels (B,), modality (B,)."""
+        check_integers("labels", labels, len(output.features))
         losses = {
-            "ce": F.cross_entropy(at_least_float32(output.logits), labels),
+            "ce": F.cross_entropy(at_least_float32(output.logits), labels.long()),
             "hcc_features": self.feature_hcc(output.features, labels, modality),
             "hcc_logits": self.logit_hcc(output.logits, labels, modality),
         }
@@ -71,13 +89,27 @@ def classifier(dim: int, identities: int) -> nn.Linear:
     return layer
 
 
-def feature_size(backbone: nn.Module, dim: int | None) -> int:
-    """``dim``, or the backbone's ``out_channels`` where it is None; ValueError where there is neither."""
-    size = getattr(backbone, "out_channels", None) if dim is None else dim
-    if size is None:
+def feature_grid(backbone: nn.Module) -> tuple[int, int]:
+    """The backbone's own ``grid``, or (1, 1)."""
+    rows, columns = getattr(backbone, "grid", (1, 1))
+    return rows, columns
+
+
+def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None) -> int:
+    """Size d of the features that a model makes from the backbone's map: its channels times the cells of the grid.
+
+    Args:
+        backbone: a module with the attribute ``out_channels``, and ``grid`` if its cells are to be stacked.
+        grid: (rows, columns) instead of the backbone's own.
+
+    Raises:
+        ValueError: if the backbone does not say its channels.
+    """
+    channels = getattr(backbone, "out_channels", None)
+    if channels is None:
         raise ValueError("dim must be given for a backbone without the attribute out_channels, got None")
-    check_count("dim", size)
-    return int(size)
+    rows, columns = feature_grid(backbone) if grid is None else grid
+    return int(channels) * rows * columns
 
 
 def sum_losses(losses: dict[str, Tensor]) -> Tensor:

@@ -33,18 +33,30 @@ class CIFT(nn.Module):
     """`Baseline` with a graph feature transfer on its features and a second classifier W_g (CIFT §4).
 
     Args:
-        backbone: any module (B, 3, H, W) -> (B, d, h, w), shared by both modalities.
+        backbone: any module (B, 3, H, W) -> (B, c, h, w), shared by both modalities.
         identities: number C of training identities.
-        dim: d; default: the backbone's ``out_channels``.
-        transfer: `H2FT` (default) or `GFT` of size d.
+        dim: feature size d, as in `Baseline`.
+        grid: of the pooling, as in `Baseline`.
+        transfer: `H2FT` (default) or `GFT`, of size d (`feature_size`).
+
+    Raises:
+        ValueError: as `Baseline`, or if the transfer is of another size.
     """
 
     def __init__(
-        self, backbone: nn.Module, identities: int, *, dim: int | None = None, transfer: FeatureTransfer | None = None
+        self,
+        backbone: nn.Module,
+        identities: int,
+        *,
+        dim: int | None = None,
+        grid: tuple[int, int] | None = None,
+        transfer: FeatureTransfer | None = None,
     ) -> None:
         super().__init__()
-        self.baseline = Baseline(backbone, identities, dim=dim)
+        self.baseline = Baseline(backbone, identities, dim=dim, grid=grid)
         self.transfer: FeatureTransfer = H2FT(self.baseline.dim) if transfer is None else transfer
+        if self.transfer.dim != self.baseline.dim:
+            raise ValueError(f"transfer must be of size {self.baseline.dim} as the features, got {self.transfer.dim}")
         self.graph_classifier = classifier(self.baseline.dim, identities)
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
@@ -56,7 +68,10 @@ class CIFT(nn.Module):
 
 
 class CIFTCriterion(nn.Module):
-    """L = L_b + CE(Y_g) + HCC_kl(Y_g) + L_tie (CIFT, Eq. 7, 11-14), averaged over query and gallery rows.
+    """L = L_b + CE(Y_g) + HCC_kl(Y_g) + L_tie (CIFT, Eq. 7, 11-14).
+
+    Y_g has a row for each image as query and one for it as gallery image; both count alike (ours). Where GFT's
+    unbalanced groups give a gallery image many rows, CE takes their mean loss and HCC their mean logits.
 
     Args:
         model: the `CIFT` whose transfer and classifier L_tie shares. It is not registered here: its parameters stay
@@ -77,10 +92,11 @@ class CIFTCriterion(nn.Module):
         losses = self.backbone_terms(BaselineOutput(output.features, output.logits), labels, modality)
         losses.pop("total")
         losses["graph_ce"] = query_gallery_cross_entropy(output.query_logits, output.gallery_logits, labels, index)
+        gallery, image = _mean_rows(output.gallery_logits, index)
         losses["graph_hcc"] = self.graph_hcc(
-            torch.cat([output.query_logits, output.gallery_logits]),
-            torch.cat([labels, labels[index]]),
-            torch.cat([modality, modality[index]]),
+            torch.cat([output.query_logits, gallery]),
+            torch.cat([labels, labels[image]]),
+            torch.cat([modality, modality[image]]),
         )
         if self.cri is not None:
             transfer, graph_classifier = self._shared
@@ -88,3 +104,10 @@ class CIFTCriterion(nn.Module):
                 transfer, output.features, modality, graph_classifier, labels, output=output.transfer
             )
         return losses | {"total": sum_losses(losses)}
+
+
+def _mean_rows(rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the rows (R, C) of each image in ``index`` (R,), and the images, ascending."""
+    images, place = index.unique(return_inverse=True)
+    member = (torch.arange(len(images), device=index.device)[:, None] == place).to(rows.dtype)
+    return member @ rows / member.sum(1, keepdim=True), images

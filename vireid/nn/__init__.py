@@ -5,6 +5,6 @@ from vireid.nn.h2ft import H2FT
 from vireid.nn.necks import BNNeck
 from vireid.nn.resnet import resnet50
 from vireid.nn.small import SmallBackbone
-from vireid.nn.transfer import H2FTOutput
+from vireid.nn.transfer import FeatureTransfer, H2FTOutput
 
-__all__ = ["GFT", "H2FT", "BNNeck", "H2FTOutput", "SmallBackbone", "resnet50"]
+__all__ = ["GFT", "H2FT", "BNNeck", "FeatureTransfer", "H2FTOutput", "SmallBackbone", "resnet50"]

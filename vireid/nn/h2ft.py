@@ -50,7 +50,7 @@ class H2FT(FeatureTransfer):
         return het, hom, torch.arange(len(values), device=values.device)
 
     def transfer(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-        """Inference: each query alone with the gallery, exactly as a loop over single queries (spec: CIFT §4.2).
+        """Inference: each query alone with the gallery, exactly as a loop over single queries (CIFT §3.1, §4.2).
 
         ``v`` runs on its running statistics whatever the module's mode. Memory is O((Nq + Ng)(d + k)) and one block.
 

@@ -96,11 +96,14 @@ class FeatureTransfer(nn.Module, ABC):
             check_finite(name, x)
         if not len(gallery):
             raise ValueError("gallery must hold at least one image, got 0 rows")
-        with torch.no_grad():
+        if query.device != gallery.device or query.dtype != gallery.dtype:
+            kinds = f"{query.dtype} on {query.device} and {gallery.dtype} on {gallery.device}"
+            raise ValueError(f"query and gallery must have one dtype and one device, got {kinds}")
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            dtype = next(self.value.parameters(), query).dtype  # without autocast, v takes its own dtype only
             with evaluation_mode(self.value):
-                values = at_least_float32(self.value(query)), at_least_float32(self.value(gallery))
-            with torch.autocast(query.device.type, enabled=False):
-                yield values
+                values = self.value(query.to(dtype)), self.value(gallery.to(dtype))
+            yield at_least_float32(values[0]), at_least_float32(values[1])
 
     def _transfer_query(self, query: Tensor, gallery: Tensor) -> Tensor:
         """f_q of each query alone with the gallery (§1.2): itself and its k - 1 nearest gallery images."""
@@ -116,7 +119,8 @@ def propagate(het: Tensor, hom: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
     """Both products of Eq. 2, (A_het v(X), A_hom v(X)), summed in at least float32, in the dtype of ``values``."""
     with torch.autocast(values.device.type, enabled=False):
         v = at_least_float32(values)
-        return (het @ v).to(values.dtype), (hom @ v).to(values.dtype)
+        query = (het @ v).to(values.dtype)
+        return query, query if hom is het else (hom @ v).to(values.dtype)
 
 
 def eye(like: Tensor) -> Tensor:

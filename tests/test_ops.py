@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from vireid import _checks
+from vireid._checks import check_count, check_finite, check_positive
+from vireid._files import written_whole
+from vireid._ops import at_least_float32, evaluation_mode, masked_mean, normalize_rows
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e19, 1e30])
+def test_normalized_rows_do_not_depend_on_the_scale(scale):
+    x = torch.randn(5, 7)
+    assert_close(normalize_rows(x * scale), x / x.norm(dim=1, keepdim=True))
+
+
+def test_normalizing_a_zero_row_keeps_it_and_its_gradient_moderate():
+    x = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 4.0]], requires_grad=True)
+    y = normalize_rows(x)
+    assert y.tolist() == [[0.0, 0.0, 0.0], [pytest.approx(0.6), 0.0, pytest.approx(0.8)]]
+    y.sum().backward()
+    assert x.grad[0].abs().max() <= 1
+
+
+def test_normalizing_has_the_true_gradient():
+    x = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(normalize_rows, x)
+    assert normalize_rows(torch.empty(0, 4)).shape == (0, 4)
+    assert normalize_rows(torch.empty(2, 0)).shape == (2, 0)
+
+
+def test_masked_mean_of_nothing_is_zero_and_keeps_nan_out():
+    x = torch.tensor([[1.0, torch.nan, 3.0], [torch.nan] * 3])
+    mask = torch.tensor([[True, False, True], [False] * 3])
+    assert masked_mean(x, mask, 1).tolist() == [2.0, 0.0]
+
+
+def test_evaluation_mode_restores_each_part_even_after_an_error():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)).eval())
+    before = [part.training for part in net.modules()]
+
+    def fail() -> None:
+        with evaluation_mode(net):
+            assert not any(part.training for part in net.modules())
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert [part.training for part in net.modules()] == before
+
+
+def test_precision_is_raised_never_lowered():
+    kinds = {torch.half: torch.float, torch.bfloat16: torch.float, torch.float: torch.float, torch.double: torch.double}
+    for given, expected in kinds.items():
+        assert at_least_float32(torch.ones(1, dtype=given)).dtype == expected
+
+
+def test_finite_is_checked_in_blocks_and_the_row_is_named(monkeypatch):
+    monkeypatch.setattr(_checks, "_BLOCK", 8)
+    x = torch.zeros(9, 4)
+    check_finite("x", x)
+    check_finite("x", torch.empty(0, 4))
+    x[6, 1], x[8, 0] = torch.nan, -torch.inf
+    with pytest.raises(ValueError, match="x must be finite, got NaN or an infinity in 2 of 9 rows, first in row 6"):
+        check_finite("x", x)
+
+
+def test_counts_and_positive_numbers():
+    check_count("k", np.int64(3))
+    check_positive("tau", np.float32(0.5))
+    for value, error in ((True, TypeError), (2.0, TypeError), ("4", TypeError), (0, ValueError)):
+        with pytest.raises(error, match="k must be"):
+            check_count("k", value)
+    for value, error in (("a", TypeError), (0.0, ValueError), (float("inf"), ValueError), (float("nan"), ValueError)):
+        with pytest.raises(error, match="tau must be"):
+            check_positive("tau", value)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("old")
+
+    def fail() -> None:
+        with written_whole(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
