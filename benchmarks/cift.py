@@ -185,7 +185,8 @@ def state_of(run: Run) -> str:
     if not checkpoint.exists():
         return "new"
     state = common.load_checkpoint(checkpoint)
-    old = state["config"] | {"root": json.loads(source.read_text())["root"] if source.exists() else None}
+    old = {k: v for k, v in state["config"].items() if k in train_cift.SETTINGS}
+    old |= {"root": json.loads(source.read_text())["root"] if source.exists() else None}
     new = run.config | source_of(run)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:

@@ -1,12 +1,12 @@
 """What the example scripts share: options, data, features, evaluation, checkpoints and their files."""
 
 import argparse
+import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -114,16 +114,25 @@ def evaluate(
                     rerank_name="none",
                 )
             )
-    return replace(Report.merge(reports), dataset=arguments.dataset)
+    return Report.merge(reports)
 
 
 def write_results(
-    report: Report, dataset: Dataset, features: Tensor, distance: Distance | None, output: Path, queries: int = 8
+    report: Report,
+    dataset: Dataset,
+    features: Tensor,
+    distance: Distance | None,
+    arguments: argparse.Namespace,
+    trained_on: str,
+    queries: int = 8,
 ) -> None:
-    """Print the table; write metrics.json, cmc.png and ranked.png into ``output``."""
+    """Print the table; write metrics.json, cmc.png and ranked.png into ``--output``."""
     print(report)
+    output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    report.save(output / "metrics.json")
+    names = {"dataset": arguments.dataset, "protocol": report.dataset, "trained_on": trained_on}
+    text = json.dumps(names | {"rows": report.to_dict()["rows"]}, indent=1) + "\n"
+    write_whole(output / "metrics.json", lambda file: file.write(text.encode()))
     curves = {f"{row.direction.replace('_', ' ')}, {row.features}": torch.tensor(row.cmc) for row in report.rows}
     cmc_curves(curves, output / "cmc.png")
     draw_ranked(dataset, features, distance, output / "ranked.png", queries)
@@ -154,13 +163,23 @@ def draw_ranked(dataset: Dataset, features: Tensor, distance: Distance | None, p
     )
 
 
+def trained_on(config: Mapping[str, Any]) -> str:
+    """The data that a checkpoint's training identities come from, in words."""
+    return str(config["dataset"]) + ("" if config["dataset"] == "sysu" else f", trial {config['trial']}")
+
+
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` whole or not at all: beside ``path`` first, then in its place."""
+    """Write a checkpoint whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: torch.save(dict(state), file))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in its place; if it fails, ``path`` stays as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(dict(state), file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

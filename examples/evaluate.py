@@ -43,7 +43,10 @@ def main() -> None:
     features = common.extract_features(model, dataset, workers=arguments.workers)
     ways = distances(model)
     report = common.evaluate(dataset, features, ways, arguments)
-    common.write_results(report, dataset, features, list(ways.values())[-1], arguments.output)
+    same_data = arguments.dataset == config["dataset"]
+    if same_data and (arguments.split == "all" or arguments.trial != config["trial"]):
+        print("if --root holds the data it was trained on, these figures include its training identities")
+    common.write_results(report, dataset, features, list(ways.values())[-1], arguments, common.trained_on(config))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python examples/train_cift.py                          # draws synthetic pedestrians, trains, evaluates
     python examples/train_cift.py --dataset regdb --root RegDB --trial 3 --ablation baseline
     python examples/train_cift.py --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet \
-        --size 288 144 --epochs 120 --optimizer sgd --lr 0.1
+        --size 288 144 --epochs 120 --optimizer sgd --lr 0.1 --backbone-lr 0.1 --schedule steps --precision 16-mixed
 
 Into --output go checkpoint.pt (whole, after each epoch), TensorBoard logs, metrics.json, cmc.png and ranked.png.
 """
@@ -146,8 +146,10 @@ def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
         if value < minimum:
             raise ValueError(f"{option} must be at least {minimum}, got {value}")
     size = (arguments.size[0], arguments.size[1])
-    dataset = common.open_dataset(arguments, "train", size)
+    with fabric.rank_zero_first():  # the first process draws synthetic data, the others find them there
+        dataset = common.open_dataset(arguments, "train", size)
     config = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
+    config["images"] = len(dataset)  # says that it is the same data, wherever they lie
     checkpoint = arguments.output / "checkpoint.pt"
     state = common.resumable(checkpoint, config, resume=arguments.resume)
 
@@ -231,7 +233,8 @@ def main() -> None:
         features = common.extract_features(model, test, workers=arguments.workers)
         ways = distances(model)
         report = common.evaluate(test, features, ways, arguments)
-        common.write_results(report, test, features, list(ways.values())[-1], arguments.output)
+        trained_on = common.trained_on(vars(arguments))
+        common.write_results(report, test, features, list(ways.values())[-1], arguments, trained_on)
 
 
 if __name__ == "__main__":

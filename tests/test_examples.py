@@ -179,7 +179,7 @@ def test_checkpoint_is_plain_whole_and_readable_by_others(trained, tmp_path):
     state = load(trained)
     assert state["epoch"] == 2
     assert state["identities"] == 4
-    assert state["config"].keys() <= set(train_cift.SETTINGS)
+    assert state["config"].keys() <= {*train_cift.SETTINGS, "images"}
     assert {name for name in state["criterion"] if "X_" in name} == {"cri.X_mu", "cri.X_rho"}
     other = tmp_path / "other"
     other.touch()
