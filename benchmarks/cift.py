@@ -47,7 +47,8 @@ from vireid._ops import evaluation_mode, normalize_rows  # noqa: E402
 from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin  # noqa: E402
 from vireid.models import CIFT  # noqa: E402
 from vireid.nn import GFT, H2FT  # noqa: E402
-from vireid.protocols import METRICS, RegDB  # noqa: E402
+from vireid.protocols import RegDB  # noqa: E402
+from vireid.report import METRICS  # noqa: E402
 
 ROWS = {"baseline": "Baseline", "gft": "+ GFT", "ubs": "+ UBS", "h2g": "+ H2G", "cri": "CIFT"}
 DIRECTIONS: tuple[Literal["visible_to_infrared", "infrared_to_visible"], ...] = (

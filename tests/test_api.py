@@ -12,7 +12,7 @@ import pytest
 import vireid
 
 PACKAGE = Path(vireid.__file__).parent
-PUBLIC = ["nn", "losses", "neighbors", "metrics", "protocols", "data", "models", "plots"]
+PUBLIC = ["nn", "losses", "neighbors", "metrics", "protocols", "report", "data", "models", "plots"]
 OPTIONAL = ["PIL", "faiss", "kornia", "lightning_fabric", "matplotlib", "tensorboard", "timm", "torchvision", "tqdm"]
 
 # A part may import those named here and itself. Root: the constants of vireid/__init__.py, which imports nothing.
@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "losses": BASE | {"neighbors", "ot", "nn"},  # nn: CRILoss computes a graph layer's output again
     "rerank": BASE | {"neighbors", "nn"},  # nn: graph_transfer ranks with H2FT or GFT
     "metrics": BASE | {"neighbors"},
-    "protocols": BASE | {"neighbors", "metrics", "rerank"},
+    "report": BASE,
+    "protocols": BASE | {"neighbors", "metrics", "rerank", "report"},
     "data": BASE,
     "models": BASE | {"nn", "losses"},
     "plots": BASE | {"metrics"},
@@ -40,7 +41,8 @@ PROMISED = {
     "losses": ["CRILoss", "HCCLoss", "hcc_loss"],
     "neighbors": ["topk"],
     "metrics": ["RankMetrics", "affinity_error_rate", "affinity_quality", "feature_margin", "rank_metrics"],
-    "protocols": ["SYSUMM01", "RegDB"],
+    "protocols": ["SYSUMM01", "RegDB", "Report"],
+    "report": ["Report", "ReportRow"],
     "data": ["CrossModalIdentitySampler", "RegDBDataset", "SYSUMM01Dataset", "generate_synthetic"],
     "models": ["Baseline", "BaselineCriterion", "CIFT", "CIFTCriterion"],
     "plots": ["cmc_curves", "ranked_lists"],
