@@ -10,6 +10,7 @@ Into --output go checkpoint.pt (whole, after each epoch), TensorBoard logs, metr
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--detach-values", action="store_true", help="CRI trains the affinities only")
     group = parser.add_argument_group("training")
     group.add_argument("--size", type=int, nargs=2, default=[64, 32], metavar=("H", "W"))
-    group.add_argument("--epochs", type=int, default=60, help="0: evaluate the model as it is built")
-    group.add_argument("--batches", type=int, help="batches an epoch (default: every image about once)")
+    group.add_argument("--epochs", type=int, default=20, help="0: evaluate the model as it is built")
+    group.add_argument("--batches", type=int, help="batches an epoch (default: every image about once, at least 64)")
     group.add_argument("--identities", type=int, default=8, help="P, identities in a batch")
     group.add_argument("--per-modality", type=int, default=4, help="K, images of an identity and modality in a batch")
     group.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
@@ -140,6 +141,23 @@ def build_optimizer(step: Step, arguments: argparse.Namespace) -> torch.optim.Op
     return torch.optim.AdamW(listed, lr=arguments.lr)
 
 
+def build_sampler(dataset: common.Dataset, arguments: argparse.Namespace, fabric: Fabric) -> CrossModalIdentitySampler:
+    """Batches of P identities; an epoch sees every image about once, and has 64 batches at least."""
+    sampler = partial(
+        CrossModalIdentitySampler,
+        dataset.labels,
+        dataset.modality,
+        identities=arguments.identities,
+        per_modality=arguments.per_modality,
+        seed=arguments.seed,
+        rank=fabric.global_rank,
+        replicas=fabric.world_size,
+    )
+    if arguments.batches is not None:
+        return sampler(batches=arguments.batches)
+    return sampler(batches=max(len(sampler()), 64 // fabric.world_size))
+
+
 def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
     """Train, or go on training; returns the model in evaluation mode."""
     for option, value, minimum in (("--epochs", arguments.epochs, 0), ("--seed", arguments.seed, 0)):
@@ -166,16 +184,7 @@ def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
 
-    sampler = CrossModalIdentitySampler(
-        dataset.labels,
-        dataset.modality,
-        identities=arguments.identities,
-        per_modality=arguments.per_modality,
-        batches=arguments.batches,
-        seed=arguments.seed,
-        rank=fabric.global_rank,
-        replicas=fabric.world_size,
-    )
+    sampler = build_sampler(dataset, arguments, fabric)
     loader = fabric.setup_dataloaders(
         DataLoader(dataset, batch_sampler=sampler, num_workers=arguments.workers), use_distributed_sampler=False
     )

@@ -75,7 +75,7 @@ class CIFTCriterion(nn.Module):
 
     Args:
         model: the `CIFT` whose transfer and classifier L_tie shares. It is not registered here: its parameters stay
-            the model's alone.
+            the model's alone. So copy both together, or make a new criterion for a copied model.
         cri: the loss L_tie, trained with the model (it has parameters); None leaves it out.
     """
 
