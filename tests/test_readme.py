@@ -1,5 +1,6 @@
 """The README's Python blocks run in order, as a reader would paste them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -26,3 +27,26 @@ def test_the_first_two_blocks_are_one_command_each() -> None:
         assert block.count("\n") == 1
         assert "-c constraints.txt" in block
         assert "&&" in block
+
+
+def test_no_page_holds_a_placeholder() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"\b[A-Z]+_GO_HERE\b|\bTODO\b|^(TABLE|READING|HEADS|TRANSFER)$", page.read_text(), re.M), (
+            page
+        )
+
+
+def test_the_results_in_the_pages_are_the_recorded_ones() -> None:
+    content = json.loads((ROOT / "benchmarks/results/cift.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in content["rows"] if not row["post_processing"]}
+    for page in ("README.md", "docs/results.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name in ("Baseline", "+ GFT", "+ UBS", "+ H2G", "CIFT†", "CIFT"):
+            line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+            shown = [float(number) for number in re.findall(r"(\d+\.\d+) ±", line)]
+            recorded = [
+                rows[name]["results"][direction][metric]["mean"]
+                for direction in ("visible_to_infrared", "infrared_to_visible")
+                for metric in ("rank1", "mAP")
+            ]
+            assert shown == pytest.approx(recorded, abs=0.006)
