@@ -295,12 +295,9 @@ def diagnose(model: nn.Module, features: Tensor, dataset: common.Dataset) -> dic
     """
     transfer = model.transfer if isinstance(model, CIFT) else None
     rows = features
+    graph = transfer if isinstance(transfer, H2FT) else None
     if isinstance(transfer, GFT):
-        graph: nn.Module | None = H2FT(
-            transfer.dim, k=transfer.k, tau_hom=transfer.tau, tau_het=transfer.tau, value=transfer.value
-        )
-    else:
-        graph = transfer
+        graph = H2FT(transfer.dim, k=transfer.k, tau_hom=transfer.tau, tau_het=transfer.tau, value=transfer.value)
     if transfer is not None:
         with evaluation_mode(transfer):
             rows = transfer.value(features)
@@ -321,7 +318,7 @@ def diagnose(model: nn.Module, features: Tensor, dataset: common.Dataset) -> dic
         both = torch.cat([rows[q], rows[g]])[few]
         results["Q_X"] = feature_margin(normalize_rows(both), names[few])
         if graph is not None:
-            moved = torch.cat(graph.transfer(features[q], features[g]))[few]  # type: ignore[operator]
+            moved = torch.cat(graph.transfer(features[q], features[g]))[few]
             results["Q_Y"] = feature_margin(normalize_rows(moved), names[few])
         for name, value in results.items():
             found.setdefault(name, []).append(value)

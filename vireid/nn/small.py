@@ -68,7 +68,7 @@ class SmallBackbone(nn.Module):
 
     With a few thousand images and no pre-training, a network that has to discover which differences between the
     modalities do not matter learns its training identities by heart. This one starts from edges, which both modalities
-    share: it ranks well before it is trained, and training improves it by less than it would a network without priors.
+    share, and ranks well before it is trained.
 
     Args:
         directions: of the gradients; see `OrientedGradients`.
