@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vireid import neighbors
+from vireid.neighbors import search as neighbors
 from vireid.neighbors import topk
 
 METRICS = ("cosine", "euclidean", "dot")
@@ -142,13 +142,13 @@ def test_a_low_precision_product_is_noticed(monkeypatch):
     r = torch.Generator().manual_seed(6)
     q, g = torch.randn(60, 8, generator=r), torch.randn(4000, 8, generator=r)
     wanted = topk(q, g, 5)
-    prepare = neighbors._prepare
+    prepare = neighbors.search._prepare
 
     def coarse(*args, **settings):
         rows = prepare(*args, **settings)
         return rows._replace(proposal=(rows.proposal * 32).round() / 32)
 
-    monkeypatch.setattr(neighbors, "_prepare", coarse)
+    monkeypatch.setattr(neighbors, "prepare", coarse)
     monkeypatch.setattr(neighbors, "_PAD", 1)
     got = topk(q, g, 5)
     assert torch.equal(got[0], wanted[0])

@@ -1,0 +1,359 @@
+"""Exact nearest neighbours with a defined order: the same answer from every backend, block size and batch of queries.
+
+A fast float32 product proposes candidates; their scores are then computed again in float64, pair by pair, by
+operations whose result depends on nothing but the two rows. A bound on the product's rounding error says which rows
+are settled by that; the others (many ties, duplicates, zero rows) get every gallery row the bound cannot rule out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vireid._arrays import Array, same_kind, to_matrix
+from vireid._checks import check_count, check_finite, check_option
+
+__all__ = ["Found", "Rows", "neighbours_within", "prepare", "search", "topk"]
+
+Metric = Literal["cosine", "euclidean", "dot"]
+
+_PAD = 8  # candidates beyond k: enough to settle all rows without unusually many near ties
+_BLOCK_BYTES = 2**25  # of one block of products
+_TILE = 2048  # rows of a block of products of a set with itself, on the CPU: 16 MiB in float32, which a cache holds
+
+
+class Rows(NamedTuple):
+    """Rows as given and what both kinds of score need of them."""
+
+    given: Tensor  # (N, d)
+    length: Tensor  # (N,) float64
+    proposal: Tensor  # (N, d) or (N, d+1), float32 or float64: proposal_q @ proposal_g grows with nearness
+
+
+class Found(NamedTuple):
+    """What `search` found for a block of b queries."""
+
+    rows: slice  # of the queries
+    product: Tensor | None  # (b, Ng) of the proposals, for cosine the cosines; None where another index proposed
+    scores: Tensor  # (b, k) float64, descending: cosine, inner product, or minus the squared distance
+    indices: Tensor  # (b, k)
+
+
+def topk(
+    query: Array,
+    gallery: Array,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    backend: Literal["auto", "torch", "faiss"] = "auto",
+    block: int | None = None,
+) -> tuple[Any, Any]:
+    """The ``k`` nearest gallery rows of each query, nearest first, ties by gallery index.
+
+    Scores are computed in float64 from the rows as given and ordered by (score, gallery index) before they are
+    rounded, so the answer is exact: it does not depend on the backend, on ``block``, or on the other queries.
+    Memory is O(Nq k) and one block; no (Nq, Ng) matrix is kept. Time is that of the product, unless most rows are
+    near-duplicates of each other (collapsed features): then all of them are scored in float64, many times slower.
+
+    Args:
+        query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
+        gallery: (Ng, d), on the query's device.
+        k: neighbours wanted, at least 1; more than Ng means all of them.
+        metric: "cosine" (similarity in [-1, 1], 0 for a zero row), "dot" (inner product) or "euclidean" (the
+            distance itself, not its square).
+        backend: "torch" works on any device, "faiss" on the CPU; "auto" is "torch".
+        block: queries worked on at once. Default: as many as keep a block of products at 32 MiB.
+
+    Returns:
+        values (Nq, k') and indices (Nq, k') int64, k' = min(k, Ng). Values descend for "cosine" and "dot" and ascend
+        for "euclidean"; they are float64 if either input is, else float32. NumPy arrays if ``query`` is one.
+
+    Raises:
+        ValueError: for an empty gallery, sizes or devices that do not match, ``k`` or ``block`` below 1, an unknown
+            option, NaN or an infinity.
+        TypeError: for anything but floating-point matrices and integer ``k`` and ``block``.
+        ImportError: if ``backend="faiss"`` and faiss is not installed.
+
+    Example:
+        >>> values, indices = topk(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [3.0, 0.0], [1.0, 0.0]]), 2)
+        >>> values.tolist(), indices.tolist()
+        ([[1.0, 1.0]], [[1, 2]])
+    """
+    q = to_matrix("query", query)
+    g = to_matrix("gallery", gallery, columns=q.shape[1])
+    check_count("k", k)
+    check_option("metric", metric, ("cosine", "euclidean", "dot"))
+    check_option("backend", backend, ("auto", "torch", "faiss"))
+    if block is not None:
+        check_count("block", block)
+    if len(g) == 0:
+        raise ValueError("gallery must hold at least one row, got shape " + str(tuple(g.shape)))
+    if q.device != g.device:
+        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
+    if backend == "faiss" and q.device.type != "cpu":
+        raise ValueError(f"backend='faiss' needs tensors on the CPU, got {q.device}; use backend='torch'")
+    check_finite("query", q)
+    check_finite("gallery", g)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+    return same_kind(values, query), same_kind(indices, query)
+
+
+def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int | None) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
+    proposal_dtype = torch.float32 if backend == "faiss" else dtype
+    queries, rows = prepare(q, metric, proposal_dtype, gallery=False), prepare(g, metric, proposal_dtype, gallery=True)
+    propose = _faiss_proposer(rows.proposal, min(k + _PAD, len(g))) if backend == "faiss" else None
+    values = torch.empty(len(q), k, dtype=dtype, device=q.device)
+    indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
+    for found in search(queries, rows, k, metric, block=block, propose=propose):
+        best = found.scores
+        values[found.rows] = best.neg().clamp_min(0).sqrt() if metric == "euclidean" else best
+        indices[found.rows] = found.indices
+    return values, indices
+
+
+def search(
+    queries: Rows,
+    gallery: Rows,
+    k: int,
+    metric: Metric = "cosine",
+    *,
+    block: int | None = None,
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Iterator[Found]:
+    """The exact k nearest of each query, block by block; k is at most the gallery's size.
+
+    Args:
+        queries: prepared rows, with proposals of the gallery's dtype.
+        gallery: prepared rows.
+        k: neighbours wanted.
+        metric: as in `topk`.
+        block: queries of a block.
+        propose: instead of the product, (b, d) proposals -> values and indices of its min(k + 8, Ng) best.
+    """
+    m = min(k + _PAD, len(gallery.given))
+    itemsize = gallery.proposal.dtype.itemsize
+    block = block or max(1, _BLOCK_BYTES // (len(gallery.given) * itemsize))
+    for start in range(0, len(queries.given), block):
+        part = slice(start, min(start + block, len(queries.given)))
+        some = Rows(*(x[part] for x in queries))
+        product = some.proposal @ gallery.proposal.T if propose is None else None
+        proposed, candidates = product.topk(m, dim=1) if product is not None else propose(some.proposal)  # type: ignore[misc]
+        scores, indices, limit = _settle(some, gallery, proposed, candidates, k, metric)
+        rest = limit.isfinite().nonzero().flatten()
+        if len(rest):
+            few = Rows(*(x[rest] for x in some))
+            again = few.proposal @ gallery.proposal.T if product is None else product[rest]
+            scores[rest], indices[rest] = _all_within(few, gallery, again, limit[rest], k, metric)
+        yield Found(part, product, scores, indices)
+
+
+def neighbours_within(
+    rows: Rows, k: int, *, visit: Callable[[slice, slice, Tensor], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The exact k nearest of each row among all rows by cosine, itself first; k is at most their number.
+
+    A product of two blocks of rows serves both, so that half of the N × N products are computed, and none kept.
+
+    Args:
+        rows: N rows, prepared for "cosine".
+        k: neighbours wanted, the row itself included.
+        visit: called with (rows, columns, product) of each block, the part of the upper triangle that was computed. The
+            product may be changed in place only by the caller of this function after the call, never by ``visit``.
+
+    Returns:
+        Cosines (N, k), float64, 1 for the row itself (also where it is zero), and indices (N, k), by descending
+        cosine, ties by index behind the row itself.
+    """
+    n, device = len(rows.given), rows.proposal.device
+    m = min(k + _PAD, n)
+    step = max(_TILE if device.type == "cpu" else 4 * _TILE, 64 * m)
+    # what was found so far; -1 stands for nothing yet, and sorts behind everything
+    best = torch.full((n, m), -torch.inf, dtype=rows.proposal.dtype, device=device)
+    index = torch.zeros((n, m), dtype=torch.int64, device=device)
+
+    def merge(part: slice, product: Tensor, first: int) -> None:
+        value, column = product.topk(min(m, product.shape[1]), dim=1)
+        value, column = torch.cat([best[part], value], 1), torch.cat([index[part], column + first], 1)
+        best[part], chosen = value.topk(m, dim=1)
+        index[part] = column.gather(1, chosen)
+
+    for top in range(0, n, step):
+        part = slice(top, min(top + step, n))
+        for left in range(top, n, step):
+            columns = slice(left, min(left + step, n))
+            product = rows.proposal[part] @ rows.proposal[columns].T
+            if visit is not None:
+                visit(part, columns, product)
+            if left == top:
+                product.fill_diagonal_(torch.inf)
+            else:
+                merge(columns, product.T.contiguous(), top)
+            merge(part, product, left)
+
+    scores = torch.empty(n, k, dtype=torch.float64, device=device)
+    indices = torch.empty(n, k, dtype=torch.int64, device=device)
+    limit = torch.empty(n, dtype=torch.float64, device=device)
+    for start in range(0, n, step):
+        part = slice(start, min(start + step, n))
+        some = Rows(*(x[part] for x in rows))
+        itself = torch.arange(part.start, part.stop, device=device)
+        scores[part], indices[part], limit[part] = _settle(some, rows, best[part], index[part], k, "cosine", itself)
+    rest = limit.isfinite().nonzero().flatten()
+    block = max(1, _BLOCK_BYTES // (n * rows.proposal.dtype.itemsize))
+    for few in rest.split(block):
+        some = Rows(*(x[few] for x in rows))
+        again = some.proposal @ rows.proposal.T
+        again[torch.arange(len(few), device=device), few] = torch.inf
+        scores[few], indices[few] = _all_within(some, rows, again, limit[few], k, "cosine", few)
+    scores[:, 0] = 1
+    return scores, indices
+
+
+def _settle(
+    queries: Rows,
+    gallery: Rows,
+    proposed: Tensor,
+    candidates: Tensor,
+    k: int,
+    metric: Metric,
+    itself: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores again the m candidates (b, m) that a product proposed with the values ``proposed``.
+
+    Returns:
+        The k best scores (b, k) in float64 and their indices, and (b,) the product from which a gallery row may still
+        belong to them: infinite where it is settled that none does, for the others see `_all_within`.
+    """
+    m = candidates.shape[1]
+    proposed = proposed.double()
+    order = candidates.sort(dim=1)  # by gallery index, so that a stable sort by score keeps ties in that order
+    proposed, candidates = proposed.gather(1, order.indices), order.values.clamp_min(0)
+    row = torch.arange(len(candidates), device=candidates.device)[:, None].expand(-1, m)
+    score = _score(queries, gallery, row.reshape(-1), candidates.reshape(-1), metric).view(-1, m)
+    bound, finite = _error_bound(queries, gallery, metric)
+    # TF32 and the like are no part of the bound: the error that is seen here stands in for them
+    difference = (_as_proposal(score, queries.length, metric) - proposed).abs()
+    if itself is not None:
+        mine = candidates == itself[:, None]
+        score, difference = score.masked_fill(mine, torch.inf), difference.masked_fill(mine, 0)
+    error = torch.maximum(bound, 4 * difference.amax(1))
+    kth, last = proposed.topk(k, dim=1).values[:, -1], proposed.amin(1)
+    settled = (finite & (last < kth - 2 * error)) if m < len(gallery.given) else torch.ones_like(finite)
+    best = score.sort(dim=1, descending=True, stable=True)
+    limit = torch.where(finite & kth.isfinite(), kth - 2 * error, torch.finfo(torch.float64).min)
+    limit = limit.masked_fill(settled, torch.inf)
+    return best.values[:, :k], candidates.gather(1, best.indices[:, :k]), limit
+
+
+def _error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
+    """How far a product may be from the score it stands for (b,), and whether it is sure to be finite (b,)."""
+    info = torch.finfo(gallery.proposal.dtype)
+    size = gallery.length.max()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
+    if metric == "cosine":
+        magnitude = torch.ones_like(queries.length)
+    elif metric == "dot":
+        magnitude = queries.length * size
+    else:
+        magnitude = queries.length * size + size.square() / 2
+    bound = (queries.given.shape[1] + 16) * (info.eps / 2 * magnitude + info.smallest_normal)
+    return bound, magnitude < info.max / 4
+
+
+def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> Rows:
+    """Rows (N, d) ready for `search`; ``dtype`` of the proposals, ``gallery`` says on which side they stand."""
+    step = _pairs_at_once(x)
+    length = torch.cat([_sum(part.double().square()).sqrt() for part in x.split(step)] or [x.new_empty(0).double()])
+    if metric == "cosine":
+        proposal = torch.empty(x.shape, dtype=dtype, device=x.device)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            proposal[part] = x[part].double() / torch.where(length[part] > 0, length[part], 1)[:, None]
+    elif metric == "euclidean":  # |q-g|^2 = |q|^2 - 2 (q.g - |g|^2/2), and |q|^2 does not change a query's order
+        last = -length.square() / 2 if gallery else torch.ones_like(length)
+        proposal = torch.cat([x.to(dtype), last.to(dtype)[:, None]], dim=1)
+    else:
+        proposal = x.to(dtype)
+    return Rows(x, length, proposal)
+
+
+def _pairs_at_once(x: Tensor) -> int:
+    """Rows of ``x`` in float64 that a block holds: on the CPU it should stay in a cache, a GPU it should keep busy."""
+    block_bytes = 2**21 if x.device.type == "cpu" else 2**28
+    return max(1, block_bytes // (8 * max(1, x.shape[1])))
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Row sums of ``x`` (N, d) by halving, which it overwrites: elementwise additions only.
+
+    Unlike ``sum`` or a matrix product, the result depends on the row alone, not on its neighbours, its place in
+    memory, the number of threads or the device. So equal rows have equal scores, and ties stay ties.
+    """
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x[:, :half] += x[:, -half:]  # an odd middle column waits for the next round
+        x = x[:, : x.shape[1] - half]
+    return x[:, 0] if x.shape[1] else x.new_zeros(len(x))
+
+
+def _score(q: Rows, g: Rows, row: Tensor, column: Tensor, metric: Metric) -> Tensor:
+    """Scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer; euclidean: minus the square."""
+    d = q.given.shape[1]
+    step = min(_pairs_at_once(q.given), len(row))
+    # one set of buffers for all blocks: fetching fresh memory for each costs more than the arithmetic
+    first, second = q.given.new_empty(step, d), g.given.new_empty(step, d)
+    one, two = (torch.empty(step, d, dtype=torch.float64, device=row.device) for _ in range(2))
+    score = torch.empty(len(row), dtype=torch.float64, device=row.device)
+    for start in range(0, len(row), max(1, step)):
+        n = min(step, len(row) - start)
+        part = slice(start, start + n)
+        one[:n].copy_(torch.index_select(q.given, 0, row[part], out=first[:n]))
+        two[:n].copy_(torch.index_select(g.given, 0, column[part], out=second[:n]))
+        if metric == "euclidean":
+            one[:n].sub_(two[:n]).square_()
+        else:
+            one[:n].mul_(two[:n])
+        score[part] = _sum(one[:n])
+    if metric == "euclidean":
+        score.neg_()
+    if metric == "cosine":
+        length = q.length[row] * g.length[column]
+        score = torch.where(length > 0, score / length, 0)
+    return score
+
+
+def _as_proposal(score: Tensor, length: Tensor, metric: Metric) -> Tensor:
+    return (score + length.square()[:, None]) / 2 if metric == "euclidean" else score
+
+
+def _all_within(
+    q: Rows, g: Rows, product: Tensor, limit: Tensor, k: int, metric: Metric, itself: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k best of every gallery row whose product is not below ``limit``: exact, for the rows _PAD did not settle."""
+    within = ~(product < limit[:, None])  # NaN, from an overflow, stays in
+    row, column = within.nonzero().T  # row by row, gallery indices ascending: stable sorts keep that order within ties
+    score = _score(q, g, row, column, metric)
+    if itself is not None:
+        score = score.masked_fill(column == itself[row], torch.inf)
+    order = score.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    count = within.sum(1)
+    place = (count.cumsum(0) - count)[:, None] + torch.arange(k, device=count.device)
+    return score[order[place]], column[order[place]]
+
+
+def _faiss_proposer(gallery: Tensor, m: int) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("backend='faiss' needs faiss: pip install 'vireid[faiss]'") from error
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery.numpy())
+
+    def propose(query: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = index.search(query.numpy(), m)
+        return torch.from_numpy(values), torch.from_numpy(indices)
+
+    return propose

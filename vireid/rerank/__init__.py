@@ -1,0 +1,1 @@
+"""Re-ranking: better distances from the neighbours of queries and gallery."""
