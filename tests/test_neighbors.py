@@ -142,7 +142,7 @@ def test_a_low_precision_product_is_noticed(monkeypatch):
     r = torch.Generator().manual_seed(6)
     q, g = torch.randn(60, 8, generator=r), torch.randn(4000, 8, generator=r)
     wanted = topk(q, g, 5)
-    prepare = neighbors.search._prepare
+    prepare = neighbors.prepare
 
     def coarse(*args, **settings):
         rows = prepare(*args, **settings)

@@ -142,7 +142,7 @@ def search(
         product = some.proposal @ gallery.proposal.T if propose is None else None
         proposed, candidates = product.topk(m, dim=1) if product is not None else propose(some.proposal)  # type: ignore[misc]
         scores, indices, limit = _settle(some, gallery, proposed, candidates, k, metric)
-        rest = limit.isfinite().nonzero().flatten()
+        rest = (limit < torch.inf).nonzero().flatten()
         if len(rest):
             few = Rows(*(x[rest] for x in some))
             again = few.proposal @ gallery.proposal.T if product is None else product[rest]
@@ -201,7 +201,7 @@ def neighbours_within(
         some = Rows(*(x[part] for x in rows))
         itself = torch.arange(part.start, part.stop, device=device)
         scores[part], indices[part], limit[part] = _settle(some, rows, best[part], index[part], k, "cosine", itself)
-    rest = limit.isfinite().nonzero().flatten()
+    rest = (limit < torch.inf).nonzero().flatten()
     block = max(1, _BLOCK_BYTES // (n * rows.proposal.dtype.itemsize))
     for few in rest.split(block):
         some = Rows(*(x[few] for x in rows))
@@ -225,7 +225,7 @@ def _settle(
 
     Returns:
         The k best scores (b, k) in float64 and their indices, and (b,) the product from which a gallery row may still
-        belong to them: infinite where it is settled that none does, for the others see `_all_within`.
+        belong to them: +inf where it is settled that none does, -inf where any may. For those `_all_within` is there.
     """
     m = candidates.shape[1]
     proposed = proposed.double()
@@ -243,8 +243,7 @@ def _settle(
     kth, last = proposed.topk(k, dim=1).values[:, -1], proposed.amin(1)
     settled = (finite & (last < kth - 2 * error)) if m < len(gallery.given) else torch.ones_like(finite)
     best = score.sort(dim=1, descending=True, stable=True)
-    limit = torch.where(finite & kth.isfinite(), kth - 2 * error, torch.finfo(torch.float64).min)
-    limit = limit.masked_fill(settled, torch.inf)
+    limit = torch.where(finite, kth - 2 * error, -torch.inf).masked_fill(settled, torch.inf)
     return best.values[:, :k], candidates.gather(1, best.indices[:, :k]), limit
 
 
