@@ -20,7 +20,6 @@ Metric = Literal["cosine", "euclidean", "dot"]
 
 _PAD = 8  # candidates beyond k: enough to settle all rows without unusually many near ties
 _BLOCK_BYTES = 2**25  # of one block of products
-_TILE = 2048  # rows of a block of products of a set with itself, on the CPU: 16 MiB in float32, which a cache holds
 
 
 class Rows(NamedTuple):
@@ -160,8 +159,8 @@ def neighbours_within(
     Args:
         rows: N rows, prepared for "cosine".
         k: neighbours wanted, the row itself included.
-        visit: called with (rows, columns, product) of each block, the part of the upper triangle that was computed. The
-            product may be changed in place only by the caller of this function after the call, never by ``visit``.
+        visit: called with (rows, columns, product) of each block; the blocks cover the upper triangle. ``visit`` must
+            leave the product as it is, and not keep it: it is changed after the call.
 
     Returns:
         Cosines (N, k), float64, 1 for the row itself (also where it is zero), and indices (N, k), by descending
@@ -169,8 +168,8 @@ def neighbours_within(
     """
     n, device = len(rows.given), rows.proposal.device
     m = min(k + _PAD, n)
-    step = max(_TILE if device.type == "cpu" else 4 * _TILE, 64 * m)
-    # what was found so far; -1 stands for nothing yet, and sorts behind everything
+    step = _tile(device, m)
+    # what was found so far: nothing, which is behind everything
     best = torch.full((n, m), -torch.inf, dtype=rows.proposal.dtype, device=device)
     index = torch.zeros((n, m), dtype=torch.int64, device=device)
 
@@ -210,6 +209,15 @@ def neighbours_within(
         scores[few], indices[few] = _all_within(some, rows, again, limit[few], k, "cosine", few)
     scores[:, 0] = 1
     return scores, indices
+
+
+def _tile(device: torch.device, m: int) -> int:
+    """Rows of a block of products of a set with itself, for m candidates a row.
+
+    On the CPU a cache should hold it (16 MiB in float32), a GPU it should keep busy; and a selection of m is fast where
+    it is from many times as many.
+    """
+    return max(2048 if device.type == "cpu" else 8192, 64 * m)
 
 
 def _settle(
