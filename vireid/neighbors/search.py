@@ -14,12 +14,13 @@ from torch import Tensor
 from vireid._arrays import Array, same_kind, to_matrix
 from vireid._checks import check_count, check_finite, check_option
 
-__all__ = ["Found", "Rows", "neighbours_within", "prepare", "search", "topk"]
+__all__ = ["Found", "Rows", "neighbours_within", "prepare", "products", "search", "topk"]
 
 Metric = Literal["cosine", "euclidean", "dot"]
 
 _PAD = 8  # candidates beyond k: enough to settle all rows without unusually many near ties
 _BLOCK_BYTES = 2**25  # of one block of products
+_FEW = 4  # queries up to which a product on the CPU is bound by reading the gallery
 
 
 class Rows(NamedTuple):
@@ -138,7 +139,7 @@ def search(
     for start in range(0, len(queries.given), block):
         part = slice(start, min(start + block, len(queries.given)))
         some = Rows(*(x[part] for x in queries))
-        product = some.proposal @ gallery.proposal.T if propose is None else None
+        product = products(some.proposal, gallery.proposal) if propose is None else None
         proposed, candidates = product.topk(m, dim=1) if product is not None else propose(some.proposal)  # type: ignore[misc]
         scores, indices, limit = _settle(some, gallery, proposed, candidates, k, metric)
         rest = (limit < torch.inf).nonzero().flatten()
@@ -209,6 +210,16 @@ def neighbours_within(
         scores[few], indices[few] = _all_within(some, rows, again, limit[few], k, "cosine", few)
     scores[:, 0] = 1
     return scores, indices
+
+
+def products(queries: Tensor, gallery: Tensor) -> Tensor:
+    """``queries @ gallery.T`` (b, Ng) of proposals, also fast for a few queries."""
+    few = queries.device.type == "cpu" and len(queries) <= _FEW
+    if not few or not len(queries):
+        return queries @ gallery.T
+    # with the gallery on the left and two columns at least, memory is read at full speed: three times as fast here
+    q = queries.repeat(2, 1) if len(queries) == 1 else queries
+    return (gallery @ q.T).T[: len(queries)].contiguous()
 
 
 def _tile(device: torch.device, m: int) -> int:
