@@ -4,8 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vireid import metrics
-from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin, rank_metrics
+from vireid.metrics import affinity_error_rate, affinity_quality, diagnostics, feature_margin, rank_metrics, ranking
 
 
 def reference(distance, q_ids, g_ids, q_cams, g_cams, exclude, cmc_over):
@@ -43,20 +42,27 @@ def reference(distance, q_ids, g_ids, q_cams, g_cams, exclude, cmc_over):
     ids=st.integers(1, 5),
     cams=st.integers(1, 4),
     levels=st.integers(1, 12),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
+    part=st.sampled_from([8, 16, 64, 2048]),  # parts of 1 to 512 entries; rows of too many matches stay whole
+    block=st.sampled_from([1, 40, 2**20]),
 )
-def test_equals_the_loop_with_many_ties(exclude, cmc_over, seed, nq, ng, ids, cams, levels):
+def test_equals_the_loop_with_many_ties(exclude, cmc_over, seed, nq, ng, ids, cams, levels, dtype, part, block):
     r = np.random.default_rng(seed)
-    distance = r.integers(-levels, levels, (nq, ng)).astype(float)
+    distance = r.integers(-levels, levels, (nq, ng)).astype(dtype)
+    distance[distance == 0] *= r.choice([-1, 1])  # -0 and 0 are equal
     q_ids, g_ids = r.integers(-1, ids, nq), r.integers(0, ids, ng) * 7
     q_ids = q_ids * 7
     q_cams, g_cams = r.integers(cams, size=nq), r.integers(cams, size=ng)
     arguments = (distance, q_ids, g_ids, q_cams, g_cams)
     wanted = reference(*(x.tolist() for x in arguments), exclude, cmc_over)
-    if not wanted:
-        with pytest.raises(ValueError, match="no query has a true match"):
-            rank_metrics(*arguments, exclude=exclude, cmc_over=cmc_over)
-        return
-    got = rank_metrics(*arguments, exclude=exclude, cmc_over=cmc_over)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_PART_BYTES", part)
+        patch.setattr(ranking, "_BLOCK", block)
+        if not wanted:
+            with pytest.raises(ValueError, match="no query has a true match"):
+                rank_metrics(*arguments, exclude=exclude, cmc_over=cmc_over)
+            return
+        got = rank_metrics(*arguments, exclude=exclude, cmc_over=cmc_over)
     np.testing.assert_allclose(got.cmc, wanted[0], rtol=0, atol=1e-12)
     assert got.mAP == pytest.approx(wanted[1], rel=0, abs=1e-12)
     assert got.mINP == pytest.approx(wanted[2], rel=0, abs=1e-12)
@@ -79,13 +85,30 @@ def test_blocks_gallery_order_and_monotone_maps_do_not_matter(monkeypatch, cmc_o
     order = torch.randperm(len(g), generator=torch.Generator().manual_seed(1))
     moved = rank_metrics(distance[:, order], q, g[order], qc, gc[order], **settings)
     bent = rank_metrics(distance.double() * 3 - 8, q, g, qc, gc, **settings)
-    monkeypatch.setattr(metrics, "_BLOCK", 120)
+    monkeypatch.setattr(ranking, "_BLOCK", 120)
     blocks = rank_metrics(distance, q, g, qc, gc, **settings)
     for other in (moved, bent, blocks):
         assert torch.equal(other.cmc, whole.cmc)
         assert torch.equal(other.average_precision, whole.average_precision)
         assert torch.equal(other.first_match, whole.first_match)
         assert (other.mAP, other.mINP) == (whole.mAP, whole.mINP)
+
+
+@pytest.mark.parametrize(("decimals", "dtype"), [(2, np.float64), (9, np.float32), (9, np.float64)])
+@pytest.mark.parametrize("cmc_over", ["images", "identities"])
+@pytest.mark.parametrize("exclude", [None, "same_camera", "same_id_same_camera"])
+def test_long_rows_equal_the_loop(exclude, cmc_over, decimals, dtype):
+    """Several parts of 512 entries a row, identities of 1 to 300 images, few ties and many."""
+    r = np.random.default_rng(decimals)
+    g_ids = r.permutation(np.repeat([3, -8, 40, 11, 7, 5, 9], [300, 1, 5, 200, 600, 19, 30]))
+    q_ids = np.array([3, 40, -8, 99, 5, 9, 40, 5])
+    q_cams, g_cams = r.integers(3, size=len(q_ids)), r.integers(3, size=len(g_ids))
+    distance = r.normal(size=(len(q_ids), len(g_ids))).round(decimals).astype(dtype)
+    wanted = reference(*(x.tolist() for x in (distance, q_ids, g_ids, q_cams, g_cams)), exclude, cmc_over)
+    got = rank_metrics(distance, q_ids, g_ids, q_cams, g_cams, exclude=exclude, cmc_over=cmc_over)
+    np.testing.assert_allclose(got.cmc, wanted[0], rtol=0, atol=1e-12)
+    assert (got.mAP, got.mINP) == (pytest.approx(wanted[1], abs=1e-12), pytest.approx(wanted[2], abs=1e-12))
+    assert got.first_match[3] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -180,7 +203,7 @@ def test_diagnostics_equal_loops(seed, n, ids, block):
         kept = sorted(range(n), key=lambda j: (-a[i, j], j))[:4]
         wrong += sum((j in kept) != (y[i] == z[j]) for j in range(n))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_BLOCK", block)
+        patch.setattr(diagnostics, "_BLOCK", block)
         assert affinity_error_rate(a, y, z) == pytest.approx(wrong / n**2, abs=1e-12)
         if margins:
             assert feature_margin(x, y) == pytest.approx(np.mean(margins), abs=1e-12)

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vireid import _checks
 from vireid._checks import check_count, check_finite, check_positive
 from vireid._files import written_whole
 from vireid._ops import at_least_float32, evaluation_mode, masked_mean, normalize_rows
@@ -57,8 +56,17 @@ def test_precision_is_raised_never_lowered():
         assert at_least_float32(torch.ones(1, dtype=given)).dtype == expected
 
 
-def test_finite_is_checked_in_blocks_and_the_row_is_named(monkeypatch):
-    monkeypatch.setattr(_checks, "_BLOCK", 8)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 17, 1002])
+def test_one_value_that_is_not_finite_is_found_anywhere(dtype, bad, place):
+    x = torch.ones(59, 17, dtype=dtype)
+    x.view(-1)[place] = bad
+    with pytest.raises(ValueError, match=f"1 of 59 rows, first in row {place // 17}$"):
+        check_finite("x", x)
+
+
+def test_what_is_not_finite_is_counted_by_rows():
     x = torch.zeros(9, 4)
     check_finite("x", x)
     check_finite("x", torch.empty(0, 4))

@@ -1,7 +1,9 @@
 import csv
 import functools
+import gc
 import json
 import random
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from vireid.protocols import SYSUMM01, RegDB, Report
+from vireid.rerank.aim import AIM, aim
 
 SPLIT = Path(__file__).resolve().parents[2] / "shared" / "data" / "sysu-mm01-split"
 PERMUTATIONS = SPLIT / "rand_perm_cam.mat"
@@ -129,6 +132,59 @@ def loop(features, ids, cameras, query, gallery):
     return values | {"mAP": 100 * np.mean(aps), "mINP": 100 * np.mean(inps)}
 
 
+def drawn_by_loop(mode, shots, sampling, trial, ids, cameras, numbers, cells):
+    """SYSU-MM01's gallery of one trial as (identity, camera, number), in plain loops over files sorted by name."""
+    random.seed(trial)
+    np.random.seed(trial)  # noqa: NPY002, what the research code calls
+    gallery = []
+    for i in sorted(set(ids.tolist())):
+        for c in (1, 2, 4, 5) if mode == "all" else (1, 2):
+            files = sorted(f"{n:04d}.jpg" for n in numbers[(ids == i) & (cameras == c)])
+            if not files:
+                continue
+            if sampling == "official":
+                names = [f"{n:04d}.jpg" for n in cells[c - 1][i - 1][trial][:shots]]
+            elif shots == 1:
+                names = [random.choice(files)]
+            else:
+                names = np.random.choice(files, shots, replace=False)  # noqa: NPY002
+            assert set(names) <= set(files)
+            gallery += [(i, c, int(name[:4])) for name in names]
+    return gallery
+
+
+@needs_split
+@pytest.mark.parametrize("sampling", ["official", "agw"])
+@pytest.mark.parametrize("shots", [1, 10])
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+def test_each_of_the_eight_settings_equals_plain_loops(table, mode, shots, sampling):
+    """Draw and metrics, on a few of the true test identities: those with images missing in some cameras among them."""
+    ids, cameras, numbers, cells = table
+    seen = [len(set(cameras[ids == i])) for i in np.unique(ids)]
+    few = np.unique(ids)[np.argsort(seen, kind="stable")[[0, 1, 2, 40, 95]]]
+    keep = np.random.default_rng(1).permutation(np.flatnonzero(np.isin(ids, few)))
+    ids, cameras, numbers = ids[keep], cameras[keep], numbers[keep]
+    r = np.random.default_rng(2)
+    features = r.normal(size=(len(ids), 5)) + 0.7 * r.normal(size=(334, 5))[ids]
+    protocol = SYSUMM01(mode, shots, sampling, permutations=PERMUTATIONS, trials=2)
+    row = protocol.evaluate(features, ids, cameras, numbers).rows[0]
+    at = {image: k for k, image in enumerate(zip(ids.tolist(), cameras.tolist(), numbers.tolist(), strict=True))}
+    query = [k for k in range(len(ids)) if cameras[k] in (3, 6)]
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        galleries = [drawn_by_loop(mode, shots, sampling, t, ids, cameras, numbers, cells) for t in range(2)]
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+    for trial, gallery in enumerate(galleries):
+        places = [at[image] for image in gallery]
+        assert protocol.gallery(trial, ids, cameras, numbers).tolist() == places
+        wanted = loop(features, ids, cameras, query, places)
+        assert row.trials[trial] == pytest.approx(wanted, abs=1e-9)
+        assert wanted["mAP"] < 99
+    assert row.trials[0] != row.trials[1]
+
+
 @pytest.mark.parametrize("mode", ["all", "indoor"])
 @pytest.mark.parametrize("shots", [1, 10])
 def test_evaluation_equals_a_loop(mode, shots):
@@ -202,6 +258,119 @@ def test_rerank_replaces_the_distance_and_is_named():
         protocol.evaluate(features, ids, cameras, numbers, rerank=lambda q, g: g @ q.T)
 
 
+class Shifted:
+    """A re-ranker as the fitted ones are: settings that can be read, called with (query, gallery)."""
+
+    uses = "gallery"
+
+    def __init__(self, *, shift):
+        self.settings = {"shift": shift}
+
+    def __call__(self, query, gallery):
+        return self.settings["shift"] + negative_dot(query, gallery)
+
+
+def with_relations(query, gallery, *, k1=1, use_query_relations=False, module=None):
+    return negative_dot(query, gallery)
+
+
+with_relations.uses = "gallery"
+
+
+class Ranker:
+    uses = "gallery"
+
+    def parameters(self):  # as a torch module has it: not what reports look for
+        raise AssertionError
+
+    def distance(self, query, gallery, *, k1=1):
+        return negative_dot(query, gallery)
+
+
+@pytest.mark.parametrize(
+    ("rerank", "name", "uses", "parameters"),
+    [
+        (with_relations, "with_relations", "gallery", {}),
+        (functools.partial(with_relations, k1=4), "with_relations", "gallery", {"k1": 4}),
+        (
+            functools.partial(functools.partial(with_relations, k1=4), use_query_relations=True),
+            "with_relations",
+            "transductive",
+            {"k1": 4, "use_query_relations": True},
+        ),
+        (
+            functools.partial(with_relations, k1=np.int64(2), use_query_relations=False, module=torch.nn.Identity()),
+            "with_relations",
+            "gallery",
+            {"k1": 2, "use_query_relations": False, "module": "Identity"},
+        ),
+        (Shifted(shift=0.5), "Shifted", "gallery", {"shift": 0.5}),
+        (Ranker().distance, "Ranker", "gallery", {}),
+        (functools.partial(Ranker().distance, k1=3), "Ranker", "gallery", {"k1": 3}),
+    ],
+)
+def test_what_a_rerank_says_of_itself_is_reported(rerank, name, uses, parameters, tmp_path):
+    features, ids, cameras, numbers = small()
+    protocol = SYSUMM01("indoor", 1, "agw", trials=2)
+    report = protocol.evaluate(features, ids, cameras, numbers, rerank=rerank)
+    row = report.rows[0]
+    assert (row.rerank, row.uses, row.parameters) == (name, uses, parameters)
+    assert all(type(row.parameters[key]) is type(value) for key, value in parameters.items())
+    assert row.trials == protocol.evaluate(features, ids, cameras, numbers, rerank=negative_dot).rows[0].trials
+    shown = f"{name} ({', '.join(f'{k}={v}' for k, v in parameters.items())})" if parameters else name
+    assert row.method == shown
+    assert shown in str(report)
+    assert report.to_dict()["rows"][0]["parameters"] == parameters
+    report.save(tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open() as file:
+        line = next(csv.DictReader(file))
+    assert line["parameters"] == " ".join(f"{k}={v}" for k, v in parameters.items())
+
+
+def test_a_fitted_re_ranker_and_a_partial_of_its_function_agree():
+    _, ids, cameras, numbers = small(images=4)
+    features = np.random.default_rng(3).normal(size=(len(ids), 6))
+    protocol = SYSUMM01("all", 1, "agw", trials=2)
+    forms = (
+        AIM(k1=4, k2=2),
+        functools.partial(aim, k1=4, k2=2),
+        functools.partial(aim, k1=4, k2=2, use_query_relations=True),
+    )
+    rows = [protocol.evaluate(features, ids, cameras, numbers, rerank=form).rows[0] for form in forms]
+    assert [(row.rerank, row.uses) for row in rows] == [
+        ("AIM", "gallery"),
+        ("aim", "gallery"),
+        ("aim", "transductive"),
+    ]
+    assert rows[0].parameters == {"k1": 4, "k2": 2, "variant": "paper"}
+    assert rows[0].trials == rows[1].trials
+    assert rows[0].trials != protocol.evaluate(features, ids, cameras, numbers).rows[0].trials
+
+
+def test_one_trial_s_distances_are_held_at_a_time():
+    features, ids, cameras, numbers = small()
+    alive, most = weakref.WeakSet(), []
+
+    def rerank(query, gallery):
+        gc.collect()
+        most.append(len(alive))
+        distance = negative_dot(query, gallery)
+        alive.add(distance)
+        return distance
+
+    SYSUMM01("all", 1, "agw", trials=4).evaluate(torch.tensor(features), ids, cameras, numbers, rerank=rerank)
+    assert most == [0, 0, 0, 0]
+
+
+def test_rows_of_other_parameters_stay_apart():
+    ids, modality = torch.arange(4).repeat(2), torch.arange(8) // 4
+    features = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    reports = [
+        RegDB().evaluate(features, ids, modality, rerank=functools.partial(with_relations, k1=k)) for k in (1, 2, 1)
+    ]
+    assert [(row.parameters, len(row.trials)) for row in Report.merge(reports).rows] == [({"k1": 1}, 2), ({"k1": 2}, 1)]
+
+
 def regdb_report(seed, **settings):
     r = torch.Generator().manual_seed(seed)
     ids = torch.arange(4).repeat(4)
@@ -222,7 +391,9 @@ def test_reports_join_print_and_save(tmp_path):
     text = str(joined)
     assert "RegDB" in text
     assert f"{row.mean['mAP']:.2f} ± {row.std['mAP']:.2f}" in text
-    assert len(text.splitlines()) == 4
+    low, high = row.interval("mAP")
+    assert f"[{low:.2f}, {high:.2f}]" in text
+    assert len(text.splitlines()) == 6
 
     joined.save(tmp_path / "r.json")
     saved = json.loads((tmp_path / "r.json").read_text())
@@ -236,6 +407,7 @@ def test_reports_join_print_and_save(tmp_path):
     assert [line["direction"] for line in lines] == ["visible_to_infrared", "infrared_to_visible"]
     assert float(lines[0]["mAP"]) == row.mean["mAP"]
     assert float(lines[0]["mAP_std"]) == row.std["mAP"]
+    assert (float(lines[0]["rank5_low"]), float(lines[0]["rank5_high"])) == row.interval("rank5")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.csv", "r.json"]
 
 
@@ -253,6 +425,12 @@ def test_curves_of_different_length_join_at_their_last_value():
     first = RegDB().evaluate(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
     second = RegDB().evaluate(torch.eye(3).repeat(2, 1), torch.arange(3).repeat(2), torch.tensor([0, 0, 0, 1, 1, 1]))
     assert (first + second).rows[0].cmc == [1.0, 1.0, 1.0]
+
+
+def claims(uses):
+    rerank = functools.partial(negative_dot)
+    rerank.uses = uses
+    return rerank
 
 
 def sysu(**change):
@@ -278,6 +456,12 @@ def sysu(**change):
         (lambda: SYSUMM01(), ValueError, "permutations must be the path of rand_perm_cam.mat"),
         (lambda: SYSUMM01(permutations="no/such.mat"), FileNotFoundError, "got 'no/such.mat': no such file"),
         (lambda: RegDB("thermal_to_visible"), ValueError, "direction must be one of"),
+        (lambda: sysu(rerank="aim"), TypeError, r"rerank must be None or callable with \(query, gallery\), got str"),
+        (lambda: sysu(rerank=lambda q, g: None), TypeError, "rerank's distance must be .*got NoneType"),
+        (lambda: sysu(rerank=lambda q, g: (q @ g.T, None)), TypeError, "rerank's distance must be .*got tuple"),
+        (lambda: sysu(rerank=lambda q, g: q @ g.T * np.nan), ValueError, "distance must be finite"),
+        (lambda: sysu(rerank=claims("everything")), ValueError, "rerank's uses must be one of 'query', .*'everything'"),
+        (lambda: SYSUMM01(sampling="agw", trials=0), ValueError, "trials must be at least 1, got 0"),
         (
             lambda: RegDB().evaluate(torch.ones(2, 2), torch.ones(2).long(), torch.zeros(2).long()),
             ValueError,

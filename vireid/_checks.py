@@ -12,8 +12,6 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 22  # entries that `check_finite` looks at in one go
-
 
 def check_matrix(name: str, x: Any, *, columns: int | None = None) -> None:
     """Raise unless ``x`` is a floating-point tensor of shape (N, d), with d = ``columns`` where that is given."""
@@ -61,8 +59,8 @@ def check_option(name: str, value: Any, options: Collection[Any]) -> None:
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
-    step = max(1, _BLOCK // max(1, x[:1].numel()))  # in blocks: the answers and their temporaries take memory too
-    if not torch.stack([torch.isfinite(part).all() for part in x.split(step)]).all():
+    # The extremes carry any NaN or infinity, and are found without a temporary, many times faster than `isfinite`.
+    if x.numel() and not torch.stack(x.aminmax()).isfinite().all():
         rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
         count = f"{len(rows)} of {len(x)} rows, first in row {int(rows[0])}"
         raise ValueError(f"{name} must be finite, got NaN or an infinity in {count}")

@@ -1,4 +1,4 @@
-"""Readers of the published layouts of SYSU-MM01 and RegDB.
+"""Readers of the published layouts of SYSU-MM01, RegDB and LLCM.
 
 The file lists are read and checked when a dataset is made, the images when they are asked for.
 """
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_option
 
-__all__ = ["RegDBDataset", "SYSUMM01Dataset", "Sample"]
+__all__ = ["LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "Sample"]
 
 
 class Sample(NamedTuple):
@@ -284,6 +284,132 @@ class RegDBDataset(_ImageDataset):
         super().__init__(records, root, modality=modality, size=size, cache=cache)
 
 
+class LLCMDataset(_ImageDataset):
+    """LLCM (Zhang and Wang, CVPR 2023) in its published layout.
+
+    ``root`` holds
+
+    - ``vis/<identity>/`` and ``nir/<identity>/`` with images named ``<identity>_c<camera>_….jpg``, and the lists
+      ``idx/train_vis.txt`` and ``idx/train_nir.txt`` of those to train on, with a line ``path label`` an image; the
+      path is relative to ``root``;
+    - ``test_vis/cam<camera>/<identity>/`` and ``test_nir/cam<camera>/<identity>/`` with the test images, and
+      ``idx/test_id.txt``, one line of comma-separated identities. Not every camera saw every identity. Infrared
+      images are read from cameras 1, 2, 4 … 9, the ones that the authors' evaluation names.
+
+    Officially 713 identities train (16,946 visible, 13,975 infrared images) and 351 test (8,680 and 7,166). The
+    training lists' own labels are checked (one label an identity, the same in both) and replaced by the order of the
+    identities.
+
+    Images are in the order of the lists in training, and by identity, camera, name in the test, visible ones first.
+    Labels belong to the split, not to the ``modality`` that is chosen of it.
+
+    Args:
+        root: folder of the dataset.
+        split: "train", "test" or "all", both together.
+        modality: 0 or 1 to keep only visible or infrared images; None for both.
+        size: (height, width) that images are resized to, bilinear with antialiasing.
+        cache: keep an image in memory once it has been read.
+
+    Attributes:
+        labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
+        identities: (N,) int64 identities as in the folders' names.
+        modality: (N,) int64, 0 visible, 1 infrared.
+        cameras: (N,) int64, 1 … 9.
+        image_numbers: (N,) int64, place of the file's name among those of its identity, camera and modality in the
+            split, from 1.
+        paths: the N files.
+        num_identities: C, all identities of the split.
+        name: "llcm".
+
+    Raises:
+        FileNotFoundError: if the root, a list, ``test_vis`` or ``test_nir``, or a listed file is missing.
+        ValueError: if a list is empty or malformed, leaves ``root`` or names a file twice, the two training lists
+            disagree, a folder or a listed file is misnamed, a test identity has no image, or an identity is both in
+            training and in the test; when an image is asked for, if it cannot be read.
+        ImportError: when an image is asked for, if Pillow, of the extra ``train``, is not installed.
+    """
+
+    name = "llcm"
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        modality: int | None = None,
+        size: tuple[int, int] = (288, 144),
+        cache: bool = False,
+    ) -> None:
+        root = Path(root)
+        check_option("split", split, ("train", "test", "all"))
+        _check_folder(root)
+        found: dict[str, list[_Record]] = {}
+        if split != "test":
+            found["train"] = _llcm_train(root)
+        if split != "train":
+            found["test"] = _llcm_test(root)
+        people = [{record.identity for record in records} for records in found.values()]
+        if len(people) == 2 and (both := sorted(people[0] & people[1])):
+            raise ValueError(f"{root / 'idx'}: {len(both)} identities both train and test, first {both[0]:04d}")
+        records = sorted((r for part in found.values() for r in part), key=lambda record: record.modality)
+        super().__init__(records, root, modality=modality, size=size, cache=cache)
+
+
+def _llcm_train(root: Path) -> list[_Record]:
+    records: list[_Record] = []
+    labels: dict[int, int] = {}
+    for folder, kind in (("vis", VISIBLE), ("nir", INFRARED)):
+        index = root / "idx" / f"train_{folder}.txt"
+        unnumbered: list[_Record] = []
+        for path, identity, label in _read_index(index, root, folder):
+            match = re.fullmatch(r"[0-9]+_c0*([1-9])_.+", path.name)
+            if match is None:
+                raise ValueError(f"{index}: expected a file named <identity>_c<camera 1 … 9>_…, got {path.name!r}")
+            if labels.setdefault(identity, label) != label:
+                raise ValueError(f"{index}: identity {identity} has the labels {labels[identity]} and {label}")
+            unnumbered.append(_Record(path, identity, kind, int(match[1]), 0))
+        if len({record.path for record in unnumbered}) < len(unnumbered):
+            raise ValueError(f"{index} lists a file twice")
+        records += _numbered_by_name(unnumbered)
+    if len(set(labels.values())) < len(labels):
+        raise ValueError(f"{root / 'idx'}: the training lists give one label to several identities")
+    return records
+
+
+def _llcm_test(root: Path) -> list[_Record]:
+    listed = _read_identities(root / "idx" / "test_id.txt")
+    records = []
+    for folder, kind in (("test_vis", VISIBLE), ("test_nir", INFRARED)):
+        for place in _visible_entries(root / folder):
+            match = re.fullmatch("cam([1-9])", place.name)
+            if match is None or not place.is_dir():
+                raise ValueError(f"{place} must be a folder named cam1 … cam9")
+            camera = int(match[1])
+            if kind == INFRARED and camera == 3:
+                continue
+            for person in _visible_entries(place):
+                if not re.fullmatch("[0-9]{4}", person.name) or not person.is_dir():
+                    raise ValueError(f"{person} must be a folder named by a four-digit identity")
+                if int(person.name) in listed:
+                    records += [
+                        _Record(path, int(person.name), kind, camera, number)
+                        for number, path in enumerate(_visible_entries(person), 1)
+                    ]
+    if missing := sorted(listed - {record.identity for record in records}):
+        raise ValueError(f"{root} holds no test image of {len(missing)} listed identities, first {missing[0]:04d}")
+    return sorted(records, key=lambda record: (record.modality, record.identity, record.camera, record.number))
+
+
+def _numbered_by_name(records: list[_Record]) -> list[_Record]:
+    """The records in the order given, numbered from 1 by name within identity and camera."""
+    counts: dict[tuple[int, int], int] = {}
+    numbers: dict[Path, int] = {}
+    for record in sorted(records, key=lambda record: record.path.name):
+        key = (record.identity, record.camera)
+        counts[key] = numbers[record.path] = counts.get(key, 0) + 1
+    return [record._replace(number=numbers[record.path]) for record in records]
+
+
 def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise FileNotFoundError(f"folder {path} does not exist")
@@ -318,7 +444,7 @@ def _read_identities(path: Path) -> set[int]:
 
 
 def _read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, int]]:
-    """(path, identity, label) of each line of a RegDB list; identities and labels belong together one to one."""
+    """(path, identity, label) of each line of a list of RegDB or LLCM; an identity has one label, and a label one."""
     entries = []
     labels: dict[int, int] = {}
     for number, line in enumerate(_read_text(index).splitlines(), 1):

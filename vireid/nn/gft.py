@@ -1,23 +1,23 @@
 """GFT: plain graph feature transfer, which CIFT's ablation starts from (Li et al., ECCV 2022), §9."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_positive
 from vireid._ops import normalize_rows
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors.search import Found, Rows, error_bound, score_pairs, products
 from vireid.nn.transfer import (
     FeatureTransfer,
     cosine_with_self,
     eye,
-    gallery_neighbours,
     topk_affinity,
     topk_with_self,
-    weighted_sum,
 )
 
-_BLOCK = 1 << 22  # entries of one query-by-gallery block at inference: 16 MiB in float32
+_TINY = 1e-30  # below any squared length that is not 0
 
 
 class GFT(FeatureTransfer):
@@ -79,66 +79,77 @@ class GFT(FeatureTransfer):
             ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
             TypeError: if a feature is not floating point.
         """
-        with self._inference(query, gallery) as (q, g):
-            parts = self._gallery_parts(g)
-            weight, enters = self._query_in_gallery(q, g, parts)
-            changed = (parts.rest + weight[..., None] * q[:, None]) / (parts.rest_total + weight)[..., None]
-            kept = parts.kept / parts.kept_total[:, None]
-            return self._transfer_query(q, g), torch.where(enters[..., None], changed, kept)
+        with self._inference(query, gallery) as (rows, graph):
+            g, parts = graph.features, self.prepare_gallery(graph)
+            kept = graph.weighted_sum(g, parts.weights) / parts.weights.sum(1, keepdim=True)
+            rest, total = graph.weighted_sum(g, parts.stay), parts.stay.sum(1)
+            f_q, f_g = g.new_empty(rows.given.shape), g.new_empty(len(query), *g.shape)
+            for found in self._search(rows, graph):
+                block = Rows(*(x[found.rows] for x in rows))
+                _, weight, enters = (x.T[..., None] for x in self._query_in_gallery(found, block, graph, parts))
+                changed = (rest + weight * block.given[:, None]) / (total[:, None] + weight)
+                f_q[found.rows] = self._transfer_query(found, block.given, graph)
+                f_g[found.rows] = torch.where(enters, changed, kept)
+            return f_q, f_g
 
-    def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Cosine distance (Nq, Ng), in [0, 2], of each query in its own graph {q} ∪ G; exact, in bounded memory.
+    def prepare_gallery(self, graph: NeighborGraph) -> "_Gallery":
+        """Weights and lengths of the sums over each gallery image's own neighbours."""
+        longest = graph.rows.length.max().to(graph.values)
+        scale = torch.where(longest > 0, longest, 1)
+        weights = ((graph.values - 1) / self.tau).exp() / scale
+        if len(graph) < self.k:  # room for everyone: q joins every row
+            stay, threshold = weights, torch.full_like(weights[:, 0], -torch.inf)
+        elif self.k == 1:  # no room beside the image itself
+            stay, threshold = weights, torch.full_like(weights[:, 0], torch.inf)
+        else:
+            stay, threshold = weights[:, :-1], graph.values[:, -1]
+        kept, rest = (graph.weighted_sum(graph.features, w).square().sum(1) for w in (weights, stay))
+        return _Gallery(scale, weights, stay, kept, rest, threshold)
 
-        Only gallery rows in which q displaces the k-th neighbour depend on q, and by one term each; a cosine needs no
-        normalised rows, so that four matrix products give every case.
+    def _compare(self, found: Found, query: Rows, f_q: Tensor, graph: NeighborGraph, gallery: "_Gallery") -> Tensor:
+        """Only rows in which q displaces the k-th neighbour depend on q, and by one term each.
 
-        Args:
-            query: (Nq, d).
-            gallery: (Ng, d).
-
-        Raises:
-            ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
-            TypeError: if a feature is not floating point.
+        A cosine needs no transferred rows: their products with f_q and q are sums of the gallery rows' own, so that
+        beside the search one matrix product gives every case.
         """
-        with self._inference(query, gallery) as (q, g):
-            f_q = normalize_rows(self._transfer_query(q, g))
-            parts = self._gallery_parts(g)
-            kept, rest_square = normalize_rows(parts.kept), parts.rest.square().sum(1)
-            distance = q.new_empty(len(q), len(g))
-            step = max(1, _BLOCK // len(g))
-            for start in range(0, len(q), step):
-                block = slice(start, start + step)
-                x, f = q[block], f_q[block]
-                weight, enters = self._query_in_gallery(x, g, parts)
-                dot = f @ parts.rest.T + weight * (f * x).sum(1, keepdim=True)
-                square = rest_square + 2 * weight * (x @ parts.rest.T)
-                square = square + weight.square() * x.square().sum(1, keepdim=True)
-                changed = dot / square.clamp_min(1e-12).sqrt()
-                distance[block] = 1 - torch.where(enters, changed, f @ kept.T)
-            return distance
+        x, f = query.given, normalize_rows(f_q)
+        cosine, weight, enters = self._query_in_gallery(found, query, graph, gallery)
+        with_f = products(f, graph.features).T.contiguous()
+        with_x = cosine * graph.rows.length[:, None].to(cosine.dtype)  # for q of length 1
+        rest_f, rest_x = (graph.weighted_sum(y, gallery.stay) for y in (with_f, with_x))
+        joining = weight * query.length.to(weight.dtype)
+        square = gallery.rest_square[:, None] + 2 * joining * rest_x + joining.square()
+        square = torch.maximum(square, (1e-12 * gallery.rest_square).clamp_min(_TINY)[:, None])
+        changed = (rest_f + weight * (f * x).sum(1)) / square.sqrt()
+        kept = graph.weighted_sum(with_f, gallery.weights) / gallery.kept_square.clamp_min(_TINY).sqrt()[:, None]
+        return torch.where(enters, changed, kept).T
 
-    def _gallery_parts(self, gallery: Tensor) -> "_GalleryParts":
-        cosine, index = gallery_neighbours(gallery, self.k)
-        weights = ((cosine - 1) / self.tau).exp().to(gallery.dtype)
-        kept, kept_total = weighted_sum(gallery, index, weights), weights.sum(1)
-        if len(gallery) < self.k:  # room for everyone: q joins every row
-            return _GalleryParts(kept, kept_total, kept, kept_total, torch.full_like(kept_total, -torch.inf))
-        if self.k == 1:  # no room beside the image itself
-            return _GalleryParts(kept, kept_total, kept, kept_total, torch.full_like(kept_total, torch.inf))
-        rest = weighted_sum(gallery, index[:, :-1], weights[:, :-1])
-        return _GalleryParts(kept, kept_total, rest, weights[:, :-1].sum(1), cosine[:, -1].to(gallery.dtype))
+    def _query_in_gallery(
+        self, found: Found, query: Rows, graph: NeighborGraph, gallery: "_Gallery"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosine and weight of each query in each gallery row, and whether it is among its k neighbours; (Ng, b) all.
 
-    def _query_in_gallery(self, query: Tensor, gallery: Tensor, parts: "_GalleryParts") -> tuple[Tensor, Tensor]:
-        """Weight of each query in each gallery row, and whether it is among that row's k neighbours; (Nq, Ng) both."""
-        cosine = normalize_rows(query) @ normalize_rows(gallery).T
-        return ((cosine - 1) / self.tau).exp(), cosine >= parts.threshold
+        Cosines too near the limit to tell from a product are computed like the neighbours' that they are compared with.
+        """
+        product, limit = cast(Tensor, found.product), gallery.threshold
+        cosine = product.T.contiguous()
+        enters = cosine >= limit[:, None]
+        seen = 4 * (product.gather(1, found.indices) - found.scores).abs().amax(1)
+        error = torch.maximum(seen, error_bound(query, graph.rows, "cosine")[0]).to(cosine.dtype)
+        column, row = ((cosine - limit[:, None]).abs() <= error).nonzero().T
+        enters[column, row] = score_pairs(query, graph.rows, row, column, "cosine").to(limit.dtype) >= limit[column]
+        return cosine, ((cosine - 1) / self.tau).exp() / gallery.scale, enters
 
 
-class _GalleryParts(NamedTuple):
-    """Sums over the gallery's own neighbours, weighted by exp((cos - 1) / τ): all k of them, and all but the last."""
+class _Gallery(NamedTuple):
+    """Sums over the gallery's own neighbours, weighted by exp((cos - 1) / τ) / scale: all of them, and those that stay.
 
-    kept: Tensor  # (Ng, d)
-    kept_total: Tensor  # (Ng,)
-    rest: Tensor  # (Ng, d)
-    rest_total: Tensor  # (Ng,)
+    Only ratios of the weights matter. The scale keeps squares of the sums in range, whatever the features' size.
+    """
+
+    scale: Tensor  # () length of the gallery's longest row
+    weights: Tensor  # (Ng, k)
+    stay: Tensor  # (Ng, k - 1) of those that stay where a query joins; (Ng, k), all, where there is room for it
+    kept_square: Tensor  # (Ng,) squared length of the sum of all
+    rest_square: Tensor  # (Ng,) squared length of the sum of those that stay
     threshold: Tensor  # (Ng,) the cosine from which a query takes the last one's place

@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 from vireid._checks import check_positive
 from vireid._ops import normalize_rows
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors.search import Found, Rows, products
 from vireid.nn.transfer import (
     FeatureTransfer,
     cosine_with_self,
     eye,
-    gallery_neighbours,
     topk_affinity,
-    weighted_sum,
 )
 
 
@@ -65,16 +65,17 @@ class H2FT(FeatureTransfer):
             ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
             TypeError: if a feature is not floating point.
         """
-        with self._inference(query, gallery) as (q, g):
-            return self._transfer_query(q, g), self._transfer_gallery(g)
+        with self._inference(query, gallery) as (rows, graph):
+            f_q = [self._transfer_query(x, rows.given[x.rows], graph) for x in self._search(rows, graph)]
+            return torch.cat([rows.given[:0], *f_q]), self._transfer_gallery(graph)
 
-    def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Cosine distance 1 - cos(f_q, F_G), (Nq, Ng) in [0, 2], of the features that `transfer` returns."""
-        f_q, f_g = self.transfer(query, gallery)
-        with torch.autocast(f_q.device.type, enabled=False):
-            return 1 - normalize_rows(f_q) @ normalize_rows(f_g).T
+    def prepare_gallery(self, graph: NeighborGraph) -> Tensor:
+        """F_G (Ng, d) of the gallery whose graph by v is given, its rows scaled to length 1."""
+        return normalize_rows(self._transfer_gallery(graph))
 
-    def _transfer_gallery(self, gallery: Tensor) -> Tensor:
+    def _transfer_gallery(self, graph: NeighborGraph) -> Tensor:
         """F_G = A_hom · v(X_G) (Ng, d) from the k-nearest neighbours alone."""
-        cosine, index = gallery_neighbours(gallery, self.k)
-        return weighted_sum(gallery, index, (cosine / self.tau_hom).softmax(1))
+        return graph.weighted_sum(graph.features, (graph.values / self.tau_hom).softmax(1))
+
+    def _compare(self, found: Found, query: Rows, f_q: Tensor, graph: NeighborGraph, gallery: Tensor) -> Tensor:
+        return products(normalize_rows(f_q), gallery)

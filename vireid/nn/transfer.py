@@ -11,7 +11,7 @@ overflow at a small τ or in half precision. The two layers differ in who may be
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from torch.nn.functional import embedding_bag
 
 from vireid._checks import check_count, check_finite, check_integers, check_matrix
 from vireid._ops import at_least_float32, evaluation_mode, normalize_rows
-from vireid.neighbors import topk
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors.search import Found, Rows, prepare, search
 from vireid.nn.necks import BNNeck
 
 
@@ -65,8 +66,12 @@ class FeatureTransfer(nn.Module, ABC):
         """Affinity rows of a batch from its values v(x): (A_het (B, B), A_hom (R, B), gallery_index (R,))."""
 
     @abstractmethod
-    def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Cosine distance (Nq, Ng) of the transferred features, each query alone with the gallery."""
+    def prepare_gallery(self, graph: NeighborGraph) -> Any:
+        """What `compare` needs of a gallery, from the graph of its k nearest by v: the same for all queries."""
+
+    @abstractmethod
+    def _compare(self, found: Found, query: Rows, f_q: Tensor, graph: NeighborGraph, gallery: Any) -> Tensor:
+        """Cosines (b, Ng) of a block's f_q with the gallery's transferred features."""
 
     def forward(self, x: Tensor, modality: Tensor) -> H2FTOutput:
         """Transfer features within a training batch.
@@ -88,31 +93,69 @@ class FeatureTransfer(nn.Module, ABC):
         het, hom, gallery_index = self.affinities(values, modality)
         return H2FTOutput(*propagate(het, hom, values), het, hom, values, gallery_index)
 
+    def embed(self, name: str, x: Tensor) -> Tensor:
+        """v(x) (N, d) as at test time: running statistics, at least float32 outside of v, no gradient.
+
+        Raises:
+            ValueError: if ``x``, called ``name``, is not (N, d), on another device than v, or if v of it is not finite.
+            TypeError: if it is not floating point.
+        """
+        check_matrix(name, x, columns=self.dim)
+        own = next(self.value.parameters(), x)
+        if x.device != own.device:
+            raise ValueError(f"{name} must be on the module's device, {own.device}, got {x.device}")
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluation_mode(self.value):
+            values = at_least_float32(self.value(x.to(own.dtype)))  # without autocast, v takes its own dtype only
+        check_finite(name, values)
+        return values
+
+    def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
+        """Cosine distance of the transferred features, each query alone with the gallery; exact, in bounded memory.
+
+        Args:
+            query: (Nq, d) backbone features of one modality.
+            gallery: (Ng, d) backbone features of the other.
+
+        Returns:
+            (Nq, Ng) in [0, 2]: 1 - cos(f_q, F_G).
+
+        Raises:
+            ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
+            TypeError: if a feature is not floating point.
+        """
+        with self._inference(query, gallery) as (rows, graph):
+            return self.compare(rows, graph, self.prepare_gallery(graph))
+
+    def compare(self, query: Rows, graph: NeighborGraph, gallery: Any) -> Tensor:
+        """`distance` (Nq, Ng) of prepared rows v(q) from the gallery whose graph and `prepare_gallery` are given."""
+        distance = query.proposal.new_empty(len(query.given), len(graph))
+        for found in self._search(query, graph):
+            block = Rows(*(x[found.rows] for x in query))
+            f_q = self._transfer_query(found, block.given, graph)
+            distance[found.rows] = 1 - self._compare(found, block, f_q, graph, gallery)
+        return distance
+
     @contextmanager
-    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Check both, and give v of both as at test time: running statistics, full precision, no gradient."""
-        for name, x in (("query", query), ("gallery", gallery)):
-            check_matrix(name, x, columns=self.dim)
-            check_finite(name, x)
-        if not len(gallery):
-            raise ValueError("gallery must hold at least one image, got 0 rows")
+    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Rows, NeighborGraph]]:
+        """Rows v(q) of the queries, and the graph of v of the gallery."""
+        q, g = self.embed("query", query), self.embed("gallery", gallery)
         if query.device != gallery.device or query.dtype != gallery.dtype:
             kinds = f"{query.dtype} on {query.device} and {gallery.dtype} on {gallery.device}"
             raise ValueError(f"query and gallery must have one dtype and one device, got {kinds}")
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            dtype = next(self.value.parameters(), query).dtype  # without autocast, v takes its own dtype only
-            with evaluation_mode(self.value):
-                values = self.value(query.to(dtype)), self.value(gallery.to(dtype))
-            yield at_least_float32(values[0]), at_least_float32(values[1])
+            yield prepare(q, "cosine", q.dtype, gallery=False), NeighborGraph.build(g, self.k)
 
-    def _transfer_query(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """f_q of each query alone with the gallery (§1.2): itself and its k - 1 nearest gallery images."""
+    def _search(self, query: Rows, graph: NeighborGraph) -> Iterator[Found]:
+        """The k - 1 nearest gallery images of each query, block by block; one where k is 1, not to be used."""
+        return search(query, graph.rows, min(max(1, self.k - 1), len(graph)))
+
+    def _transfer_query(self, found: Found, query: Tensor, graph: NeighborGraph) -> Tensor:
+        """f_q of a block of v(q) (§1.2): itself and its k - 1 nearest gallery images."""
         if self.k == 1:
             return query
-        cosine, index = topk(query, gallery, self.k - 1)
-        cosine = torch.cat([torch.ones_like(cosine[:, :1]), cosine], 1)
+        cosine = torch.cat([torch.ones_like(found.scores[:, :1]), found.scores], 1)
         weights = (cosine / self.tau_query).softmax(1).to(query.dtype)
-        return weights[:, :1] * query + weighted_sum(gallery, index, weights[:, 1:])
+        return weights[:, :1] * query + weighted_sum(graph.features, found.indices, weights[:, 1:])
 
 
 def propagate(het: Tensor, hom: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,17 +190,6 @@ def topk_affinity(cosine: Tensor, allowed: Tensor, k: int, tau: float) -> Tensor
     """A = D⁻¹ T(S, k) over the allowed pairs (Eq. 4); (B, B), rows sum to 1."""
     kept, index = topk_with_self(cosine, allowed, k)
     return torch.zeros_like(cosine).scatter(1, index, (kept / tau).softmax(1))
-
-
-def gallery_neighbours(gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and indices (Ng, min(k, Ng)) of each gallery image's neighbours in the gallery, itself first."""
-    cosine, index = topk(gallery, gallery, k)
-    itself = torch.arange(len(gallery), device=gallery.device)[:, None]
-    absent = ~(index == itself).any(1)  # pushed out by k duplicates, or a zero row
-    index[absent, -1] = itself[absent, 0]
-    cosine = torch.where(index == itself, 1.0, cosine)
-    order = cosine.masked_fill(index == itself, torch.inf).argsort(dim=1, descending=True, stable=True)
-    return cosine.gather(1, order), index.gather(1, order)
 
 
 def weighted_sum(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,399 @@
+"""Time and memory of CMC and mAP of one distance matrix: ours and what people use today, on the same arrays.
+
+Three sizes: SYSU-MM01 all-search single-shot (3,803 x 301) and multi-shot (3,803 x 3,010), and Market-1501
+(3,368 x 15,913). The features are random around a centre for each identity; the distance is the cosine's. Contenders:
+
+- ``vireid``: `rank_metrics`; under each peer's own rule as well, which is what the peer is compared with.
+- ``published loops``: query by query, list by list, as the AGW family of VI-ReID code evaluates; written anew here.
+- ``fastreid Cython``, ``fastreid Python``, ``torchreid Cython``, ``torchreid Python``: a query skips its own identity
+  in its own camera, which is not SYSU-MM01's rule; CMC over images.
+- ``torchmetrics``: RetrievalMAP; no camera rule, no CMC.
+- ``pytorch-metric-learning``, ``open-metric-learning``: no camera rule; they take features and compute the distance.
+
+Those that cannot be imported are listed as not installed. In an environment of its own, beside torch and vireid:
+
+    pip install cython setuptools torchmetrics pytorch-metric-learning faiss-cpu scikit-learn
+    pip install --no-deps fastreid torchreid open-metric-learning
+    pip install omegaconf pandas matplotlib tqdm validators
+    cd "$(python -c 'import importlib.util as u; print(u.find_spec("fastreid").submodule_search_locations[0])')"
+    cd evaluation/rank_cylib && python setup.py build_ext --inplace
+
+PyPI's torchreid has no source of its Cython part; with the repository's ``rank_cy.pyx`` it is built the same way. Only
+the modules that evaluate are imported of fastreid, torchreid and open-metric-learning: their packages import much that
+no longer runs on today's Python. The Cython peers use one thread, whatever ``--threads`` says.
+
+Run ``python benchmarks/evaluation.py``; the loops take minutes at the largest size (``--sizes``, ``--peers``).
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import statistics
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from vireid.metrics import rank_metrics
+
+Exclude = Literal["same_camera", "same_id_same_camera"] | None
+CMCOver = Literal["images", "identities"]
+Score = tuple[float | None, float]
+"""rank-1 (None where a tool has none) and mAP."""
+
+CPU = torch.device("cpu")
+SLOW = 20.0  # seconds; what takes longer is run once
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One distance matrix with its features and labels, and the rule of its data set."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+    distance: np.ndarray
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    query_cameras: np.ndarray
+    gallery_cameras: np.ndarray
+    exclude: Exclude
+    cmc_over: CMCOver
+
+
+def sysu(shots: int, identities: int = 96, queries: int = 3803, images: int | None = None) -> Problem:
+    """SYSU-MM01 in size: a visible gallery of four cameras, infrared queries of which half share a camera's place."""
+    r = np.random.default_rng(0)
+    wanted = images or {1: 301, 10: 3010}[shots]
+    ids = np.repeat(np.arange(identities), 4 * shots)
+    cameras = np.tile(np.repeat([1, 3, 4, 5], shots), identities)  # camera 2 stands where 3 does
+    kept = np.sort(r.permutation(len(ids))[:wanted])
+    query_ids, query_cameras = r.integers(identities, size=queries), r.choice([3, 6], size=queries)
+    return _problem(r, query_ids, ids[kept], query_cameras, cameras[kept], "same_camera", "identities")
+
+
+def market(identities: int = 750, queries: int = 3368, images: int = 15913) -> Problem:
+    """Market-1501 in size: six cameras, gallery in no order."""
+    r = np.random.default_rng(0)
+    query_ids, gallery_ids = (r.integers(identities, size=n) for n in (queries, images))
+    query_cameras, gallery_cameras = (r.integers(6, size=n) for n in (queries, images))
+    return _problem(r, query_ids, gallery_ids, query_cameras, gallery_cameras, "same_id_same_camera", "images")
+
+
+def _problem(
+    r: np.random.Generator,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+    exclude: Exclude,
+    cmc_over: CMCOver,
+) -> Problem:
+    centers = r.standard_normal((max(query_ids.max(), gallery_ids.max()) + 1, 128))
+    x, y = (
+        (centers[ids] + 1.5 * r.standard_normal((len(ids), 128))).astype(np.float32) for ids in (query_ids, gallery_ids)
+    )
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
+    return Problem(x, y, 1 - x @ y.T, query_ids, gallery_ids, query_cameras, gallery_cameras, exclude, cmc_over)
+
+
+SIZES: dict[str, Callable[[], Problem]] = {
+    "tiny": partial(sysu, 10, 8, 40, 200),  # to try the script
+    "sysu-single": partial(sysu, 1),
+    "sysu-multi": partial(sysu, 10),
+    "market": market,
+}
+
+
+def ours(p: Problem, exclude: Exclude, cmc_over: CMCOver) -> Score:
+    """`rank_metrics` under a rule."""
+    m = rank_metrics(
+        p.distance,
+        p.query_ids,
+        p.gallery_ids,
+        p.query_cameras,
+        p.gallery_cameras,
+        exclude=exclude,
+        cmc_over=cmc_over,
+    )
+    return m.rank(1), m.mAP
+
+
+def published_loops(p: Problem) -> Score:
+    """The plain evaluation of the AGW family under the data set's own rule."""
+    order = np.argsort(p.distance, axis=1)
+    ranked = p.gallery_ids[order]
+    curves, precisions = [], []
+    for q in range(len(order)):
+        skipped = p.gallery_cameras[order[q]] == p.query_cameras[q]
+        if p.exclude == "same_id_same_camera":
+            skipped &= ranked[q] == p.query_ids[q]
+        left = ranked[q][~skipped]
+        hits = (left == p.query_ids[q]).astype(np.int32)
+        if not hits.any():
+            continue
+        listed = left
+        if p.cmc_over == "identities":
+            listed = left[np.sort(np.unique(left, return_index=True)[1])]
+        curve = (listed == p.query_ids[q]).cumsum()
+        curve[curve > 1] = 1
+        curves.append(curve[:20])
+        so_far = [count / (i + 1.0) for i, count in enumerate(hits.cumsum())]
+        precisions.append((np.asarray(so_far) * hits).sum() / hits.sum())
+    return float(np.mean([curve[0] for curve in curves])), float(np.mean(precisions))
+
+
+def _alone(name: str) -> Any:
+    """Module ``name`` without what its packages import on their way to it."""
+    top, *rest = name.split(".")
+    if top not in sys.modules:
+        found = importlib.util.find_spec(top)
+        if found is None or not found.submodule_search_locations:
+            raise ImportError(f"no package {top}")
+        path, parent = found.submodule_search_locations[0], top
+        for part in ["", *rest[:-1]]:
+            if part:
+                path, parent = os.path.join(path, part), f"{parent}.{part}"
+            package = types.ModuleType(parent)
+            package.__path__ = [path]
+            sys.modules[parent] = package
+    return importlib.import_module(name)
+
+
+def _reid_package(module: str, cython: bool) -> Callable[[Problem], Score]:
+    rank = _alone(module)
+    if cython and not rank.IS_CYTHON_AVAI:
+        raise ImportError("its Cython part is not built")
+
+    def run(p: Problem) -> Score:
+        labels = (p.query_ids, p.gallery_ids, p.query_cameras, p.gallery_cameras)
+        cmc, ap, *_ = rank.evaluate_rank(p.distance, *labels, max_rank=20, use_cython=cython)
+        return float(cmc[0]), float(np.mean(ap))
+
+    return run
+
+
+def _torchmetrics() -> Callable[[Problem], Score]:
+    from torchmetrics.retrieval import RetrievalMAP
+
+    def run(p: Problem) -> Score:
+        metric = RetrievalMAP(empty_target_action="skip")
+        target = torch.from_numpy(p.query_ids)[:, None] == torch.from_numpy(p.gallery_ids)
+        index = torch.arange(len(target))[:, None].expand_as(target)
+        score = (2.5 - torch.from_numpy(p.distance)).flatten()  # it takes a score of 0 or less for no match
+        metric.update(score, target.flatten(), index.flatten())
+        return None, float(metric.compute())
+
+    return run
+
+
+def _pytorch_metric_learning() -> Callable[[Problem], Score]:
+    accuracy_calculator = importlib.import_module("pytorch_metric_learning.utils.accuracy_calculator")
+
+    def run(p: Problem) -> Score:
+        include = ("precision_at_1", "mean_average_precision")
+        calculator = accuracy_calculator.AccuracyCalculator(include=include, k=None, device=CPU)
+        arrays = (p.query, p.query_ids, p.gallery, p.gallery_ids)
+        found = calculator.get_accuracy(*(torch.from_numpy(x) for x in arrays))
+        return float(found["precision_at_1"]), float(found["mean_average_precision"])
+
+    return run
+
+
+def _open_metric_learning() -> Callable[[Problem], Score]:
+    knn, metrics = _alone("oml.functional.knn"), _alone("oml.functional.metrics")
+
+    def run(p: Problem) -> Score:
+        length = len(p.gallery_ids)
+        _, retrieved, truth = knn.batched_knn_qg(
+            embeddings_query=torch.from_numpy(p.query),
+            embeddings_gallery=torch.from_numpy(p.gallery),
+            ids_query=None,
+            ids_gallery=None,
+            labels_query=torch.from_numpy(p.query_ids),
+            labels_gallery=torch.from_numpy(p.gallery_ids),
+            sequence_ids_query=None,
+            sequence_ids_gallery=None,
+            top_n=length,
+            verbose=False,
+        )
+        options = {"cmc_top_k": (1,), "precision_top_k": (), "map_top_k": (length,), "verbose": False}
+        found = metrics.calc_retrieval_metrics(retrieved, truth, **options)
+        return float(found["cmc"][1]), float(found["map"][length])
+
+    return run
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool: how it is made ready, under which rule it works ("own": the data set's), and its package."""
+
+    make: Callable[[], Callable[[Problem], Score]]
+    rule: Literal["own", "same_id_same_camera", "none"]
+    package: str | None
+
+
+PEERS = {
+    "published loops": Peer(lambda: published_loops, "own", None),
+    "fastreid Cython": Peer(
+        partial(_reid_package, "fastreid.evaluation.rank", True), "same_id_same_camera", "fastreid"
+    ),
+    "fastreid Python": Peer(
+        partial(_reid_package, "fastreid.evaluation.rank", False), "same_id_same_camera", "fastreid"
+    ),
+    "torchreid Cython": Peer(
+        partial(_reid_package, "torchreid.reid.metrics.rank", True), "same_id_same_camera", "torchreid"
+    ),
+    "torchreid Python": Peer(
+        partial(_reid_package, "torchreid.reid.metrics.rank", False), "same_id_same_camera", "torchreid"
+    ),
+    "torchmetrics": Peer(_torchmetrics, "none", "torchmetrics"),
+    "pytorch-metric-learning": Peer(_pytorch_metric_learning, "none", "pytorch-metric-learning"),
+    "open-metric-learning": Peer(_open_metric_learning, "none", "open-metric-learning"),
+}
+
+
+def rule_of(peer: Peer, p: Problem) -> tuple[Exclude, CMCOver]:
+    """The rule under which ours is compared with ``peer``."""
+    if peer.rule == "own":
+        return p.exclude, p.cmc_over
+    return (None if peer.rule == "none" else peer.rule), "images"
+
+
+def find_peers(names: list[str]) -> tuple[dict[str, Callable[[Problem], Score]], dict[str, str]]:
+    """Those of ``names`` that can run, and why the others cannot."""
+    ready, missing = {}, {}
+    for name in names:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ready[name] = PEERS[name].make()
+        except Exception as error:  # a peer that breaks on being imported must not stop the rest
+            missing[name] = f"{type(error).__name__}: {error}"
+    return ready, missing
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
+    """Seconds of each call, one call if that is slow, and the last answer."""
+    seconds: list[float] = []
+    while len(seconds) < repeats and not (seconds and seconds[0] > SLOW):
+        with contextlib.redirect_stdout(io.StringIO()):
+            start = time.perf_counter()
+            answer = function()
+            seconds.append(time.perf_counter() - start)
+    return seconds, answer
+
+
+def calls(p: Problem, ready: dict[str, Callable[[Problem], Score]]) -> dict[str, Callable[[], Any]]:
+    """Everything that is measured at one size, by name."""
+    rules = {name: rule_of(PEERS[name], p) for name in ready}
+    found: dict[str, Callable[[], Any]] = {"np.sort of the values": lambda: np.sort(p.distance, axis=1)}
+    for rule in dict.fromkeys([(p.exclude, p.cmc_over), *rules.values()]):
+        found[our_name(*rule)] = partial(ours, p, *rule)
+    return found | {name: partial(run, p) for name, run in ready.items()}
+
+
+def our_name(exclude: Exclude, cmc_over: CMCOver) -> str:
+    """Ours under a rule, as a row of the table."""
+    return f"vireid ({exclude or 'no'} rule, {cmc_over})"
+
+
+def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[[Problem], Score]]) -> dict[str, Any]:
+    """One size: a row for each contender, printed and returned."""
+    p = SIZES[size]()
+    todo = calls(p, ready)
+    for name, call in todo.items():  # warm-up of all that is fast
+        if name not in ready:
+            call()
+    rows: dict[str, Any] = {}
+    for name, call in todo.items():
+        seconds, answer = timed(call, arguments.repeats)
+        rows[name] = {"seconds": seconds, "median_s": statistics.median(seconds), "peak_bytes": None}
+        if not isinstance(answer, np.ndarray):
+            rows[name] |= {"rank1": answer[0], "mAP": answer[1]}
+        if not arguments.no_memory and can_measure_memory(CPU):
+            options = ["--threads", str(arguments.threads), "--sizes", size, "--peers", *ready]
+            rows[name]["peak_bytes"] = int(run_self(__file__, [*options, "--peak-memory-of", name]))
+    floor = rows["np.sort of the values"]["median_s"]
+    print(f"\n{size}: {p.distance.shape[0]:,} x {p.distance.shape[1]:,}; own rule: {p.exclude}, CMC over {p.cmc_over}")
+    print(f"{'':44}{'seconds':>10}{'x sort':>8}{'x ours':>8}{'MiB':>8}{'rank-1':>9}{'mAP':>9}  same as ours")
+    for name, row in rows.items():
+        row["times_sort"] = row["median_s"] / floor
+        text = ""
+        if name in ready:
+            mine = rows[our_name(*rule_of(PEERS[name], p))]
+            row["rule"] = dict(zip(("exclude", "cmc_over"), rule_of(PEERS[name], p), strict=True))
+            row["times_ours"] = row["median_s"] / mine["median_s"]
+            row["mAP_difference"] = abs(row["mAP"] - mine["mAP"])
+            row["rank1_difference"] = None if row["rank1"] is None else abs(row["rank1"] - mine["rank1"])
+            same = max(row["mAP_difference"], row["rank1_difference"] or 0) < 1e-4
+            text = "yes" if same else f"no: mAP off by {row['mAP_difference']:.4f}"
+        times = f"{row['times_ours']:.1f}" if "times_ours" in row else ""
+        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+        shares = [f"{row[key]:.4f}" if row.get(key) is not None else "" for key in ("rank1", "mAP")]
+        print(
+            f"{name:44}{row['median_s']:10.3f}{row['times_sort']:8.1f}{times:>8}{peak:>8}"
+            f"{shares[0]:>9}{shares[1]:>9}  {text}"
+        )
+    return {"shape": p.distance.shape, "exclude": p.exclude, "cmc_over": p.cmc_over, "results": rows}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = [name for name in SIZES if name != "tiny"]
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes, help="default: all but tiny")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), metavar="PEER", help="default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each; one of what takes over 20 s")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch and vireid")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a run more of each")
+    parser.add_argument("--json", type=Path, help="JSON file to write")
+    parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.repeats < 1 or arguments.threads < 1:
+        parser.error("--repeats and --threads must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    ready, missing = find_peers(arguments.peers)
+    if arguments.peak_memory_of:
+        p = SIZES[arguments.sizes[0]]()
+        warm = SIZES["tiny"]()
+        call = calls(p, ready)[arguments.peak_memory_of]
+        with contextlib.redirect_stdout(io.StringIO()):
+            ours(warm, warm.exclude, warm.cmc_over)  # libraries and threads
+            if arguments.peak_memory_of in ready:
+                ready[arguments.peak_memory_of](warm)
+            with PeakMemory(CPU) as peak:
+                call()
+        print(peak.bytes)
+        return
+
+    print(f"{hardware(CPU)}, {arguments.threads} thread(s), torch {torch.__version__}, numpy {np.__version__}")
+    for name, reason in missing.items():
+        print(f"{name}: not installed ({reason})")
+    results = {size: measure(size, arguments, ready) for size in arguments.sizes}
+    if arguments.json:
+        about = record(CPU)
+        about["versions"] |= {"numpy": np.__version__}
+        for name in ready:
+            package = PEERS[name].package
+            if package:
+                about["versions"][package] = importlib.metadata.version(package)
+        content = {"benchmark": "CMC and mAP of a distance matrix", **about, "not_installed": missing, "sizes": results}
+        write_json(arguments.json, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""CMC, mAP and mINP of a distance matrix, with ties broken by gallery index."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vireid._arrays import Array, same_kind, to_integers, to_matrix
+from vireid._checks import check_count, check_finite, check_option
+
+__all__ = ["RankMetrics", "rank_metrics"]
+
+_BLOCK = 2**20  # entries of the distance matrix worked on at once
+_PART_BYTES = 2048  # up to here NumPy sorts by networks, several times faster than a long row
+
+Exclude = Literal["same_camera", "same_id_same_camera"] | None
+CMCOver = Literal["images", "identities"]
+
+
+@dataclass(frozen=True)
+class RankMetrics:
+    """What `rank_metrics` found; every number is a share in [0, 1].
+
+    Attributes:
+        cmc: (R,) float64, ``cmc[r-1]`` = share of the valid queries whose first true match is at rank r or better.
+        mAP: mean average precision over the valid queries.
+        mINP: mean inverse negative penalty over the valid queries.
+        queries: number of queries given.
+        valid_queries: those with a true match left after the exclusion; only they count.
+        average_precision: (Nq,) float64, NaN for a query without a true match.
+        inverse_negative_penalty: (Nq,) float64, NaN likewise.
+        first_match: (Nq,) int64, rank of the first true match (of its identity with ``cmc_over="identities"``), 0 for
+            a query without one.
+    """
+
+    cmc: Any
+    mAP: float
+    mINP: float
+    queries: int
+    valid_queries: int
+    average_precision: Any
+    inverse_negative_penalty: Any
+    first_match: Any
+
+    @property
+    def skipped(self) -> int:
+        """Number of queries left out because no true match remained."""
+        return self.queries - self.valid_queries
+
+    def rank(self, r: int) -> float:
+        """Share of the valid queries with a true match at rank ``r`` or better; past the list's end its last value."""
+        check_count("r", r)
+        return float(self.cmc[min(r, len(self.cmc)) - 1])
+
+
+def rank_metrics(
+    distance: Array,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array | None = None,
+    gallery_cameras: Array | None = None,
+    *,
+    exclude: Exclude = None,
+    cmc_over: CMCOver = "images",
+) -> RankMetrics:
+    """CMC, mAP and mINP of a distance matrix (Ye et al., AGW, for AP and INP).
+
+    Each query ranks the gallery by (distance, gallery index). AP is the mean over its true matches of matches so far /
+    rank, INP the number of matches / rank of the last one. Nothing is ranked but the true matches: the rest is only
+    counted, exactly. Besides the input a few blocks of a million entries are held.
+
+    Args:
+        distance: (Nq, Ng), smaller = nearer, finite.
+        query_ids: (Nq,) integers.
+        gallery_ids: (Ng,) integers.
+        query_cameras: (Nq,) integers, needed (and looked at) with ``exclude`` only.
+        gallery_cameras: (Ng,) integers, likewise.
+        exclude: gallery images a query skips: "same_camera" all of its own camera, "same_id_same_camera" only those
+            that also show its identity, None nothing. Cameras in one place (2 and 3 in SYSU-MM01) get one number.
+        cmc_over: "images", or "identities": the CMC then counts each identity once, at its first image. AP and INP
+            are over images in any case.
+
+    Returns:
+        A `RankMetrics`, with R = Ng or the number of gallery identities; its arrays are NumPy if ``distance`` is, and
+        on the device of ``distance`` otherwise.
+
+    Raises:
+        ValueError: for sizes that do not match, an unknown option, ``exclude`` without cameras, an empty gallery, NaN
+            or an infinity, or if no query has a true match.
+        TypeError: for a ``distance`` that is not floating point or labels that are not integers.
+
+    Example:
+        >>> m = rank_metrics(torch.tensor([[0.2, 0.1, 0.3]]), torch.tensor([7]), torch.tensor([7, 5, 7]))
+        >>> m.cmc.tolist(), round(m.mAP, 4), round(m.mINP, 4)
+        ([0.0, 1.0, 1.0], 0.5833, 0.6667)
+    """
+    d = to_matrix("distance", distance)
+    nq, ng = d.shape
+    check_options(exclude, cmc_over)
+    if nq == 0 or ng == 0:
+        raise ValueError(f"distance must have at least one query and one gallery image, got shape {tuple(d.shape)}")
+    q_ids = to_integers("query_ids", query_ids, nq, d.device)
+    g_ids = to_integers("gallery_ids", gallery_ids, ng, d.device)
+    q_cameras = g_cameras = None
+    if exclude is not None:
+        if query_cameras is None or gallery_cameras is None:
+            raise ValueError(f"exclude={exclude!r} needs query_cameras and gallery_cameras, got None")
+        q_cameras = to_integers("query_cameras", query_cameras, nq, d.device)
+        g_cameras = to_integers("gallery_cameras", gallery_cameras, ng, d.device)
+    gallery = Gallery(g_ids, g_cameras, exclude=exclude, cmc_over=cmc_over)
+    result = summary(gallery.rank(d, q_ids, q_cameras), gallery.length, distance)
+    if result.valid_queries == 0:
+        raise ValueError("query_ids must share an identity with gallery_ids: no query has a true match left")
+    return result
+
+
+def check_options(exclude: Exclude, cmc_over: CMCOver) -> None:
+    """Raise unless both are known."""
+    check_option("exclude", exclude, (None, "same_camera", "same_id_same_camera"))
+    check_option("cmc_over", cmc_over, ("images", "identities"))
+
+
+def summary(results: Tensor, length: int, given: Any) -> RankMetrics:
+    """The metrics of the queries in ``results`` (Nq, 3), as `Gallery.rank` gives them; NaN where none is valid.
+
+    Args:
+        results: (Nq, 3) float64: first match, AP, INP.
+        length: entries of the CMC.
+        given: the arrays of the answer are NumPy if this is.
+    """
+    first, (ap, inp) = results[:, 0].long(), results[:, 1:].T.contiguous()
+    valid = first > 0
+    count = int(valid.sum())
+    hits = torch.bincount(first[valid] - 1, minlength=length).cumsum(0).double()
+    return RankMetrics(
+        cmc=same_kind(hits / count, given),
+        mAP=float(ap[valid].mean()),
+        mINP=float(inp[valid].mean()),
+        queries=len(first),
+        valid_queries=count,
+        average_precision=same_kind(ap, given),
+        inverse_negative_penalty=same_kind(inp, given),
+        first_match=same_kind(first, given),
+    )
+
+
+class Gallery:
+    """The gallery's side of the metrics, made once for any number of blocks of queries. Internal.
+
+    Args:
+        ids: (Ng,) int64.
+        cameras: (Ng,) int64 on the same device; None without ``exclude``.
+        exclude: as in `rank_metrics`.
+        cmc_over: as in `rank_metrics`.
+    """
+
+    def __init__(self, ids: Tensor, cameras: Tensor | None, *, exclude: Exclude, cmc_over: CMCOver) -> None:
+        self.ids, self.cameras, self.exclude, self.cmc_over = ids, cameras, exclude, cmc_over
+        self.sorted_ids, self.order = ids.sort(stable=True)  # the images of an identity stand together
+        sizes = torch.unique_consecutive(self.sorted_ids, return_counts=True)[1]
+        self.starts = sizes.cumsum(0) - sizes
+        self.is_sorted = bool((self.order.diff() == 1).all())
+        self.length = len(sizes) if cmc_over == "identities" else len(ids)
+
+    def to(self, device: torch.device) -> "Gallery":
+        """The same on ``device``."""
+        if device == self.ids.device:
+            return self
+        cameras = None if self.cameras is None else self.cameras.to(device)
+        return Gallery(self.ids.to(device), cameras, exclude=self.exclude, cmc_over=self.cmc_over)
+
+    def rank(self, distance: Tensor, query_ids: Tensor, query_cameras: Tensor | None) -> Tensor:
+        """First match, AP and INP of each query, (Nq, 3) float64; 0, NaN, NaN without a true match.
+
+        Args:
+            distance: (Nq, Ng) of any floating-point type, on the gallery's device.
+            query_ids: (Nq,) int64.
+            query_cameras: (Nq,) int64, needed with ``exclude``.
+
+        Raises:
+            ValueError: if ``distance`` holds NaN or an infinity.
+        """
+        check_finite("distance", distance)
+        results = torch.tensor([0, torch.nan, torch.nan], dtype=torch.float64, device=distance.device)
+        results = results.repeat(len(distance), 1)
+        low = torch.searchsorted(self.sorted_ids, query_ids)
+        size = torch.searchsorted(self.sorted_ids, query_ids, right=True) - low
+        queries = size.argsort()[int((size == 0).sum()) :]  # those of about as many images share a block
+        for rows in queries.split(max(1, _BLOCK // len(self.ids))) if len(queries) else ():
+            slot = torch.arange(int(size[rows[-1]]), device=rows.device)
+            keep = slot < size[rows, None]
+            columns = self.order[(low[rows, None] + slot).clamp_max(len(self.ids) - 1)]
+            left_out = None
+            if query_cameras is not None and self.cameras is not None:
+                same = self.cameras[columns] == query_cameras[rows, None]
+                left_out, keep = keep & same, keep & ~same
+            x = self._read(distance, rows, query_cameras)
+            found, tied = self._rank_block(x, columns, keep, left_out)
+            again = tied.nonzero().flatten()
+            if len(again):  # where values do not say which comes first, rank values together with their columns
+                x = _distinct(self._read(distance, rows[again], query_cameras))
+                if left_out is not None:
+                    left_out = left_out[again]
+                found[again], _ = self._rank_block(x, columns[again], keep[again], left_out)
+            results[rows] = found
+        return results
+
+    def _read(self, distance: Tensor, rows: Tensor, query_cameras: Tensor | None) -> Tensor:
+        """A copy (b, Ng) of ``rows``, in at least float32, with infinity where a query skips a whole camera."""
+        x = distance.index_select(0, rows).to(torch.promote_types(distance.dtype, torch.float32))
+        if self.exclude != "same_camera" or query_cameras is None:
+            return x
+        cameras, index = query_cameras[rows].unique(return_inverse=True)
+        return torch.where((cameras[:, None] == self.cameras).index_select(0, index), torch.inf, x)
+
+    def _rank_block(self, x: Tensor, columns: Tensor, keep: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+        """First match, AP, INP (b, 3) of one block, and (b,) whether a tie makes them uncertain.
+
+        Args:
+            x: (b, Ng) float or integer.
+            columns: (b, w) all images of the query's identity, then padding.
+            keep: (b, w) bool, the true matches among them.
+            left_out: (b, w) bool, the images among them that the query skips.
+        """
+        top = torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).max
+        own = x.gather(1, columns)
+        values, at = own.masked_fill(~keep, top).sort(dim=1)
+        count = keep.sum(1)
+        values = values[:, : max(1, int(count.max()))].contiguous()
+        columns = columns.gather(1, at[:, : values.shape[1]])
+        nth = torch.arange(1, values.shape[1] + 1, device=x.device)
+        real = nth <= count[:, None]
+
+        minima = self._minima(x) if self.cmc_over == "identities" else None
+        ahead, equal = _count_ahead(x, values, columns, top)
+        tied = (equal & real).any(1)
+        if left_out is not None and self.exclude == "same_id_same_camera":
+            skipped = own.masked_fill(~left_out, top).sort(dim=1).values
+            ahead -= torch.searchsorted(skipped, values)
+        rank = (ahead + 1).double()
+        first = rank[:, 0]
+        if minima is not None:  # an identity is ahead if its best image is; the query's own never is
+            identity = torch.searchsorted(self.starts, torch.searchsorted(self.sorted_ids, self.ids[columns[:, :1]]))
+            minima.scatter_(1, identity, top)
+            first = (minima < values[:, :1]).sum(1).double() + 1
+        last = (count[:, None] - 1).clamp_min(0)
+        ap = (nth / rank).cumsum(1).gather(1, last).squeeze(1) / count  # in rank order, whatever the block's width
+        inp = count / rank.gather(1, last).squeeze(1)
+        found = torch.stack([first, ap, inp], dim=1)
+        found[count == 0] = torch.tensor([0, torch.nan, torch.nan], dtype=found.dtype, device=found.device)
+        return found, tied
+
+    def _minima(self, x: Tensor) -> Tensor:
+        """(b, identities) smallest entry of each identity."""
+        if x.device.type == "cpu":
+            ordered = x.numpy() if self.is_sorted else np.take(x.numpy(), self.order.numpy(), axis=1)
+            return torch.from_numpy(np.minimum.reduceat(ordered, self.starts.numpy(), axis=1))
+        index = torch.searchsorted(self.sorted_ids[self.starts], self.ids)
+        out = x.new_empty(len(x), len(self.starts))
+        return out.scatter_reduce_(1, index.expand(len(x), -1), x, "amin", include_self=False)
+
+
+def _count_ahead(x: Tensor, values: Tensor, columns: Tensor, top: float) -> tuple[Tensor, Tensor]:
+    """How many entries of a row are below each value, (b, w), and (b, w) whether a second one equals it.
+
+    A row is cut into parts, each sorted for itself, and the value is looked up in every part: sorting many short
+    parts takes a fraction of the time of one long row. Rows of very many matches, and GPUs, sort whole rows.
+
+    Args:
+        x: (b, Ng); its order is destroyed.
+        values: (b, w), each one an entry of its row or ``top``.
+        columns: (b, w) where it stands.
+        top: more than any entry.
+    """
+    rows, length = x.shape
+    part = _PART_BYTES // x.element_size()
+    parts = -(-length // part) if x.device.type == "cpu" and values.shape[1] <= part // 4 else 1
+    part = -(-length // parts)
+    if parts * part > length:
+        x = torch.cat([x, x.new_full((rows, parts * part - length), top)], dim=1)
+    x = _sort(x.view(rows * parts, part))
+    wanted = values[:, None].repeat(1, parts, 1).view(rows * parts, -1)
+    place = torch.searchsorted(x, wanted)
+    equal = (x.gather(1, place.clamp_max(part - 1)) == wanted).view(rows, parts, -1).sum(1) > 1
+    place = place.view(rows, parts, -1)
+    # A second one in the value's own part stands right behind it. (At the row's end the value meets itself: harmless.)
+    own = columns // part
+    behind = own * part + place.gather(1, own[:, None]).squeeze(1) + 1
+    equal |= x.view(rows, -1).gather(1, behind.clamp_max(parts * part - 1)) == values
+    return place.sum(1), equal
+
+
+def _sort(x: Tensor) -> Tensor:
+    """Rows sorted, in place on the CPU: NumPy's sort of values is many times faster there than PyTorch's."""
+    if x.device.type != "cpu":
+        return x.sort(dim=1).values
+    parts = x.numpy()
+    threads = min(torch.get_num_threads(), len(parts))
+    with ThreadPoolExecutor(threads) as pool:  # NumPy sorts without the GIL
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(parts, threads)))
+    return x
+
+
+def _distinct(x: Tensor) -> Tensor:
+    """(b, Ng) int64 without ties, in the order of (entry, column)."""
+    if x.dtype == torch.float32:  # the bits of a float, as an integer, are in its order; those below 0 in reverse
+        bits = (x + 0.0).view(torch.int32)  # -0 and 0 are equal
+        bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+        return (bits << 32) + torch.arange(x.shape[1], device=x.device)
+    order = x.argsort(dim=1, stable=True)
+    return torch.empty_like(order).scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
