@@ -1,47 +1,81 @@
 """The k-NN graph of a gallery: built once, saved, extended by new images, used by the re-rankers."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from vireid._arrays import Array, to_matrix
+from vireid._arrays import Array, same_kind, to_matrix
 from vireid._checks import check_count, check_finite
+from vireid._ops import at_least_float32
 from vireid._store import load_arrays, save_arrays
-from vireid.neighbors.search import Rows, neighbours_within, prepare
+from vireid.neighbors.search import Found, Rows, error_bound, score_pairs, neighbours_within, prepare, search
 
 __all__ = ["NeighborGraph"]
 
 _KIND, _VERSION = "vireid neighbor graph", 1
+_PAIRS = 1 << 22  # new neighbours that `extend` collects before it sorts them in
 
 
 class NeighborGraph:
-    """k nearest neighbours of every gallery image by cosine, the image itself first.
+    """The k nearest neighbours of every gallery image by cosine, the image itself first.
+
+    Made by `build`, `load` or `extend`; none of its methods changes it.
 
     Attributes:
-        features: (N, d) as given.
+        features: (N, d) as given to `build`, not a copy: do not change them afterwards.
         indices: (N, k) int64, neighbours by descending cosine, ties by index behind the image itself.
-        values: (N, k) their cosines, float32 (float64 for float64 features); 1 for the image itself.
+        values: (N, k) their cosines, float32 (float64 for float64 features), 0 with a zero row; 1 for the image itself.
+
+    Example:
+        >>> graph = NeighborGraph.build(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [4.0, 3.0]]), k=2)
+        >>> graph.indices.tolist()
+        [[0, 2], [1, 3], [2, 0], [3, 0]]
+        >>> graph.extend(torch.tensor([[0.0, 1.0]])).indices.tolist()
+        [[0, 2], [1, 4], [2, 0], [3, 0], [4, 1]]
     """
 
-    def __init__(self, features: Tensor, indices: Tensor, values: Tensor) -> None:
+    def __init__(
+        self, features: Tensor, indices: Tensor, values: Tensor, *, k: int | None = None, rows: Rows | None = None
+    ) -> None:
         self.features, self.indices, self.values = features, indices, values
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        self.rows: Rows = prepare(features, "cosine", dtype, gallery=True)
+        self._wanted = k or indices.shape[1]  # a gallery of fewer than k images has fewer columns, until it is extended
+        self._rows = rows
+
+    @property
+    def rows(self) -> Rows:
+        """The gallery prepared for `vireid.neighbors.search`; made at the first use, and as large as ``features``."""
+        if self._rows is None:
+            with torch.no_grad(), torch.autocast(self.features.device.type, enabled=False):
+                self._rows = prepare(self.features, "cosine", self.values.dtype, gallery=True)
+        return self._rows
 
     @property
     def k(self) -> int:
-        """Neighbours of each image, itself included."""
+        """Neighbours of each image, itself included: as many as `build` was asked for, or all N if there are fewer."""
         return self.indices.shape[1]
 
     def __len__(self) -> int:
+        """N, the images of the gallery."""
         return len(self.features)
 
     @classmethod
     def build(cls, gallery: Array, k: int) -> Self:
-        """The graph of ``gallery`` (N, d); k larger than N means all of it."""
+        """The graph of a gallery, in blocks; no (N, N) matrix is kept.
+
+        Args:
+            gallery: (N, d) floating point, N at least 1.
+            k: neighbours of each image, itself included, at least 1; more than N means all of them.
+
+        Raises:
+            ValueError: for a wrong shape, no row, ``k`` below 1, NaN or an infinity.
+            TypeError: for anything but a floating-point matrix and an integer ``k``.
+        """
         g = to_matrix("gallery", gallery)
         check_count("k", k)
         if not len(g):
@@ -51,20 +85,254 @@ class NeighborGraph:
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
             rows = prepare(g, "cosine", dtype, gallery=True)
             values, indices = neighbours_within(rows, min(k, len(g)))
-            return cls(g, indices, values.to(dtype))
+        return cls(g, indices, values.to(dtype), k=int(k), rows=rows)
 
     def extend(self, gallery: Array) -> Self:
-        """A graph of this gallery and ``gallery`` (M, d) behind it."""
+        """The graph of this gallery with ``gallery`` behind it: what `build` gives for both, without a rebuild.
+
+        It computes M (N + M) products instead of (N + M)²: the new images search all, and an old image takes in those
+        that are nearer than its k-th neighbour. A graph of fewer than k images is built anew.
+
+        Args:
+            gallery: (M, d) of the dtype and on the device of ``features``. M may be 0.
+
+        Returns:
+            A new graph, with min(k, N + M) neighbours where `build` was asked for k. This one stays as it is.
+
+        Raises:
+            ValueError: for a wrong shape, another dtype or device, NaN or an infinity.
+            TypeError: for anything but a floating-point matrix.
+        """
         g = to_matrix("gallery", gallery, columns=self.features.shape[1])
-        return self.build(torch.cat([self.features, g.to(self.features)]), self.k)
+        if g.device != self.features.device or g.dtype != self.features.dtype:
+            kinds = f"{self.features.dtype} on {self.features.device}, got {g.dtype} on {g.device}"
+            raise ValueError(f"gallery must be of the graph's dtype and on its device, {kinds}")
+        check_finite("gallery", g)
+        if not len(g):
+            return type(self)(self.features, self.indices, self.values, k=self._wanted, rows=self._rows)
+        if len(self) < self._wanted:
+            return self.build(torch.cat([self.features, g]), self._wanted)
+        with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+            new = prepare(g, "cosine", self.values.dtype, gallery=True)
+            features = torch.cat([self.features, g])
+            rows = Rows(features, *(torch.cat(pair) for pair in zip(self.rows[1:], new[1:], strict=True)))
+            values, indices = _extended(rows, new, self.indices, self.values)
+        return type(self)(features, indices, values, k=self._wanted, rows=rows)
+
+    def csr(self, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The graph as a sparse (N, N) matrix of cosines, in compressed rows.
+
+        Args:
+            k: nearest neighbours that are kept, the image itself included. Default: all.
+
+        Returns:
+            ``indptr`` (N + 1,) int64, ``indices`` (N k,) int64 and ``values`` (N k,). Row i is at
+            ``indptr[i]:indptr[i + 1]``, nearest first, so its columns are not sorted. ``scipy.sparse.csr_array((values,
+            indices, indptr))`` takes them. Views of the graph where ``k`` is not given.
+
+        Raises:
+            ValueError: if ``k`` is below 1 or above the graph's.
+            TypeError: if ``k`` is no integer.
+        """
+        k = self._columns(k)
+        indptr = torch.arange(0, len(self) * k + 1, k, device=self.indices.device)
+        return indptr, self.indices[:, :k].reshape(-1), self.values[:, :k].reshape(-1)
+
+    def weighted_sum(self, x: Array, weights: Array | None = None) -> Any:
+        """Σ_j weights_ij · x[indices_ij]: the sparse (N, N) matrix of the weights times ``x``; no (N, k, m) tensor.
+
+        Args:
+            x: (N, m), what is summed, one row for each image.
+            weights: (N, k') for the first k' neighbours of each image, itself included, k' at most k. Default: the
+                cosines.
+
+        Returns:
+            (N, m) in float32, or in float64 if ``x`` or ``weights`` is. A NumPy array if ``x`` is one.
+
+        Raises:
+            ValueError: for a shape that does not fit the graph, or another device.
+            TypeError: for anything but floating-point matrices.
+        """
+        given, w = to_matrix("x", x), self.values if weights is None else to_matrix("weights", weights)
+        if len(given) != len(self):
+            raise ValueError(f"x must have a row for each of the graph's {len(self)} images, got {tuple(given.shape)}")
+        if len(w) != len(self) or not 1 <= w.shape[1] <= self.k:
+            raise ValueError(f"weights must have shape ({len(self)}, 1 to {self.k}), got {tuple(w.shape)}")
+        for name, tensor in (("x", given), ("weights", w)):
+            if tensor.device != self.indices.device:
+                raise ValueError(f"{name} must be on the graph's device, {self.indices.device}, got {tensor.device}")
+        dtype = torch.promote_types(at_least_float32(given[:0]).dtype, w.dtype)
+        index = self.indices[:, : w.shape[1]].contiguous()
+        total = embedding_bag(index, given.to(dtype), per_sample_weights=w.to(dtype).contiguous(), mode="sum")
+        return same_kind(total, x)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The graph on ``device``; itself where it is there already."""
+        if self.features.device == torch.empty(0, device=device).device:
+            return self
+        features = self.features.to(device)
+        rows = self._rows and Rows(features, *(x.to(device) for x in self._rows[1:]))
+        return type(self)(features, self.indices.to(device), self.values.to(device), k=self._wanted, rows=rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the graph and its features to ``path`` (.npz), whole or not at all."""
-        arrays = {name: getattr(self, name).cpu().numpy() for name in ("features", "indices", "values")}
-        save_arrays(Path(path), _KIND, _VERSION, arrays)
+        """Write the graph and its features to ``path``, whole or not at all, with a checksum; nothing is pickled.
+
+        Args:
+            path: ends in .npz; an existing file is replaced.
+
+        Raises:
+            ValueError: for another ending.
+            FileNotFoundError: if the folder does not exist.
+            OSError: if the disk is full or not writable; what stood at ``path`` is then untouched.
+        """
+        save_arrays(Path(path), _KIND, _VERSION, self.to_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The graph that `save` wrote."""
+        """The graph that `save` wrote, on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, of another kind or version, does not match its checksum, or holds no k-NN
+                graph; the message names the file.
+        """
         arrays, _ = load_arrays(Path(path), _KIND, _VERSION)
-        return cls(*(torch.from_numpy(arrays[name]) for name in ("features", "indices", "values")))
+        try:
+            return cls.from_arrays(arrays)
+        except ValueError as error:
+            raise ValueError(f"path must hold a {_KIND}, got {str(path)!r}: {error}") from error
+
+    def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Everything that makes the graph, for a file that holds more than it; shares memory on the CPU.
+
+        Returns:
+            "features" (N, d), bfloat16 as the int16 of the same bits, for NumPy has no such type; "indices" and
+            "values" (N, k); "k" (), the neighbours that were asked for.
+        """
+        features = self.features.view(torch.int16) if self.features.dtype == torch.bfloat16 else self.features
+        arrays = {"features": features, "indices": self.indices, "values": self.values}
+        return {name: x.cpu().numpy() for name, x in arrays.items()} | {"k": np.array(self._wanted, dtype=np.int64)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
+        """The graph that `to_arrays` took apart; it shares the arrays' memory.
+
+        Raises:
+            ValueError: if an array is missing, has a wrong shape or type, or if they are no k-NN graph: a value that is
+                not finite, an index out of range, an image that is not its own first neighbour, neighbours that repeat
+                or are out of order.
+        """
+        missing = {"features", "indices", "values", "k"} - set(arrays)
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} must be there, got {', '.join(sorted(arrays)) or ''}")
+        x = arrays["features"]
+        if x.ndim != 2 or not len(x) or x.dtype not in (np.int16, np.float16, np.float32, np.float64):
+            raise ValueError(f"features must be (N, d) floating point, got {x.dtype} {x.shape}")
+        if arrays["k"].shape != () or arrays["k"].dtype != np.int64 or arrays["k"] < 1:
+            raise ValueError(f"k must be an int64 of at least 1, got {arrays['k']!r}")
+        k, kind = int(arrays["k"]), np.float64 if x.dtype == np.float64 else np.float32
+        for name, dtype in (("indices", np.int64), ("values", kind)):
+            shape = (len(x), min(k, len(x)))
+            if arrays[name].shape != shape or arrays[name].dtype != dtype:
+                wanted = f"{np.dtype(dtype)} {shape}"
+                raise ValueError(f"{name} must be {wanted}, got {arrays[name].dtype} {arrays[name].shape}")
+        features, indices, values = (torch.from_numpy(arrays[name]) for name in ("features", "indices", "values"))
+        if features.dtype == torch.int16:
+            features = features.view(torch.bfloat16)
+        check_finite("features", features)
+        check_finite("values", values)
+        _check_neighbours(indices, values)
+        return cls(features, indices, values, k=k)
+
+    def _columns(self, k: int | None) -> int:
+        if k is None:
+            return self.k
+        check_count("k", k)
+        if k > self.k:
+            raise ValueError(f"k must be at most the graph's {self.k}, got {k}")
+        return int(k)
+
+
+def _check_neighbours(indices: Tensor, values: Tensor) -> None:
+    n = len(indices)
+    if int(indices.min()) < 0 or int(indices.max()) >= n:
+        raise ValueError(f"indices must be in [0, {n}), got {int(indices.min())} to {int(indices.max())}")
+    if not torch.equal(indices[:, 0], torch.arange(n)) or not bool((values[:, 0] == 1).all()):
+        raise ValueError("indices must name the image itself first, with value 1")
+    for part in indices.split(max(1, _PAIRS // indices.shape[1])):
+        if bool((part.sort(dim=1).values.diff(dim=1) == 0).any()):
+            raise ValueError("indices must name a neighbour once")
+    if bool((values[:, 2:] > values[:, 1:-1]).any()):
+        raise ValueError("values must descend")
+
+
+def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and indices of the neighbours of all rows, from those of the old ones, of which there are at least k."""
+    n, k = indices.shape
+    total, device = len(rows.given), indices.device
+    values, indices = (torch.cat([x, x.new_empty(total - n, k)]) for x in (values, indices))
+    rounding = torch.finfo(values.dtype).eps  # of the values that are compared with products below
+    pending: list[tuple[Tensor, Tensor, Tensor]] = []
+    for found in search(new, rows, k):
+        itself = torch.arange(n + found.rows.start, n + found.rows.stop, device=device)
+        part = slice(n + found.rows.start, n + found.rows.stop)
+        indices[part], values[part] = _itself_first(itself, found.indices, found.scores)
+        if k == 1:
+            continue
+        block = Rows(*(x[found.rows] for x in new))
+        near = _may_enter(block, rows, found, values[:n, -1] - rounding)
+        column, row = near.nonzero().T  # of a product (b, N): new images one by one, so that each row's come by index
+        score = score_pairs(block, rows, column, row, "cosine")
+        last, place = row.unique(return_inverse=True)
+        kth = score_pairs(rows, rows, last, indices[last, -1], "cosine")
+        nearer = score > kth[place]  # a tie is the old neighbour's
+        pending.append((row[nearer], itself[column[nearer]], score[nearer]))
+        if sum(len(entry[0]) for entry in pending) > _PAIRS:
+            _take_in(rows, indices, values, pending)
+    _take_in(rows, indices, values, pending)
+    return values, indices
+
+
+def _may_enter(block: Rows, rows: Rows, found: Found, threshold: Tensor) -> Tensor:
+    """(b, N) bool: where a product may stand for a cosine above the threshold (N,) of an old row."""
+    product = found.product
+    if product is None:
+        raise RuntimeError("search must give the products")
+    # TF32 and the like are no part of the bound: the error that is seen at the neighbours stands in for them
+    seen = (product.gather(1, found.indices) - found.scores).abs().amax(1)
+    error = torch.maximum(error_bound(block, rows, "cosine")[0], 4 * seen)
+    return product[:, : len(threshold)] >= threshold - error.to(product.dtype)[:, None]
+
+
+def _itself_first(itself: Tensor, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours (b, k) and their cosines with the row itself moved to the front."""
+    mine = indices == itself[:, None]
+    mine[:, -1] |= ~mine.any(1)  # pushed out by k duplicates, or a zero row: it takes the last one's place
+    indices = torch.where(mine, itself[:, None], indices)
+    order = mine.byte().argsort(dim=1, descending=True, stable=True)
+    return indices.gather(1, order), scores.masked_fill(mine, 1).gather(1, order)
+
+
+def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Sort new neighbours (row, index, cosine) into the lists of their rows, in place; ``pending`` is emptied."""
+    if not pending:
+        return
+    row, index, score = (torch.cat(parts) for parts in zip(*pending, strict=True))
+    pending.clear()
+    k = indices.shape[1]
+    changed, place = row.unique(return_inverse=True)
+    if not len(changed):
+        return
+    # the values are rounded: their order among new ones needs the cosines in float64 again
+    old = indices[changed].flatten()
+    own = score_pairs(rows, rows, changed.repeat_interleave(k), old, "cosine")
+    own[::k] = torch.inf  # the row itself
+    # old before new and new by index: stable sorts keep ties in that order
+    row = torch.cat([torch.arange(len(changed), device=row.device).repeat_interleave(k), place])
+    index, score = torch.cat([old, index]), torch.cat([own, score])
+    order = score.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    count = row.bincount(minlength=len(changed))
+    best = order[(count.cumsum(0) - count)[:, None] + torch.arange(k, device=row.device)]
+    indices[changed] = index[best]
+    values[changed] = score[best].to(values.dtype).index_fill(1, torch.zeros_like(best[0, :1]), 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from vireid._arrays import Array, same_kind, to_matrix
 from vireid._checks import check_count, check_finite, check_option
 
-__all__ = ["Found", "Rows", "neighbours_within", "prepare", "products", "search", "topk"]
+__all__ = ["Found", "Rows", "error_bound", "neighbours_within", "prepare", "products", "score_pairs", "search", "topk"]
 
 Metric = Literal["cosine", "euclidean", "dot"]
 
@@ -122,6 +122,7 @@ def search(
     *,
     block: int | None = None,
     propose: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ordered: bool = True,
 ) -> Iterator[Found]:
     """The exact k nearest of each query, block by block; k is at most the gallery's size.
 
@@ -132,6 +133,8 @@ def search(
         metric: as in `topk`.
         block: queries of a block.
         propose: instead of the product, (b, d) proposals -> values and indices of its min(k + 8, Ng) best.
+        ordered: False where only the set of the k nearest matters, not their order (cosine, dot). The set is exact;
+            the scores may be those of the product. Saves most of the scoring in float64 on the CPU.
     """
     m = min(k + _PAD, len(gallery.given))
     itemsize = gallery.proposal.dtype.itemsize
@@ -141,13 +144,47 @@ def search(
         some = Rows(*(x[part] for x in queries))
         product = products(some.proposal, gallery.proposal) if propose is None else None
         proposed, candidates = product.topk(m, dim=1) if product is not None else propose(some.proposal)  # type: ignore[misc]
-        scores, indices, limit = _settle(some, gallery, proposed, candidates, k, metric)
-        rest = (limit < torch.inf).nonzero().flatten()
-        if len(rest):
-            few = Rows(*(x[rest] for x in some))
-            again = few.proposal @ gallery.proposal.T if product is None else product[rest]
-            scores[rest], indices[rest] = _all_within(few, gallery, again, limit[rest], k, metric)
+        if ordered or some.given.device.type != "cpu":
+            scores, indices = _exact(some, gallery, proposed, candidates, product, k, metric)
+        else:
+            scores, indices = proposed[:, :k].double(), candidates[:, :k].clone()
+            rest = _open_sets(some, gallery, proposed, indices[:, -1], k, metric)
+            if len(rest):
+                few = Rows(*(x[rest] for x in some))
+                again = None if product is None else product[rest]
+                scores[rest], indices[rest] = _exact(few, gallery, proposed[rest], candidates[rest], again, k, metric)
         yield Found(part, product, scores, indices)
+
+
+def _exact(
+    queries: Rows,
+    gallery: Rows,
+    proposed: Tensor,
+    candidates: Tensor,
+    product: Tensor | None,
+    k: int,
+    metric: Metric,
+) -> tuple[Tensor, Tensor]:
+    """Scores (b, k) and indices of the k best: of the candidates, or of all rows where these do not settle it."""
+    scores, indices, limit = _settle(queries, gallery, proposed, candidates, k, metric)
+    rest = (limit < torch.inf).nonzero().flatten()
+    if len(rest):
+        few = Rows(*(x[rest] for x in queries))
+        again = products(few.proposal, gallery.proposal) if product is None else product[rest]
+        scores[rest], indices[rest] = _all_within(few, gallery, again, limit[rest], k, metric)
+    return scores, indices
+
+
+def _open_sets(queries: Rows, gallery: Rows, proposed: Tensor, kth: Tensor, k: int, metric: Metric) -> Tensor:
+    """The queries whose k-th and next proposal are so close that rounding may have swapped them."""
+    if proposed.shape[1] == k:  # all of the gallery
+        return kth[:0]
+    score = score_pairs(queries, gallery, torch.arange(len(kth), device=kth.device), kth, metric)
+    bound, finite = error_bound(queries, gallery, metric)
+    # TF32 and the like are no part of the bound: the error seen at the k-th of all queries stands in for them
+    seen = (score - proposed[:, k - 1]).abs().max()
+    gap = proposed[:, k - 1].double() - proposed[:, k]
+    return (~finite | ~(gap > 2 * torch.maximum(bound, 4 * seen))).nonzero().flatten()
 
 
 def neighbours_within(
@@ -168,6 +205,8 @@ def neighbours_within(
         cosine, ties by index behind the row itself.
     """
     n, device = len(rows.given), rows.proposal.device
+    if k == 1 and visit is None:
+        return torch.ones(n, 1, dtype=torch.float64, device=device), torch.arange(n, device=device)[:, None]
     m = min(k + _PAD, n)
     step = _tile(device, m)
     # what was found so far: nothing, which is behind everything
@@ -250,9 +289,8 @@ def _settle(
     proposed = proposed.double()
     order = candidates.sort(dim=1)  # by gallery index, so that a stable sort by score keeps ties in that order
     proposed, candidates = proposed.gather(1, order.indices), order.values.clamp_min(0)
-    row = torch.arange(len(candidates), device=candidates.device)[:, None].expand(-1, m)
-    score = _score(queries, gallery, row.reshape(-1), candidates.reshape(-1), metric).view(-1, m)
-    bound, finite = _error_bound(queries, gallery, metric)
+    score = _score_lists(queries, gallery, candidates, metric)
+    bound, finite = error_bound(queries, gallery, metric)
     # TF32 and the like are no part of the bound: the error that is seen here stands in for them
     difference = (_as_proposal(score, queries.length, metric) - proposed).abs()
     if itself is not None:
@@ -266,7 +304,7 @@ def _settle(
     return best.values[:, :k], candidates.gather(1, best.indices[:, :k]), limit
 
 
-def _error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
+def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
     """How far a product may be from the score it stands for (b,), and whether it is sure to be finite (b,)."""
     info = torch.finfo(gallery.proposal.dtype)
     size = gallery.length.max()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
@@ -316,28 +354,39 @@ def _sum(x: Tensor) -> Tensor:
     return x[:, 0] if x.shape[1] else x.new_zeros(len(x))
 
 
-def _score(q: Rows, g: Rows, row: Tensor, column: Tensor, metric: Metric) -> Tensor:
+def score_pairs(q: Rows, g: Rows, row: Tensor, column: Tensor, metric: Metric) -> Tensor:
     """Scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer; euclidean: minus the square."""
-    d = q.given.shape[1]
-    step = min(_pairs_at_once(q.given), len(row))
+    step = _pairs_at_once(q.given)
+    parts = [
+        _score_lists(Rows(*(x[r] for x in q)), g, c[:, None], metric)[:, 0]
+        for r, c in zip(row.split(step), column.split(step), strict=True)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=row.device)
+
+
+def _score_lists(q: Rows, g: Rows, columns: Tensor, metric: Metric) -> Tensor:
+    """Scores (b, m) in float64 of each query with its gallery rows ``columns`` (b, m), as `score_pairs`."""
+    (b, m), d = columns.shape, q.given.shape[1]
+    step = max(1, min(b, _pairs_at_once(q.given) // m))
     # one set of buffers for all blocks: fetching fresh memory for each costs more than the arithmetic
-    first, second = q.given.new_empty(step, d), g.given.new_empty(step, d)
-    one, two = (torch.empty(step, d, dtype=torch.float64, device=row.device) for _ in range(2))
-    score = torch.empty(len(row), dtype=torch.float64, device=row.device)
-    for start in range(0, len(row), max(1, step)):
-        n = min(step, len(row) - start)
-        part = slice(start, start + n)
-        one[:n].copy_(torch.index_select(q.given, 0, row[part], out=first[:n]))
-        two[:n].copy_(torch.index_select(g.given, 0, column[part], out=second[:n]))
+    rows = g.given.new_empty(step * m, d)
+    terms = torch.empty(step, m, d, dtype=torch.float64, device=columns.device)
+    score = torch.empty(b, m, dtype=torch.float64, device=columns.device)
+    for start in range(0, b, step):
+        part = slice(start, min(start + step, b))
+        n = part.stop - start
+        some = torch.index_select(g.given, 0, columns[part].reshape(-1), out=rows[: n * m])
+        terms[:n].copy_(some.view(n, m, d))
+        mine = q.given[part].double()[:, None]
         if metric == "euclidean":
-            one[:n].sub_(two[:n]).square_()
+            terms[:n].sub_(mine).square_()
         else:
-            one[:n].mul_(two[:n])
-        score[part] = _sum(one[:n])
+            terms[:n].mul_(mine)
+        score[part] = _sum(terms[:n].view(n * m, d)).view(n, m)
     if metric == "euclidean":
         score.neg_()
     if metric == "cosine":
-        length = q.length[row] * g.length[column]
+        length = q.length[:, None] * g.length[columns]
         score = torch.where(length > 0, score / length, 0)
     return score
 
@@ -352,7 +401,7 @@ def _all_within(
     """The k best of every gallery row whose product is not below ``limit``: exact, for the rows _PAD did not settle."""
     within = ~(product < limit[:, None])  # NaN, from an overflow, stays in
     row, column = within.nonzero().T  # row by row, gallery indices ascending: stable sorts keep that order within ties
-    score = _score(q, g, row, column, metric)
+    score = score_pairs(q, g, row, column, metric)
     if itself is not None:
         score = score.masked_fill(column == itself[row], torch.inf)
     order = score.argsort(descending=True, stable=True)

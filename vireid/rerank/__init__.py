@@ -1,1 +1,27 @@
-"""Re-ranking: better distances from the neighbours of queries and gallery."""
+"""Re-ranking: better distances from the neighbours of queries and gallery, in memory that grows with neighbours.
+
+Each method says in ``uses`` what a query's ranking looks at beyond itself: "gallery", or "transductive": the other
+queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an object
+that is fitted once and then answers any number of queries.
+"""
+
+from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
+from vireid.rerank.gnn import gnn
+from vireid.rerank.graph_transfer import GraphTransfer, graph_transfer
+from vireid.rerank.k_reciprocal import k_reciprocal
+from vireid.rerank.query_expansion import QueryExpansion, query_expansion
+from vireid.rerank.sim import SIM, sim
+
+__all__ = [
+    "AIM",
+    "AIM_SETTINGS",
+    "SIM",
+    "GraphTransfer",
+    "QueryExpansion",
+    "aim",
+    "gnn",
+    "graph_transfer",
+    "k_reciprocal",
+    "query_expansion",
+    "sim",
+]

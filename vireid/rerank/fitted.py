@@ -1,12 +1,13 @@
 """What the re-rankers share that look at a query and the gallery alone: fit once, rank any number of queries."""
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,12 @@ _BLOCK_BYTES = 2**25  # of one block of distances
 class GalleryReranker(ABC):
     """A re-ranker that is fitted to a gallery, after which each query is answered alone.
 
+    Queries and gallery must be on one device and may differ in type; the gallery's, at least float32, is computed in.
+    Memory is that of the gallery, its unit rows and its graph, and one block of queries against the gallery.
+
     A subclass holds its settings and says which graph of the gallery it needs (`_neighbours`), what it makes of it
-    (`_prepare`), and how a block of queries is compared with the gallery (`_distance`).
+    (`_prepare`), and how a block of queries is compared with the gallery (`_distance`). The last two are called
+    without gradients and with autocast off.
     """
 
     uses: ClassVar[str] = "gallery"
@@ -39,9 +44,10 @@ class GalleryReranker(ABC):
     def _neighbours(self) -> int:
         """Neighbours of each gallery image that are needed, the image itself included."""
 
+    @property
     @abstractmethod
-    def _settings(self) -> dict[str, Any]:
-        """The constructor's keyword arguments, for `save`."""
+    def settings(self) -> dict[str, Any]:
+        """The parameters by name; reports print them."""
 
     @abstractmethod
     def _prepare(self, graph: NeighborGraph) -> None:
@@ -50,6 +56,10 @@ class GalleryReranker(ABC):
     @abstractmethod
     def _distance(self, query: Rows) -> Tensor:
         """Distances (b, Ng) of a block of prepared queries."""
+
+    def _features(self, x: Tensor) -> Tensor:
+        """What is compared, of checked features (N, d): a subclass may put others (N, d) in their place."""
+        return x
 
     @property
     def graph(self) -> NeighborGraph:
@@ -63,42 +73,96 @@ class GalleryReranker(ABC):
         return self._graph
 
     def fit(self, gallery: Array) -> Self:
-        """Take ``gallery`` (Ng, d); an earlier one is forgotten. Returns the object itself."""
-        return self._take(NeighborGraph.build(gallery, self._neighbours))
+        """Take ``gallery`` (Ng, d); an earlier one is forgotten.
+
+        The gallery is copied: what happens to the caller's array later does not matter.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError, TypeError: if ``gallery`` is empty, not a floating-point matrix, or not finite.
+        """
+        g = to_matrix("gallery", gallery)
+        check_finite("gallery", g)
+        return self._take(NeighborGraph.build(self._features(g.clone()), self._neighbours))
 
     def extend(self, gallery: Array) -> Self:
-        """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph."""
-        return self._take(self.graph.extend(gallery))
+        """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph.
+
+        The result is that of `fit` to all of them.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError, TypeError: if ``gallery`` has another size, type or device than what is there, or is not finite.
+        """
+        g = to_matrix("gallery", gallery, columns=self.graph.features.shape[1])
+        check_finite("gallery", g)
+        return self._take(self.graph.extend(self._features(g)))
 
     def distance(self, query: Array) -> Any:
-        """Distance (Nq, Ng) of each query from each gallery image, smaller = nearer."""
+        """Distance of each query from each gallery image.
+
+        Args:
+            query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
+
+        Returns:
+            (Nq, Ng), smaller = nearer; a NumPy array if ``query`` is one.
+
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError, TypeError: if ``query`` does not fit the gallery's size or device, or is not finite.
+        """
         q = self._check(query)
-        g = self.graph
-        result = g.values.new_empty(len(q), len(g))
-        for part, block in self._blocks(q):
-            result[part] = block
+        result = self.graph.values.new_empty(len(q), len(self.graph))
+        with _plain(q):
+            for part, block in self._blocks(q):
+                result[part] = block
         return same_kind(result, query)
 
     def topk(self, query: Array, n: int) -> tuple[Any, Any]:
-        """The ``n`` nearest gallery images of each query: distances and indices (Nq, n), ties by index; no (Nq, Ng)."""
+        """The nearest gallery images of each query, without a matrix (Nq, Ng).
+
+        Args:
+            query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
+            n: how many, at least 1; more than Ng means all.
+
+        Returns:
+            Distances (Nq, n), ascending, and gallery indices (Nq, n), ties by index: the first columns of a stable
+            sort of `distance`. NumPy arrays if ``query`` is one.
+
+        Raises:
+            RuntimeError, ValueError, TypeError: as `distance`, and if ``n`` is not an integer of at least 1.
+        """
         q = self._check(query)
         check_count("n", n)
         n = min(n, len(self.graph))
-        values, indices = (
-            self.graph.values.new_empty(len(q), n),
-            torch.empty(len(q), n, dtype=torch.int64, device=q.device),
-        )
-        for part, block in self._blocks(q):
-            order = block.sort(dim=1, stable=True)
-            values[part], indices[part] = order.values[:, :n], order.indices[:, :n]
+        values = self.graph.values.new_empty(len(q), n)
+        indices = torch.empty(len(q), n, dtype=torch.int64, device=q.device)
+        with _plain(q):
+            for part, block in self._blocks(q):
+                values[part], indices[part] = _smallest(block, n)
         return same_kind(values, query), same_kind(indices, query)
 
     def __call__(self, query: Array, gallery: Array) -> Any:
-        """``fit(gallery).distance(query)``: the form that the protocols' ``rerank`` takes."""
-        return self.fit(gallery).distance(query)
+        """Distance (Nq, Ng) from a gallery that is not kept: the form that the protocols' ``rerank`` takes.
+
+        The same as ``fit(gallery).distance(query)``, but the object stays as it is, fitted or not.
+        """
+        q = to_matrix("query", query)
+        g = to_matrix("gallery", gallery, columns=q.shape[1])
+        if q.device != g.device:
+            raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
+        check_finite("query", q)
+        check_finite("gallery", g)
+        once = copy.copy(self)
+        return once._take(NeighborGraph.build(self._features(g), self._neighbours)).distance(query)
 
     def _take(self, graph: NeighborGraph) -> Self:
-        with torch.no_grad(), torch.autocast(graph.features.device.type, enabled=False):
+        with _plain(graph.features):
             self._prepare(graph)
         self._graph = graph
         return self
@@ -109,25 +173,81 @@ class GalleryReranker(ABC):
         if q.device != g.device:
             raise ValueError(f"query must be on the gallery's device, {g.device}, got {q.device}")
         check_finite("query", q)
-        return q
+        return self._features(q)
 
     def _blocks(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        gallery = self.graph.rows
-        step = max(1, _BLOCK_BYTES // (len(self.graph) * gallery.proposal.dtype.itemsize))
-        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            for start in range(0, len(query), step):
-                part = slice(start, min(start + step, len(query)))
-                yield part, self._distance(prepare(query[part], "cosine", gallery.proposal.dtype, gallery=False))
+        dtype = self.graph.rows.proposal.dtype
+        step = max(1, _BLOCK_BYTES // (len(self.graph) * dtype.itemsize))
+        for start in range(0, len(query), step):
+            part = slice(start, min(start + step, len(query)))
+            yield part, self._distance(prepare(query[part], "cosine", dtype, gallery=False))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write settings and gallery to ``path`` (.npz), whole or not at all."""
-        g = self.graph
-        arrays = {name: getattr(g, name).cpu().numpy() for name in ("features", "indices", "values")}
-        save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, arrays, self._settings())
+        """Write settings and gallery to ``path`` (.npz), whole or not at all.
+
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError: if the ending is not .npz.
+            FileNotFoundError: if the folder does not exist.
+            OSError: if the disk is full or not writable; what stood at ``path`` is then untouched.
+        """
+        save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, self.graph.to_arrays(), self._saved())
+
+    def _saved(self) -> dict[str, Any]:
+        """What `save` writes beside the graph: the constructor's keyword arguments, unless a subclass says otherwise."""
+        return self.settings
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote, ready for queries, on the CPU."""
-        arrays, settings = load_arrays(Path(path), f"vireid {cls.__name__}", _VERSION)
-        graph = NeighborGraph(*(torch.from_numpy(np.array(arrays[n])) for n in ("features", "indices", "values")))
-        return cls(**settings)._take(graph)
+        """What `save` wrote, ready for queries, on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged or cut short, was not written by this class, or does not match its checksum.
+        """
+        graph, settings = cls._read(path)
+        try:
+            self = cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"path must hold settings of {cls.__name__}, got {str(path)!r}: {error}") from error
+        self._check_graph(graph, path)
+        return self._take(graph)
+
+    def _check_graph(self, graph: NeighborGraph, path: str | os.PathLike[str]) -> None:
+        if graph.k != min(self._neighbours, len(graph)):
+            wanted = f"{min(self._neighbours, len(graph))} neighbours of each image"
+            raise ValueError(f"path must hold a graph with {wanted}, got {graph.k} in {str(path)!r}")
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str]) -> tuple[NeighborGraph, dict[str, Any]]:
+        """The graph and the settings in a file of this class."""
+        kind = f"vireid {cls.__name__}"
+        arrays, settings = load_arrays(Path(path), kind, _VERSION)
+        try:
+            return NeighborGraph.from_arrays(arrays), settings
+        except ValueError as error:
+            raise ValueError(f"path must hold a {kind}, got {str(path)!r}: {error}") from error
+
+
+def _plain(x: Tensor) -> AbstractContextManager[Any]:
+    """No gradients, and no autocast on the device of ``x``."""
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    stack.enter_context(torch.autocast(x.device.type, enabled=False))
+    return stack
+
+
+def _smallest(block: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The first n columns of a stable ascending sort of (b, N): values and indices (b, n)."""
+    if 2 * n >= block.shape[1]:
+        values, indices = block.sort(dim=1, stable=True)
+        return values[:, :n], indices[:, :n]
+    values, indices = block.topk(n + 1, dim=1, largest=False)
+    tied = (values[:, n] == values[:, n - 1]).nonzero().flatten()  # which of the equal ones came is open
+    order = indices[:, :n].sort(dim=1)
+    values, by_value = values[:, :n].gather(1, order.indices).sort(dim=1, stable=True)
+    indices = order.values.gather(1, by_value)
+    if len(tied):
+        some = block[tied].sort(dim=1, stable=True)
+        indices[tied] = some.indices[:, :n]
+    return values, indices

@@ -1,0 +1,104 @@
+"""GNN re-ranking against plain loops; what it shares with k-reciprocal encoding is tested in test_k_reciprocal.py."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from vireid.rerank.gnn import gnn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import postprocessing
+
+
+def reference(query, gallery, k1, k2, layers, alpha):
+    features = [np.asarray(x, dtype=np.float64) for x in torch.cat([query, gallery]).double()]
+    n, nq = len(features), len(query)
+    lengths = [math.sqrt((x * x).sum()) for x in features]
+    cosine = [[0.0] * n for _ in range(n)]
+    for i in range(n):
+        for j in range(n):
+            if lengths[i] * lengths[j] > 0:
+                cosine[i][j] = float((features[i] * features[j]).sum()) / (lengths[i] * lengths[j])
+    rank = [sorted(range(n), key=lambda j: (j != i, -cosine[i][j], j)) for i in range(n)]
+    rows = [[1.0 if j in rank[i][:k1] else 0.0 for j in range(n)] for i in range(n)]
+    for _ in range(layers):
+        both = [[rows[i][j] + rows[j][i] for j in range(n)] for i in range(n)]
+        rows = []
+        for i in range(n):
+            row = [sum(abs(cosine[i][m]) ** alpha * both[m][j] for m in rank[i][:k2]) for j in range(n)]
+            length = math.sqrt(sum(v * v for v in row))
+            rows.append([v / length if length > 0 else 0.0 for v in row])
+    result = torch.zeros(nq, n - nq, dtype=torch.float64)
+    for q in range(nq):
+        for g in range(nq, n):
+            result[q, g - nq] = 1 - sum(a * b for a, b in zip(rows[q], rows[g], strict=True))
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    nq=st.integers(0, 5),
+    ng=st.integers(1, 10),
+    k1=st.integers(1, 20),
+    k2=st.integers(1, 20),
+    layers=st.integers(1, 3),
+    alpha=st.sampled_from([0, 0.5, 2.0]),
+)
+def test_equals_plain_loops(device, dtype, seed, nq, ng, k1, k2, layers, alpha):
+    r = torch.Generator().manual_seed(seed)
+    # small integers: many duplicates, ties and zero rows, in the same order for both as their sums are exact
+    q, g = (torch.randint(-1, 2, (n, 3), generator=r).to(dtype) for n in (nq, ng))
+    got = gnn(q.to(device), g.to(device), k1=k1, k2=k2, layers=layers, alpha=alpha)
+    assert got.dtype == dtype
+    assert got.shape == (nq, ng)
+    wanted = reference(q, g, k1, k2, layers, alpha)
+    assert_close(got.cpu().double(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.6, 20.0])  # separate identities, realistic, no identities at all
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_the_dense_form(device, dtype, noise):
+    r = torch.Generator().manual_seed(1)
+    centers = torch.nn.functional.normalize(torch.randn(30, 64, generator=r), dim=1)
+    x = centers[torch.randint(30, (750,), generator=r)] + noise * torch.randn(750, 64, generator=r) / 8
+    q, g = x.to(device, dtype).split([150, 600])
+    tolerance = 5e-6 if dtype == torch.float32 else 1e-12
+    for layers in (1, 2):
+        wanted = postprocessing.gnn(q.double(), g.double(), layers=layers)  # in float32 it would mix up near ties
+        assert_close(gnn(q, g, layers=layers).double(), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("top", [1, 7, 40, 99])
+def test_top_is_a_stable_sort_of_the_distances(device, top):
+    r = torch.Generator().manual_seed(2)
+    q, g = (torch.randint(-2, 3, (n, 4), generator=r).float().to(device) for n in (9, 40))
+    g[20:] = g[:20]
+    values, indices = gnn(q, g, k1=4, k2=2, top=top)
+    wanted = gnn(q, g, k1=4, k2=2).sort(dim=1, stable=True)
+    assert torch.equal(values, wanted.values[:, :top])
+    assert torch.equal(indices, wanted.indices[:, :top])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"layers": 0}, ValueError, "layers must be at least 1, got 0"),
+        ({"layers": 1.0}, TypeError, "layers must be an integer, got 1.0"),
+        ({"alpha": -1.0}, ValueError, "alpha must be at least 0 and finite, got -1.0"),
+        ({"alpha": math.nan}, ValueError, "alpha must be at least 0 and finite, got nan"),
+        ({"alpha": math.inf}, ValueError, "alpha must be at least 0 and finite, got inf"),
+        ({"alpha": "2"}, TypeError, "alpha must be a number, got '2'"),
+    ],
+)
+def test_bad_settings_are_named(change, error, text):
+    with pytest.raises(error, match=text):
+        gnn(torch.ones(2, 3), torch.ones(4, 3), **change)

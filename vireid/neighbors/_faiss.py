@@ -1,0 +1,82 @@
+"""What faiss is used for, imported on use: a flat search that proposes candidates, and the GPU's limits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["GPU_MAX_K", "flat_proposer", "import_faiss", "on_gpu"]
+
+GPU_MAX_K = 2048  # neighbours that a search on the GPU can give (faiss's GPU_MAX_SELECTION_K)
+
+
+def import_faiss(argument: str) -> Any:
+    """The module faiss; ``argument`` is what asked for it.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(f"{argument} needs faiss: pip install 'vireid[faiss]'") from error
+    return faiss
+
+
+def on_gpu(argument: str) -> Any:
+    """The module faiss with its GPU part, which then takes torch tensors where they are, on torch's stream.
+
+    Raises:
+        ImportError: if faiss is not installed, or only for the CPU.
+    """
+    faiss = import_faiss(argument)
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise ImportError(f"{argument} needs faiss for the GPU with tensors there: pip install 'vireid[gpu]'")
+    import faiss.contrib.torch_utils  # it teaches faiss's functions to take tensors
+
+    return faiss
+
+
+def flat_proposer(gallery: Tensor, m: int) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """For `search`: queries (b, d) -> values and indices (b, m) of the largest products with ``gallery`` (N, d).
+
+    The gallery is searched where it lies, on the CPU or a GPU; there is no index and no copy.
+
+    Args:
+        gallery: (N, d) float32, contiguous.
+        m: candidates of each query, at most N.
+
+    Returns:
+        None where faiss cannot: for more than 2,048 candidates on a GPU. PyTorch can.
+
+    Raises:
+        ImportError: if faiss is not installed, or only for the CPU and the gallery is on a GPU.
+    """
+    if gallery.device.type == "cpu":
+        faiss, searched = import_faiss("backend='faiss'"), gallery.numpy()
+
+        def propose(query: Tensor) -> tuple[Tensor, Tensor]:
+            values, indices = faiss.knn(query.numpy(), searched, m, faiss.METRIC_INNER_PRODUCT)
+            return torch.from_numpy(values), torch.from_numpy(indices)
+
+        return propose
+
+    faiss = on_gpu("backend='faiss'")
+    if m > GPU_MAX_K:
+        return None
+    resources = faiss.StandardGpuResources()
+
+    def propose_on_gpu(query: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.cuda.device(gallery.device):
+            values, indices = faiss.knn_gpu(
+                resources,
+                query.contiguous(),
+                gallery,
+                m,
+                metric=faiss.METRIC_INNER_PRODUCT,
+                device=gallery.device.index,
+            )
+        return values, indices
+
+    return propose_on_gpu

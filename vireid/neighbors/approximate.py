@@ -1,0 +1,199 @@
+"""Approximate nearest neighbours by any index of faiss, and what they miss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vireid._arrays import Array, same_kind, to_matrix, to_tensor
+from vireid._checks import check_count, check_finite, check_option
+from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
+from vireid.neighbors.search import Metric, Rows, score_pairs, prepare, topk
+
+__all__ = ["ApproximateIndex", "recall"]
+
+_CANDIDATES = 1 << 20  # that are scored again at once
+
+
+class ApproximateIndex:
+    """A gallery in one of faiss's indexes: it proposes candidates, whose scores are then computed exactly.
+
+    So the values are those of `topk`, in the same order; only neighbours may be missing, which `recall` measures. On
+    the CPU that pays for galleries far beyond 100,000 images: up to there the exact search is about as fast, and there
+    is nothing to build.
+
+    On a GPU the index is faiss's GPU form, which exists for "Flat", "IVF…,Flat", "IVF…,PQ…" and "IVF…,SQ…".
+
+    Args:
+        gallery: (N, d) floating point, tensor or NumPy array; kept as it is, so do not change it afterwards.
+        factory: faiss's name of the index, such as "HNSW32", "IVF1024,Flat" or "PQ32".
+        metric: as in `topk`. faiss sees normalised rows for "cosine".
+        parameters: faiss's search parameters, such as "nprobe=32" or "efSearch=128": more is slower and misses less.
+
+    Raises:
+        ImportError: if faiss is not installed.
+        ValueError: for a wrong shape, no row, NaN or an infinity, an unknown option, ``factory`` or ``parameters`` that
+            faiss does not know or that do not fit d, or too few rows to train the index.
+        TypeError: for anything but a floating-point matrix and texts.
+
+    Example:
+        >>> gallery = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+        >>> index = ApproximateIndex(gallery, "HNSW32")  # doctest: +SKIP
+        >>> values, indices = index.topk(gallery[:3], 5)  # doctest: +SKIP
+        >>> recall(indices, topk(gallery[:3], gallery, 5)[1])  # doctest: +SKIP
+        1.0
+    """
+
+    def __init__(self, gallery: Array, factory: str, *, metric: Metric = "cosine", parameters: str = "") -> None:
+        g = to_matrix("gallery", gallery)
+        check_option("metric", metric, ("cosine", "euclidean", "dot"))
+        for name, text in (("factory", factory), ("parameters", parameters)):
+            if not isinstance(text, str):
+                raise TypeError(f"{name} must be a text, got {type(text).__name__}")
+        if not len(g):
+            raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
+        check_finite("gallery", g)
+        self.metric: Metric = metric
+        self.factory = factory
+        with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+            # as for "dot" an index sees the rows as given: it knows the Euclidean distance itself
+            rows = prepare(g, "cosine" if metric == "cosine" else "dot", torch.float32, gallery=True)
+            self._index = _build(rows.proposal.contiguous(), factory, metric, parameters)
+            self._gallery = Rows(g, rows.length, g.new_empty(0))  # the index has its own form of the proposals
+
+    def __len__(self) -> int:
+        """N, the images of the gallery."""
+        return len(self._gallery.given)
+
+    def topk(self, query: Array, k: int, *, candidates: int | None = None) -> tuple[Any, Any]:
+        """About the ``k`` nearest gallery rows of each query, nearest first, ties by index.
+
+        Args:
+            query: (Nq, d), on the gallery's device.
+            k: neighbours wanted, at least 1; more than N means all of them.
+            candidates: what the index proposes, at least k, of which the best k by their exact scores are kept. More of
+                them make up for a coarse index, such as "PQ32". Default: 2 k.
+
+        Returns:
+            values and indices (Nq, k') as of `vireid.neighbors.topk`. Where the index found fewer than k' rows, index
+            -1 stands at the end, with value -inf (inf for "euclidean"). On a GPU, for k above faiss's limit of 2,048,
+            those of an exact search.
+
+        Raises:
+            ValueError: for a wrong shape or device, a count that is too small, NaN or an infinity.
+            TypeError: for anything but a floating-point matrix and integers.
+        """
+        g = self._gallery
+        q = to_matrix("query", query, columns=g.given.shape[1])
+        check_count("k", k)
+        if candidates is not None:
+            check_count("candidates", candidates, minimum=k)
+        if q.device != g.given.device:
+            raise ValueError(f"query must be on the gallery's device, {g.given.device}, got {q.device}")
+        check_finite("query", q)
+        k = min(k, len(self))
+        m = min(2 * k if candidates is None else candidates, len(self))
+        if q.device.type != "cpu":
+            if k > GPU_MAX_K:
+                values, indices = topk(q, g.given, k, metric=self.metric, backend="torch")
+                return same_kind(values, query), same_kind(indices, query)
+            m = min(m, GPU_MAX_K)
+        dtype = torch.promote_types(torch.promote_types(q.dtype, g.given.dtype), torch.float32)
+        values = torch.empty(len(q), k, dtype=dtype, device=q.device)
+        indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
+        step = max(1, _CANDIDATES // m)
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            for start in range(0, len(q), step):
+                part = slice(start, start + step)
+                values[part], indices[part] = self._nearest(q[part], k, m)
+        return same_kind(values, query), same_kind(indices, query)
+
+    def _nearest(self, query: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
+        """Values in float64 and indices (b, k) of the best of m candidates."""
+        q = prepare(query, "cosine" if self.metric == "cosine" else "dot", torch.float32, gallery=False)
+        if query.device.type == "cpu":
+            found = torch.from_numpy(self._index.search(q.proposal.contiguous().numpy(), m)[1])
+        else:
+            with torch.cuda.device(query.device):
+                found = self._index.search(q.proposal.contiguous(), m)[1]
+        found = found.sort(dim=1).values  # by gallery index, so that a stable sort by score keeps ties in that order
+        row = torch.arange(len(found), device=found.device)[:, None].expand_as(found)
+        score = score_pairs(q, self._gallery, row.reshape(-1), found.clamp_min(0).flatten(), self.metric).view_as(found)
+        best = score.masked_fill(found < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+        values = best.values[:, :k]
+        if self.metric == "euclidean":
+            values = values.neg().clamp_min(0).sqrt()
+        return values, found.gather(1, best.indices[:, :k])
+
+
+def recall(approximate: Array, exact: Array) -> float:
+    """The share of the true nearest neighbours that an approximate search found, in [0, 1].
+
+    Args:
+        approximate: (Nq, n) integer indices as found, in any order; -1 for none.
+        exact: (Nq, k) integer indices of the true neighbours, from `topk`.
+
+    Returns:
+        Mean over the queries of |found ∩ true| / k: recall at k for n = k, "k at n" for larger n.
+
+    Raises:
+        ValueError: if a shape is not (Nq, …) with at least one entry, or Nq differs.
+        TypeError: for anything but integer matrices.
+
+    Example:
+        >>> recall(torch.tensor([[4, 2, 9]]), torch.tensor([[2, 4, 5]]))
+        0.6666666666666666
+    """
+    found, true = to_tensor("approximate", approximate), to_tensor("exact", exact)
+    for name, x in (("approximate", found), ("exact", true)):
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, got {x.dtype}")
+        if x.ndim != 2 or not x.numel():
+            raise ValueError(f"{name} must have shape (Nq, k) with at least one entry, got {tuple(x.shape)}")
+    if len(found) != len(true):
+        raise ValueError(f"approximate and exact must have one row a query, got {len(found)} and {len(true)}")
+    ordered = found.to(true.device, torch.int64).sort(dim=1).values
+    wanted = true.to(torch.int64)
+    place = torch.searchsorted(ordered, wanted).clamp_max(ordered.shape[1] - 1)
+    return float((ordered.gather(1, place) == wanted).double().mean())
+
+
+def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
+    """The index over ``x`` (N, d), float32, trained where it needs that."""
+    argument = f"ApproximateIndex(gallery, {factory!r})"
+    faiss = import_faiss(argument) if x.device.type == "cpu" else on_gpu(argument)
+    kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    try:
+        index = faiss.index_factory(x.shape[1], factory, kind)
+        inner = index
+        while isinstance(inner, faiss.IndexPreTransform):
+            inner = faiss.downcast_index(inner.index)
+        if hasattr(inner, "do_polysemous_training"):
+            inner.do_polysemous_training = False  # many seconds, for a kind of search that is not used here
+        hnsw = getattr(inner, "hnsw", None)
+        if hnsw is not None and hnsw.nb_neighbors(0) < 2:  # faiss ends the process when it is filled
+            raise RuntimeError("each node needs at least one neighbour")
+        if x.device.type != "cpu":
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), x.device.index, index)
+        if parameters:
+            space = faiss.ParameterSpace() if x.device.type == "cpu" else faiss.GpuParameterSpace()
+            space.set_index_parameters(index, parameters)
+    except (RuntimeError, ValueError) as error:
+        given = f"{factory!r} with parameters {parameters!r}" if parameters else repr(factory)
+        text = f"factory must be an index of faiss for {metric!r} and d = {x.shape[1]}, got {given}: {_reason(error)}"
+        raise ValueError(text) from error
+    rows: Any = x.numpy() if x.device.type == "cpu" else x
+    try:
+        if not index.is_trained:
+            index.train(rows)
+        index.add(rows)
+        index.search(rows[:1], 1)  # a factory text that asks for 0 lists is noticed here
+    except RuntimeError as error:
+        text = f"gallery must be fit to train {factory!r}, got shape {tuple(x.shape)}: {_reason(error)}"
+        raise ValueError(text) from error
+    return index
+
+
+def _reason(error: Exception) -> str:
+    """What faiss says, without the place in its source."""
+    return str(error).rsplit("failed: ", 1)[-1].rsplit(".cpp:", 1)[-1].split(": ", 1)[-1].strip()

@@ -1,0 +1,165 @@
+"""What the re-rankers share that look at queries and gallery together: both joined, sparse matrices, the n nearest."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from vireid._arrays import Array, to_matrix
+from vireid._checks import check_count, check_finite
+from vireid.neighbors.search import Rows, prepare
+
+__all__ = [
+    "Lists",
+    "blocks",
+    "compressed",
+    "cosines_of",
+    "joined",
+    "nearest_first",
+    "parts",
+    "product",
+    "row_sums",
+    "sparse",
+    "sparse_rows",
+    "transposed",
+]
+
+_BLOCK_BYTES = 2**25  # of one block of distances
+_PAIRS = 2**20  # pairs of entries worked on at once
+
+
+def joined(query: Array, gallery: Array, top: Any) -> tuple[Rows, int]:
+    """Queries with the gallery behind them, checked and prepared for cosines, and the number of queries."""
+    q = to_matrix("query", query)
+    g = to_matrix("gallery", gallery, columns=q.shape[1])
+    if top is not None:
+        check_count("top", top)
+    if not len(g):
+        raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
+    if q.device != g.device:
+        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
+    check_finite("query", q)
+    check_finite("gallery", g)
+    x = torch.cat([q, g])
+    return prepare(x, "cosine", torch.promote_types(x.dtype, torch.float32), gallery=True), len(q)
+
+
+def blocks(start: int, stop: int, width: int, itemsize: int) -> Iterator[slice]:
+    """The rows from ``start`` to ``stop``, as many at once as keep ``width`` entries each in 32 MiB."""
+    step = max(1, _BLOCK_BYTES // (itemsize * max(1, width)))
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def parts(cost: Tensor, limit: int) -> Iterator[slice]:
+    """Consecutive slices of ``cost`` (P,), integers; all entries of one but its first cost less than ``limit``."""
+    stop = 0
+    for size in (cost.cumsum(0) // limit).unique_consecutive(return_counts=True)[1].tolist():
+        yield slice(stop, stop + size)
+        stop += size
+
+
+def sparse(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A COO matrix of entries that are sorted by row, then column, with none twice."""
+    indices = torch.stack([row, column])
+    return torch.sparse_coo_tensor(indices, value, shape, check_invariants=False, is_coalesced=True)
+
+
+def sparse_rows(column: Tensor, value: Tensor, width: int) -> Tensor:
+    """A COO matrix (R, ``width``) whose row r has ``value[r]`` (k,) in the columns ``column[r]`` (k,), ascending."""
+    count, k = column.shape
+    row = torch.arange(count, device=column.device).repeat_interleave(k)
+    return sparse(row, column.flatten(), value.flatten(), (count, width))
+
+
+def compressed(matrix: Tensor) -> Tensor:
+    """A coalesced COO matrix in CSR layout."""
+    with _without_beta_warning():
+        return matrix.to_sparse_csr()
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Product of two COO matrices, coalesced."""
+    with _without_beta_warning():
+        return torch.sparse.mm(left, right).coalesce()
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """Transpose of a coalesced COO matrix, coalesced."""
+    row, column = matrix.indices()
+    order = column.int().sort(stable=True).indices
+    return sparse(column[order], row[order], matrix.values()[order], matrix.shape[::-1])
+
+
+class Lists(NamedTuple):
+    """A sparse matrix (R, C), row by row."""
+
+    first: Tensor  # (R,) where a row's entries start
+    length: Tensor  # (R,) how many it has
+    column: Tensor
+    value: Tensor
+    width: int  # C
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Self:
+        """Those of a coalesced COO matrix."""
+        row, column = matrix.indices()
+        length = row.bincount(minlength=len(matrix))
+        return cls(length.cumsum(0) - length, length, column, matrix.values(), matrix.shape[1])
+
+    def combined(
+        self, height: int, row: Tensor, index: Tensor, value: Tensor, operation: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Sparse times sparse, dense result: entry p adds operation(``value[p]``, list ``index[p]``) to row ``row[p]``.
+
+        With `torch.mul` that is the product of the matrix with the entries (row, index, value) and this one.
+
+        Returns:
+            (``height``, C).
+        """
+        result = value.new_zeros(height * self.width)
+        length, first, target = self.length[index], self.first[index], row * self.width
+        for some in parts(length, _PAIRS):
+            times = length[some]
+            place = (first[some] - times.cumsum(0) + times).repeat_interleave(times)
+            place += torch.arange(len(place), device=place.device)
+            both = operation(value[some].repeat_interleave(times), self.value[place])
+            result.index_add_(0, target[some].repeat_interleave(times).add_(self.column[place]), both)
+        return result.view(height, self.width)
+
+
+@contextmanager
+def _without_beta_warning() -> Iterator[None]:
+    """PyTorch calls its CSR layout, which it also uses itself, beta."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        yield
+
+
+def row_sums(matrix: Tensor, value: Tensor) -> Tensor:
+    """Sums of ``value``, one for each entry of a coalesced COO matrix, by row."""
+    return value.new_zeros(len(matrix)).index_add_(0, matrix.indices()[0], value)
+
+
+def cosines_of(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """x[row[p]] · x[column[p]] of unit rows ``x`` (N, d), for pairs sorted by row, then column."""
+    pairs = compressed(sparse(row, column, x.new_zeros(len(row)), (len(x), len(x))))
+    return torch.sparse.sampled_addmm(pairs, x, x.T, beta=0).values()
+
+
+def nearest_first(distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` smallest of each row of ``distance`` (b, Ng), ascending, ties by index: values and indices (b, n)."""
+    more = distance.topk(min(n + 1, distance.shape[1]), dim=1, largest=False)
+    values, indices = more.values[:, :n], more.indices[:, :n].clone()
+    contested = (more.values[:, n:] == values[:, -1:]).any(1).nonzero().flatten()
+    if len(contested):  # more than one candidate for the last place: the lowest indices have it
+        rows, last = distance[contested], values[contested, -1:]
+        within, tied = rows < last, rows == last
+        within |= tied & (tied.cumsum(1) <= n - within.sum(1, keepdim=True))
+        indices[contested] = within.nonzero()[:, 1].view(-1, n)
+    indices = indices.sort(dim=1).values
+    order = distance.gather(1, indices).sort(dim=1, stable=True)
+    return order.values, indices.gather(1, order.indices)

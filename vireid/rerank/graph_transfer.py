@@ -1,0 +1,126 @@
+"""CIFT's feature transfer (H2FT or GFT) as a re-ranker: fitted to a gallery, then one query's share at a time."""
+
+import hashlib
+import os
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vireid._arrays import Array
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors.search import Rows
+from vireid.nn.transfer import FeatureTransfer
+from vireid.rerank.fitted import GalleryReranker
+
+__all__ = ["GraphTransfer", "graph_transfer"]
+
+
+class GraphTransfer(GalleryReranker):
+    """The distance of a trained `vireid.nn.H2FT` or `vireid.nn.GFT` (CIFT §4.2, §9), fitted to a gallery.
+
+    `fit` computes v(G), its graph and the transferred features, or for GFT what they consist of; a query then costs
+    its own transfer and its products with the gallery. The distances are those of ``module.distance(query, gallery)``.
+    The module's mode does not matter. It is held, not copied: fit again after training it further.
+
+    Args:
+        module: an H2FT or a GFT, on the device of the features.
+
+    Raises:
+        TypeError: if ``module`` is neither.
+
+    Example:
+        >>> from vireid.nn import H2FT
+        >>> gallery = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+        >>> distance, index = GraphTransfer(H2FT(2, k=2)).fit(gallery).topk(torch.tensor([[0.0, 2.0]]), 2)
+        >>> index.tolist()
+        [[2, 1]]
+    """
+
+    def __init__(self, module: FeatureTransfer) -> None:
+        if not isinstance(module, FeatureTransfer):
+            raise TypeError(f"module must be an H2FT or a GFT, got {type(module).__name__}")
+        self.module = module
+        self.__name__ = type(module).__name__  # what reports call it
+
+    @property
+    def _neighbours(self) -> int:
+        return self.module.k
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """k and the temperatures of the module."""
+        return _settings(self.module)
+
+    def _saved(self) -> dict[str, Any]:
+        return self._fitted_with
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.module.embed("features", x)
+
+    def _prepare(self, graph: NeighborGraph) -> None:
+        self._fitted_with = _identity(self.module)
+        self._gallery = self.module.prepare_gallery(graph)
+
+    def _distance(self, query: Rows) -> Tensor:
+        query = query._replace(given=query.given.to(self.graph.features.dtype))  # a v without weights keeps x's type
+        return self.module.compare(query, self.graph, self._gallery)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], module: FeatureTransfer) -> Self:  # type: ignore[override]
+        """What `save` wrote, ready for queries, on the module's device; the file holds v(G), but not the module.
+
+        Args:
+            path: the file.
+            module: one with the settings and weights of the module that was fitted.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, was not written by this class, or if ``module`` is not the one it came from.
+            TypeError: if ``module`` is no H2FT or GFT.
+        """
+        self, (graph, saved) = cls(module), cls._read(path)
+        own = _identity(module)
+        differ = [name for name in sorted(own.keys() | saved.keys()) if own.get(name) != saved.get(name)]
+        if differ:
+            raise ValueError(f"module must be the one saved in {str(path)!r}, but it differs in {', '.join(differ)}")
+        self._check_graph(graph, path)
+        return self._take(graph.to(next(module.parameters(), graph.features).device))
+
+
+def graph_transfer(query: Array, gallery: Array, module: FeatureTransfer) -> Any:
+    """Cosine distance after CIFT's feature transfer (§4.2, Eq. 2-4), each query alone with the gallery.
+
+    ``module.distance(query, gallery)`` for tensors and NumPy arrays; see `GraphTransfer` for a gallery that stays.
+
+    Args:
+        query: (Nq, d) backbone features of one modality. Nq may be 0.
+        gallery: (Ng, d) backbone features of the other, on the query's device.
+        module: a trained `vireid.nn.H2FT` or `vireid.nn.GFT`, on that device, in any mode.
+
+    Returns:
+        (Nq, Ng) in [0, 2], smaller = nearer; a NumPy array if ``query`` is one.
+
+    Raises:
+        ValueError: if a shape or device does not fit, the gallery is empty or a feature is not finite.
+        TypeError: if a feature is not floating point, or ``module`` is neither.
+    """
+    return GraphTransfer(module)(query, gallery)
+
+
+graph_transfer.uses = "gallery"  # type: ignore[attr-defined]
+
+
+def _identity(module: FeatureTransfer) -> dict[str, Any]:
+    """What a module's answers depend on, as JSON can hold it."""
+    digest = hashlib.sha256()
+    for name, x in sorted(module.state_dict().items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    kinds = {"module": type(module).__name__, "value": repr(module.value), "dim": module.dim}
+    return {**kinds, **_settings(module), "weights": digest.hexdigest()}
+
+
+def _settings(module: FeatureTransfer) -> dict[str, Any]:
+    names = [name for name in ("tau", "tau_hom", "tau_het") if hasattr(module, name)]
+    return {"k": int(module.k)} | {name: float(getattr(module, name)) for name in names}
