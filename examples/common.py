@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vireid import INFRARED, VISIBLE
 from vireid.data import EvalTransform, RegDBDataset, SYSUMM01Dataset, generate_synthetic
+from vireid.features import save_features
 from vireid.neighbors import topk
 from vireid.nn import SmallBackbone, resnet50
 from vireid.plots import cmc_curves, ranked_lists
@@ -137,6 +138,22 @@ def write_results(
     cmc_curves(curves, output / "cmc.png")
     draw_ranked(dataset, features, distance, output / "ranked.png", queries)
     print(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
+
+
+def write_features(path: Path, dataset: Dataset, features: Tensor, trained_on: str) -> None:
+    """Write a feature file of the data set's images for ``vireid evaluate`` and ``vireid rerank``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_features(
+        path,
+        features,
+        dataset.identities,
+        dataset.cameras,
+        dataset.modality,
+        names=["/".join(image.parts[-3:]) for image in dataset.paths],  # as in cam1/0005/0001.jpg
+        image_numbers=dataset.image_numbers,
+        metadata={"trained_on": trained_on},
+    )
+    print(f"wrote {path}")
 
 
 def draw_ranked(dataset: Dataset, features: Tensor, distance: Distance | None, path: Path, queries: int) -> None:

@@ -3,8 +3,12 @@
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt                          # its own test split
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --dataset regdb --root RegDB --split all
 
+    python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --save-features features.npz
+    vireid evaluate features.npz --protocol regdb --rerank aim --k1 8 --k2 2
+
 Without --dataset and --trial, it is the data set and the split that the checkpoint was trained on.
-Into --output go metrics.json, cmc.png and ranked.png.
+Into --output go metrics.json, cmc.png and ranked.png. --save-features writes the backbone features (the graph layer's
+depend on the gallery, so that no file can hold them) for the command line, which gives the same figures.
 """
 
 import argparse
@@ -26,8 +30,13 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
+    parser.add_argument(
+        "--save-features", type=Path, metavar="FILE", help="feature file to write, .npz or .safetensors"
+    )
     parser.set_defaults(dataset=None, trial=None)
     arguments = parser.parse_args()
+    if arguments.save_features is not None and arguments.save_features.suffix not in (".npz", ".safetensors"):
+        parser.error(f"--save-features must end in .npz or .safetensors, got {str(arguments.save_features)!r}")
 
     state = common.load_checkpoint(arguments.checkpoint)
     config = {**state["config"], "weights": None}  # the checkpoint holds the weights
@@ -41,6 +50,8 @@ def main() -> None:
     dataset = common.open_dataset(arguments, arguments.split, size)
     print(f"{arguments.checkpoint}: {config['ablation']}, epoch {state['epoch']}, trained on {config['dataset']}")
     features = common.extract_features(model, dataset, workers=arguments.workers)
+    if arguments.save_features is not None:
+        common.write_features(arguments.save_features, dataset, features, common.trained_on(config))
     ways = distances(model)
     report = common.evaluate(dataset, features, ways, arguments)
     same_data = arguments.dataset == config["dataset"]

@@ -82,9 +82,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 def test_another_kind_or_version_is_refused(tmp_path):
     path = save(tmp_path / "a.npz")
-    with pytest.raises(
-        ValueError, match=r"must hold vireid other version 3, got vireid test version 3 in .*a\.npz"
-    ):
+    with pytest.raises(ValueError, match=r"must hold vireid other version 3, got vireid test version 3 in .*a\.npz"):
         load_arrays(path, "vireid other", VERSION)
     with pytest.raises(ValueError, match=r"version 4, got vireid test version 3"):
         load_arrays(path, KIND, 4)

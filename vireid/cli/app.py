@@ -1,0 +1,61 @@
+"""The command ``vireid``, its subcommands, and how their errors are shown."""
+
+from typing import Any
+
+import click
+
+from vireid import __version__
+from vireid.cli.bench import bench
+from vireid.cli.evaluate import evaluate
+from vireid.cli.rerank import rerank
+
+__all__ = ["vireid"]
+
+
+class _Group(click.Group):
+    """A group whose commands end with one line on standard error and exit code 1 where data are bad."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader of our output has left: click ends quietly
+        except (ValueError, ImportError, OSError) as error:
+            raise _shown(error) from error
+        except (MemoryError, RuntimeError) as error:
+            text = str(error).lower()
+            if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+                raise _shown(error) from error
+            raise
+
+
+def _shown(error: Exception) -> click.ClickException:
+    return click.ClickException(" ".join(str(error).split()) or "out of memory")
+
+
+_EXAMPLES = """\b
+  vireid evaluate features.npz --protocol regdb
+  vireid rerank features.npz --method aim --k1 20 --k2 6 --output ranking.npz
+  vireid bench rerank
+  vireid COMMAND --help
+"""
+
+
+@click.group(
+    cls=_Group,
+    epilog=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="%(version)s")
+def vireid() -> None:
+    """Visible-infrared person re-identification: evaluate and re-rank features, time the re-rankers.
+
+    Each command reads a feature file, .npz or .safetensors, with the arrays features (N, d), ids, cameras, modality
+    (0 visible, 1 infrared) and, if wanted, names and image_numbers. numpy.savez writes one, and so does
+    vireid.features.save_features.
+    """
+
+
+vireid.add_command(evaluate)
+vireid.add_command(rerank)
+vireid.add_command(bench)

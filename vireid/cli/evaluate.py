@@ -1,0 +1,190 @@
+"""``vireid evaluate``: a feature file ranked by a data set's protocol."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vireid import INFRARED
+from vireid.cli.options import (
+    METHODS,
+    METHODS_HELP,
+    OutputFile,
+    bar,
+    check_device,
+    check_method,
+    check_owner,
+    common_options,
+    read_features,
+    rerank_options,
+)
+
+if TYPE_CHECKING:  # imported where they are used: the help needs no torch
+    from vireid.features import Features
+    from vireid.report import Report
+
+__all__ = ["evaluate"]
+
+_DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
+_USES = "uses: what a query's ranking looks at beyond itself: query = nothing, transductive = other queries too"
+
+
+_EXAMPLES = """\b
+Examples:
+  vireid evaluate features.npz --protocol regdb --json report.json
+  vireid evaluate trial1.npz trial2.npz trial3.npz --protocol regdb --name CIFT
+  vireid evaluate features.npz --protocol llcm --direction infrared_to_visible
+  vireid evaluate features.npz --protocol sysu-mm01 --permutations exp/rand_perm_cam.mat
+  vireid evaluate features.npz --protocol sysu-mm01 --mode indoor --shots 10 --sampling agw
+  vireid evaluate features.npz --protocol regdb --rerank aim --k1 8 --k2 2
+  vireid evaluate features.npz --protocol regdb --rerank k_reciprocal --lambda-value 0.1
+
+\b
+AIM's k1 and k2 in the paper: 4 and 1 for SYSU-MM01 single-shot, 20 and 6 multi-shot, 8 and 2 for RegDB.
+"""
+
+
+@click.command(short_help="Evaluate a feature file by a data set's protocol.", epilog=_EXAMPLES)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--protocol", type=click.Choice(["sysu-mm01", "regdb", "llcm"]), required=True, help="Data set whose rules apply."
+)
+@click.option("--mode", type=click.Choice(["all", "indoor"]), help="SYSU-MM01: all-search [default] or indoor-search.")
+@click.option("--shots", type=click.Choice(["1", "10"]), help="SYSU-MM01: single-shot [default] or multi-shot.")
+@click.option(
+    "--sampling",
+    type=click.Choice(["official", "agw"]),
+    help="SYSU-MM01: the published galleries [default], or the AGW family's. They differ: do not mix them.",
+)
+@click.option(
+    "--permutations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="SYSU-MM01: the data set's exp/rand_perm_cam.mat, for --sampling official.",
+)
+@click.option("--direction", type=click.Choice([*_DIRECTIONS, "both"]), help="RegDB, LLCM: query to gallery [both].")
+@click.option("--rerank", type=click.Choice(["none", *METHODS]), default="none", show_default=True, help=METHODS_HELP)
+@rerank_options
+@click.option("--name", help="Name of the features in the report. Default: that of the file.")
+@click.option("--json", "json_file", type=OutputFile(".json"), help="Also write the report with every trial.")
+@click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line a row.")
+@click.option("--latex", is_flag=True, help="Print rows of a LaTeX table instead.")
+@common_options
+def evaluate(
+    files: tuple[Path, ...],
+    protocol: str,
+    mode: str | None,
+    shots: str | None,
+    sampling: str | None,
+    permutations: Path | None,
+    direction: str | None,
+    rerank: str,
+    name: str | None,
+    json_file: Path | None,
+    csv_file: Path | None,
+    latex: bool,
+    device: str,
+    progress: bool | None,
+    **options: Any,
+) -> None:
+    """Evaluate feature FILES by a data set's protocol: CMC, mAP and mINP as in print.
+
+    A file holds all test images of both modalities; who is query, who is gallery and what is skipped is the
+    protocol's. Features are compared by cosine distance, with --rerank by a re-ranking. SYSU-MM01 and LLCM draw their
+    galleries by image numbers: the array image_numbers, or else the names, of which SYSU-MM01 takes the number at the
+    end (cam1/0005/0001.jpg) and LLCM the sorted order.
+
+    RegDB's ten trials are ten models: give the ten files, they become one row a direction. Else it is one file.
+
+    The table's column "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or
+    transductive (other queries too). Compare rows of one kind only.
+    """
+    given = check_method("--rerank", rerank, options)
+    if protocol == "sysu-mm01":
+        check_owner("--protocol", protocol, {"direction": direction})
+        if (sampling or "official") == "official" and permutations is None:
+            raise click.UsageError(
+                "--sampling official needs --permutations, the data set's exp/rand_perm_cam.mat; without it there is "
+                "--sampling agw, which is not what the official code reports."
+            )
+    else:
+        sysu = {"mode": mode, "shots": shots, "sampling": sampling, "permutations": permutations}
+        check_owner("--protocol", protocol, sysu)
+    if len(files) > 1 and protocol != "regdb":
+        raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
+    check_device(device)
+
+    from vireid.report import Report
+
+    protocols = _protocols(protocol, mode, shots, sampling, permutations, direction)
+    trials = sum(getattr(rules, "trials", 1) for rules in protocols)
+    reports = []
+    with bar(len(files) * trials, "trials", progress) as shown:
+        ranked = _Counted(rerank, given, shown.update)
+        for file in files:
+            found = read_features(file, json_file, csv_file)
+            for rules in protocols:
+                run = _prepared(rules, found, device)
+                reports.append(run(rerank=ranked, features_name=name or files[0].stem))
+    report = Report.merge(reports)
+    for output in (json_file, csv_file):
+        if output is not None:
+            report.save(output)
+    click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
+
+
+def _protocols(
+    protocol: str, mode: Any, shots: str | None, sampling: Any, permutations: Path | None, direction: str | None
+) -> list[Any]:
+    """The protocol with its settings, for each direction."""
+    from vireid.protocols import LLCM, SYSUMM01, RegDB
+
+    if protocol == "sysu-mm01":
+        return [SYSUMM01(mode or "all", int(shots or 1), sampling or "official", permutations=permutations)]
+    ways: Any = _DIRECTIONS if direction in (None, "both") else (direction,)
+    return [RegDB(way) if protocol == "regdb" else LLCM(way) for way in ways]
+
+
+def _prepared(rules: Any, found: "Features", device: str) -> Callable[..., "Report"]:
+    """``rules.evaluate`` with the arrays that it takes."""
+    import numpy as np
+    import torch
+
+    from vireid.protocols import SYSUMM01, RegDB
+
+    x = torch.from_numpy(found.features).to(device)
+    ids, cameras, modality = (torch.from_numpy(y) for y in (found.ids, found.cameras, found.modality))
+    if isinstance(rules, RegDB):
+        return functools.partial(rules.evaluate, x, ids, modality)
+    if not isinstance(rules, SYSUMM01):
+        return functools.partial(rules.evaluate, x, ids, cameras, modality, torch.from_numpy(found.places()))
+    wrong = (found.modality == INFRARED) != np.isin(found.cameras, rules.query_cameras)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            "modality must be 1 (infrared) for SYSU-MM01's cameras 3 and 6 and 0 for the others, "
+            f"got {found.modality[row]} for camera {found.cameras[row]} in row {row}"
+        )
+    return functools.partial(rules.evaluate, x, ids, cameras, torch.from_numpy(found.numbers()))
+
+
+class _Counted:
+    """A re-ranking whose calls move a bar; a report reads its name, ``uses`` and settings as those of the method."""
+
+    def __init__(self, method: str, options: dict[str, Any], step: Callable[[], Any]) -> None:
+        from vireid import rerank
+        from vireid.protocols._shared import compare
+
+        self._step = step
+        self.__name__, self.uses, self.settings = method, "query", options
+        self._function = functools.partial(compare, rerank=None)
+        if method != "none":
+            function = getattr(rerank, method)
+            self.uses, self.settings = function.uses, METHODS[method].options | options
+            self._function = functools.partial(function, **options)
+
+    def __call__(self, query: Any, gallery: Any) -> Any:
+        distance = self._function(query, gallery)
+        self._step()
+        return distance
