@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vireid.neighbors.search import nearest_first
 from vireid.rerank import _pairs
-from vireid.rerank._pairs import nearest_first
 from vireid.rerank.gnn import gnn
 from vireid.rerank.k_reciprocal import k_reciprocal
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from vireid._arrays import Array, same_kind, to_matrix, to_tensor
 from vireid._checks import check_count, check_finite, check_option
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
-from vireid.neighbors.search import Metric, Rows, score_pairs, prepare, topk
+from vireid.neighbors.search import Metric, Rows, prepare, score_pairs, topk
 
 __all__ = ["ApproximateIndex", "recall"]
 

@@ -14,7 +14,7 @@ from vireid._arrays import Array, same_kind, to_matrix
 from vireid._checks import check_count, check_finite
 from vireid._ops import at_least_float32
 from vireid._store import load_arrays, save_arrays
-from vireid.neighbors.search import Found, Rows, error_bound, score_pairs, neighbours_within, prepare, search
+from vireid.neighbors.search import Found, Rows, error_bound, neighbours_within, prepare, score_pairs, search
 
 __all__ = ["NeighborGraph"]
 

@@ -14,7 +14,18 @@ from torch import Tensor
 from vireid._arrays import Array, same_kind, to_matrix
 from vireid._checks import check_count, check_finite, check_option
 
-__all__ = ["Found", "Rows", "error_bound", "neighbours_within", "prepare", "products", "score_pairs", "search", "topk"]
+__all__ = [
+    "Found",
+    "Rows",
+    "error_bound",
+    "nearest_first",
+    "neighbours_within",
+    "prepare",
+    "products",
+    "score_pairs",
+    "search",
+    "topk",
+]
 
 Metric = Literal["cosine", "euclidean", "dot"]
 
@@ -259,6 +270,21 @@ def products(queries: Tensor, gallery: Tensor) -> Tensor:
     # with the gallery on the left and two columns at least, memory is read at full speed: three times as fast here
     q = queries.repeat(2, 1) if len(queries) == 1 else queries
     return (gallery @ q.T).T[: len(queries)].contiguous()
+
+
+def nearest_first(distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` smallest of each row of ``distance`` (b, Ng), ascending, ties by index: values and indices (b, n)."""
+    more = distance.topk(min(n + 1, distance.shape[1]), dim=1, largest=False)
+    values, indices = more.values[:, :n], more.indices[:, :n].clone()
+    contested = (more.values[:, n:] == values[:, -1:]).any(1).nonzero().flatten()
+    if len(contested):  # more than one candidate for the last place: the lowest indices have it
+        rows, last = distance[contested], values[contested, -1:]
+        within, tied = rows < last, rows == last
+        within |= tied & (tied.cumsum(1) <= n - within.sum(1, keepdim=True))
+        indices[contested] = within.nonzero()[:, 1].view(-1, n)
+    indices = indices.sort(dim=1).values
+    order = distance.gather(1, indices).sort(dim=1, stable=True)
+    return order.values, indices.gather(1, order.indices)
 
 
 def _tile(device: torch.device, m: int) -> int:

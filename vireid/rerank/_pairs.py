@@ -1,4 +1,4 @@
-"""What the re-rankers share that look at queries and gallery together: both joined, sparse matrices, the n nearest."""
+"""What the re-rankers share that look at queries and gallery together: both joined, and sparse matrices."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +18,6 @@ __all__ = [
     "compressed",
     "cosines_of",
     "joined",
-    "nearest_first",
     "parts",
     "product",
     "row_sums",
@@ -148,18 +147,3 @@ def cosines_of(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """x[row[p]] · x[column[p]] of unit rows ``x`` (N, d), for pairs sorted by row, then column."""
     pairs = compressed(sparse(row, column, x.new_zeros(len(row)), (len(x), len(x))))
     return torch.sparse.sampled_addmm(pairs, x, x.T, beta=0).values()
-
-
-def nearest_first(distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` smallest of each row of ``distance`` (b, Ng), ascending, ties by index: values and indices (b, n)."""
-    more = distance.topk(min(n + 1, distance.shape[1]), dim=1, largest=False)
-    values, indices = more.values[:, :n], more.indices[:, :n].clone()
-    contested = (more.values[:, n:] == values[:, -1:]).any(1).nonzero().flatten()
-    if len(contested):  # more than one candidate for the last place: the lowest indices have it
-        rows, last = distance[contested], values[contested, -1:]
-        within, tied = rows < last, rows == last
-        within |= tied & (tied.cumsum(1) <= n - within.sum(1, keepdim=True))
-        indices[contested] = within.nonzero()[:, 1].view(-1, n)
-    indices = indices.sort(dim=1).values
-    order = distance.gather(1, indices).sort(dim=1, stable=True)
-    return order.values, indices.gather(1, order.indices)

@@ -15,7 +15,7 @@ from vireid._arrays import Array, same_kind, to_matrix
 from vireid._checks import check_count, check_finite
 from vireid._store import load_arrays, save_arrays
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows, prepare
+from vireid.neighbors.search import Rows, nearest_first, prepare
 
 __all__ = ["GalleryReranker"]
 
@@ -144,7 +144,7 @@ class GalleryReranker(ABC):
         indices = torch.empty(len(q), n, dtype=torch.int64, device=q.device)
         with _plain(q):
             for part, block in self._blocks(q):
-                values[part], indices[part] = _smallest(block, n)
+                values[part], indices[part] = nearest_first(block, n)
         return same_kind(values, query), same_kind(indices, query)
 
     def __call__(self, query: Array, gallery: Array) -> Any:
@@ -235,19 +235,3 @@ def _plain(x: Tensor) -> AbstractContextManager[Any]:
     stack.enter_context(torch.no_grad())
     stack.enter_context(torch.autocast(x.device.type, enabled=False))
     return stack
-
-
-def _smallest(block: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The first n columns of a stable ascending sort of (b, N): values and indices (b, n)."""
-    if 2 * n >= block.shape[1]:
-        values, indices = block.sort(dim=1, stable=True)
-        return values[:, :n], indices[:, :n]
-    values, indices = block.topk(n + 1, dim=1, largest=False)
-    tied = (values[:, n] == values[:, n - 1]).nonzero().flatten()  # which of the equal ones came is open
-    order = indices[:, :n].sort(dim=1)
-    values, by_value = values[:, :n].gather(1, order.indices).sort(dim=1, stable=True)
-    indices = order.values.gather(1, by_value)
-    if len(tied):
-        some = block[tied].sort(dim=1, stable=True)
-        indices[tied] = some.indices[:, :n]
-    return values, indices

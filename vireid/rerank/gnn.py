@@ -9,12 +9,11 @@ from torch import Tensor
 
 from vireid._arrays import Array, same_kind
 from vireid._checks import check_count
-from vireid.neighbors.search import Rows, neighbours_within
+from vireid.neighbors.search import Rows, nearest_first, neighbours_within
 from vireid.rerank._pairs import (
     Lists,
     compressed,
     joined,
-    nearest_first,
     parts,
     product,
     row_sums,

@@ -49,7 +49,7 @@ class GraphTransfer(GalleryReranker):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """k and the temperatures of the module."""
+        """K and the temperatures of the module."""
         return _settings(self.module)
 
     def _saved(self) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from vireid._arrays import Array, same_kind
 from vireid._checks import check_count
-from vireid.neighbors.search import Rows, neighbours_within
+from vireid.neighbors.search import Rows, nearest_first, neighbours_within
 from vireid.rerank._pairs import (
     Lists,
     blocks,
     cosines_of,
     joined,
-    nearest_first,
     product,
     row_sums,
     sparse,
