@@ -283,9 +283,11 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
         near = _may_enter(block, rows, found, values[:n, -1] - rounding)
         column, row = near.nonzero().T  # of a product (b, N): new images one by one, so that each row's come by index
         score = score_pairs(block, rows, column, row, "cosine")
-        last, place = row.unique(return_inverse=True)
+        nearer = score.to(values.dtype) > values[row, -1]  # both rounded: that settles all but equal ones
+        alike = (score.to(values.dtype) == values[row, -1]).nonzero().flatten()
+        last, place = row[alike].unique(return_inverse=True)
         kth = score_pairs(rows, rows, last, indices[last, -1], "cosine")
-        nearer = score > kth[place]  # a tie is the old neighbour's
+        nearer[alike] = score[alike] > kth[place]  # a tie is the old neighbour's
         pending.append((row[nearer], itself[column[nearer]], score[nearer]))
         if sum(len(entry[0]) for entry in pending) > _PAIRS:
             _take_in(rows, indices, values, pending)
@@ -323,10 +325,14 @@ def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Te
     changed, place = row.unique(return_inverse=True)
     if not len(changed):
         return
-    # the values are rounded: their order among new ones needs the cosines in float64 again
-    old = indices[changed].flatten()
-    own = score_pairs(rows, rows, changed.repeat_interleave(k), old, "cosine")
-    own[::k] = torch.inf  # the row itself
+    old, own = indices[changed], values[changed].double()
+    # the values are rounded, which changes no order among them and new ones unless one of these rounds to the same
+    alike = (values[changed[place]] == score.to(values.dtype)[:, None]).any(1)
+    again = place[alike].unique()
+    which = changed[again].repeat_interleave(k)
+    own[again] = score_pairs(rows, rows, which, old[again].flatten(), "cosine").view(-1, k)
+    own[:, 0] = torch.inf  # the row itself
+    old, own = old.flatten(), own.flatten()
     # old before new and new by index: stable sorts keep ties in that order
     row = torch.cat([torch.arange(len(changed), device=row.device).repeat_interleave(k), place])
     index, score = torch.cat([old, index]), torch.cat([own, score])

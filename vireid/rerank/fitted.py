@@ -194,7 +194,7 @@ class GalleryReranker(ABC):
         save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, self.graph.to_arrays(), self._saved())
 
     def _saved(self) -> dict[str, Any]:
-        """What `save` writes beside the graph: the constructor's keyword arguments, unless a subclass says otherwise."""
+        """What `save` writes beside the graph: the constructor's keyword arguments."""
         return self.settings
 
     @classmethod
