@@ -6,12 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from vireid._store import load_arrays, save_arrays
 from vireid.rerank.aim import AIM, aim
-from vireid.rerank.fitted import _smallest
 from vireid.rerank.query_expansion import QueryExpansion, query_expansion
 
 RERANKERS = [
@@ -58,17 +55,6 @@ def test_topk_is_a_stable_sort_of_distance(kind, options, function, n, device):
     assert torch.equal(values, wanted[0])
     assert torch.equal(indices, wanted[1])
     assert indices.dtype == torch.int64
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), columns=st.integers(1, 40), n=st.integers(1, 40), top=st.integers(0, 9))
-def test_smallest_with_ties_is_a_stable_sort(seed, columns, n, top):
-    n = min(n, columns)
-    block = torch.randint(-top, top + 1, (6, columns), generator=torch.Generator().manual_seed(seed)).float()
-    values, indices = _smallest(block, n)
-    wanted = stable(block, n)
-    assert torch.equal(values, wanted[0])
-    assert torch.equal(indices, wanted[1])
 
 
 @each
