@@ -360,7 +360,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each; one of what takes over 20 s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch and vireid")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a run more of each")
-    parser.add_argument("--json", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.repeats < 1 or arguments.threads < 1:
@@ -384,7 +384,7 @@ def main() -> None:
     for name, reason in missing.items():
         print(f"{name}: not installed ({reason})")
     results = {size: measure(size, arguments, ready) for size in arguments.sizes}
-    if arguments.json:
+    if arguments.output:
         about = record(CPU)
         about["versions"] |= {"numpy": np.__version__}
         for name in ready:
@@ -392,7 +392,7 @@ def main() -> None:
             if package:
                 about["versions"][package] = importlib.metadata.version(package)
         content = {"benchmark": "CMC and mAP of a distance matrix", **about, "not_installed": missing, "sizes": results}
-        write_json(arguments.json, content)
+        write_json(arguments.output, content)
 
 
 if __name__ == "__main__":

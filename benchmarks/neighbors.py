@@ -2,9 +2,9 @@
 
 Everything is by cosine, on the same random unit rows around random centres, in one process on one number of threads.
 
-- exact search of queries in a gallery: ``vireid torch`` and ``vireid faiss`` (`topk` with either backend), ``product``
-  (the bare product in blocks, thrown away: the floor), ``product + topk`` (what one writes without a library: no defined
-  order of ties), ``faiss flat`` (`IndexFlatIP`, built beforehand), ``scikit-learn`` (brute force) and
+- exact search of queries in a gallery: ``vireid torch`` and ``vireid faiss`` (`topk` with either backend),
+  ``product`` (PyTorch's bare product in blocks, thrown away), ``product + topk`` (what one writes without a library: no
+  defined order of ties), ``faiss flat`` (`IndexFlatIP`, built beforehand), ``scikit-learn`` (brute force) and
   ``pytorch-metric-learning`` (its faiss inference), where they are installed;
 - single queries against a gallery that is prepared once, as the re-rankers search;
 - the k-NN graph of a gallery: ``NeighborGraph.build``, ``topk(g, g, k)``, half of the product (the floor), and

@@ -52,7 +52,7 @@ MAY_IMPORT = {
 PROMISED = {
     "nn": ["BNNeck", "GFT", "H2FT", "H2FTOutput", "resnet50"],
     "losses": ["CRILoss", "HCCLoss", "hcc_loss"],
-    "neighbors": ["NeighborGraph", "topk"],
+    "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": ["AIM", "GraphTransfer", "QueryExpansion", "SIM", "aim", "gnn", "graph_transfer", "k_reciprocal", "sim"],
     "metrics": [
         "RankMetrics",

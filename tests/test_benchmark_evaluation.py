@@ -38,7 +38,8 @@ def test_what_cannot_be_imported_is_listed(evaluation, monkeypatch):
 
 def test_a_run_prints_and_records(tmp_path):
     output = tmp_path / "evaluation.json"
-    options = ["--sizes", "tiny", "--peers", "published loops", "--repeats", "2", "--no-memory", "--json", str(output)]
+    options = ["--sizes", "tiny", "--peers", "published loops", "--repeats", "2", "--no-memory"]
+    options += ["--output", str(output)]
     command = [sys.executable, str(ROOT / "benchmarks" / "evaluation.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment())
     assert "published loops" in done.stdout

@@ -92,6 +92,15 @@ def test_extending_in_steps_equals_building_in_every_dtype(dtype):
     assert all(torch.equal(a, b) for a, b in zip(again, fresh, strict=True))
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1e-4, 1e-5])
+def test_extending_tells_cosines_apart_that_float32_cannot(spread):
+    r = torch.Generator().manual_seed(10)
+    x = torch.randn(1, 16, generator=r) + spread * torch.randn(300, 16, generator=r)
+    whole = NeighborGraph.build(x, 9)
+    assert (whole.values[:, 1:] == whole.values[:, -1:]).any()
+    assert same(NeighborGraph.build(x[:200], 9).extend(x[200:]), whole)
+
+
 @pytest.mark.parametrize("order", ["nearer", "equal"])
 def test_extending_takes_many_new_neighbours_in_bounded_steps(monkeypatch, order):
     """Each new image is nearer to every old one than those before, or as near: lists are sorted in again and again."""
@@ -266,12 +275,12 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
 
 
 def test_moving_to_the_same_device_changes_nothing():
-    g = NeighborGraph.build(torch.randn(9, 4), 3)
+    g = NeighborGraph.build(torch.randn(9, 4), 30)
     assert g.to("cpu") is g
     away = g.to("meta")
     assert {x.device.type for x in (away.features, away.indices, away.values, *away.rows)} == {"meta"}
     assert away.rows.given is away.features
-    assert (len(away), away.k, away._wanted) == (9, 3, 3)
+    assert (len(away), away.k, away._wanted) == (9, 9, 30)
 
 
 @pytest.mark.gpu
