@@ -261,3 +261,36 @@ def test_gpu_equals_cpu(metric):
     assert got[0].is_cuda
     assert torch.equal(got[1].cpu(), wanted[1])
     torch.testing.assert_close(got[0].cpu(), wanted[0], rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-308, 1e-200, 1e-100, 1e160, 1e300])
+def test_float64_rows_of_any_size_keep_their_cosines(scale):
+    r = torch.Generator().manual_seed(9)
+    q, g = (torch.randn(n, 8, generator=r, dtype=torch.float64) for n in (3, 40))
+    wanted, order = topk(q, g, 6)
+    g[::2] *= scale  # a multiple of a row has its cosine
+    values, indices = topk(q * scale, g, 6)
+    assert torch.equal(indices, order)
+    torch.testing.assert_close(values, wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_float64_rows_whose_squares_overflow_are_named(metric):
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="gallery must have finite lengths"):
+        topk(x, x * 1e200, 1, metric=metric)
+
+
+def test_collapsed_features_are_solved_in_small_parts(monkeypatch):
+    """All rows alike: every row is a candidate of every query, and is scored in parts of a bounded size."""
+    x = torch.ones(40, 5)
+    scored = []
+    score = neighbors.score_pairs
+    monkeypatch.setattr(
+        neighbors, "score_pairs", lambda q, g, row, *rest: scored.append(len(row)) or score(q, g, row, *rest)
+    )
+    monkeypatch.setattr(neighbors, "_BLOCK_BYTES", 32 * 40 * 7)
+    values, indices = topk(x, x, 3, block=40)
+    assert max(scored) == 7 * 40
+    assert indices.tolist() == [[0, 1, 2]] * 40
+    torch.testing.assert_close(values, torch.ones(40, 3))

@@ -84,7 +84,7 @@ def topk(
 
     Raises:
         ValueError: for an empty gallery, sizes or devices that do not match, ``k`` or ``block`` below 1, an unknown
-            option, NaN or an infinity.
+            option, NaN or an infinity, or (not for "cosine") float64 rows whose squares overflow.
         TypeError: for anything but floating-point matrices and integer ``k`` and ``block``.
         ImportError: if ``backend="faiss"`` and faiss is not installed, or not for the GPU that the tensors are on.
 
@@ -115,6 +115,9 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
     dtype = torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
     proposal_dtype = torch.float32 if backend == "faiss" else dtype
     queries, rows = prepare(q, metric, proposal_dtype, gallery=False), prepare(g, metric, proposal_dtype, gallery=True)
+    for name, x in (("query", queries), ("gallery", rows)):
+        if metric != "cosine" and not bool(x.length.isfinite().all()):
+            raise ValueError(f"{name} must have finite lengths for metric={metric!r}, got rows whose squares overflow")
     propose = flat_proposer(rows.proposal, min(k + _PAD, len(g))) if backend == "faiss" else None
     values = torch.empty(len(q), k, dtype=dtype, device=q.device)
     indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
@@ -179,10 +182,10 @@ def _exact(
     """Scores (b, k) and indices of the k best: of the candidates, or of all rows where these do not settle it."""
     scores, indices, limit = _settle(queries, gallery, proposed, candidates, k, metric)
     rest = (limit < torch.inf).nonzero().flatten()
-    if len(rest):
-        few = Rows(*(x[rest] for x in queries))
-        again = products(few.proposal, gallery.proposal) if product is None else product[rest]
-        scores[rest], indices[rest] = _all_within(few, gallery, again, limit[rest], k, metric)
+    for part in rest.split(_rows_at_once(gallery)):
+        few = Rows(*(x[part] for x in queries))
+        again = products(few.proposal, gallery.proposal) if product is None else product[part]
+        scores[part], indices[part] = _all_within(few, gallery, again, limit[part], k, metric)
     return scores, indices
 
 
@@ -252,8 +255,7 @@ def neighbours_within(
         itself = torch.arange(part.start, part.stop, device=device)
         scores[part], indices[part], limit[part] = _settle(some, rows, best[part], index[part], k, "cosine", itself)
     rest = (limit < torch.inf).nonzero().flatten()
-    block = max(1, _BLOCK_BYTES // (n * rows.proposal.dtype.itemsize))
-    for few in rest.split(block):
+    for few in rest.split(_rows_at_once(rows)):
         some = Rows(*(x[few] for x in rows))
         again = some.proposal @ rows.proposal.T
         again[torch.arange(len(few), device=device), few] = torch.inf
@@ -346,6 +348,8 @@ def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, T
 
 def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> Rows:
     """Rows (N, d) ready for `search`; ``dtype`` of the proposals, ``gallery`` says on which side they stand."""
+    if x.dtype == torch.float64 and metric == "cosine":
+        x = _in_range(x)
     step = _pairs_at_once(x)
     length = torch.empty(len(x), dtype=torch.float64, device=x.device)
     proposal = torch.empty(x.shape, dtype=dtype, device=x.device) if metric == "cosine" else x.to(dtype)
@@ -360,6 +364,18 @@ def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> 
         last = -length.square() / 2 if gallery else torch.ones_like(length)
         proposal = torch.cat([proposal, last.to(dtype)[:, None]], dim=1)
     return Rows(x, length, proposal)
+
+
+def _in_range(x: Tensor) -> Tensor:
+    """Float64 rows (N, d) whose squares neither overflow nor vanish, multiplied by powers of two: the same cosines."""
+    if not x.numel():
+        return x
+    power = -torch.frexp(torch.maximum(x.amax(1), -x.amin(1))).exponent
+    power = power.where(power.abs() > 400, 0)
+    if not power.any():
+        return x
+    half = power // 2  # 2^power alone may overflow
+    return x * torch.exp2(half.double())[:, None] * torch.exp2((power - half).double())[:, None]
 
 
 def _pairs_at_once(x: Tensor) -> int:
@@ -420,6 +436,11 @@ def _score_lists(q: Rows, g: Rows, columns: Tensor, metric: Metric) -> Tensor:
 
 def _as_proposal(score: Tensor, length: Tensor, metric: Metric) -> Tensor:
     return (score + length.square()[:, None]) / 2 if metric == "euclidean" else score
+
+
+def _rows_at_once(gallery: Rows) -> int:
+    """Queries for which all gallery rows may have to be scored: pairs take many times the memory of products."""
+    return max(1, _BLOCK_BYTES // (32 * len(gallery.given)))
 
 
 def _all_within(
