@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_transfer import LargestTensor
+from torch.testing import assert_close
 
 from vireid.rerank import _sparse
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
@@ -168,7 +170,7 @@ def test_blocks_of_every_size_give_the_same(monkeypatch, variant, use_query_rela
     whole = aim(q, g, **options)
     for entries in (1, 5, 100):
         monkeypatch.setattr(_sparse, "_ENTRIES", entries)
-        monkeypatch.setattr("vireid.rerank.fitted._BLOCK_BYTES", 50 * 4 * entries)
+        monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 50 * 4 * entries)
         monkeypatch.setattr("vireid.neighbors.search._BLOCK_BYTES", 50 * 4 * entries)
         torch.testing.assert_close(aim(q, g, **options), whole, rtol=0, atol=1e-6)
 
@@ -270,3 +272,35 @@ def test_gpu_equals_cpu(variant, relations):
     got = rank(q.cuda(), g.cuda())
     assert got.is_cuda
     torch.testing.assert_close(got.cpu(), rank(q, g), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_of_equal_images_each_keeps_itself(variant):
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    distance = aim(torch.tensor([[1.0, 0.0]]), gallery, k1=1, k2=1, variant=variant)
+    assert_close(distance, torch.tensor([[-1.0, 0.0, 1.0]]))  # by index alone, the released d* of both would be 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_query_relations_of_queries_beyond_the_range_of_the_gallerys_type(variant):
+    r = torch.Generator().manual_seed(8)
+    q, g = torch.randn(6, 5, generator=r).double(), torch.randn(20, 5, generator=r)
+    options = {"k1": 4, "k2": 2, "variant": variant, "use_query_relations": True}
+    for scale in (1e60, 1e-60):
+        assert_close(aim(q * scale, g, **options), aim(q, g, **options), rtol=0, atol=1e-6)
+    q[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="query must be finite"):
+        aim(q, g, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_topk_keeps_a_block_and_no_matrix(monkeypatch, variant):
+    r = torch.Generator().manual_seed(9)
+    q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
+    fitted = AIM(k1=5, k2=2, variant=variant).fit(g)
+    expected = fitted.distance(q).sort(dim=1, stable=True).values
+    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 2000 * 4 * 30)
+    with LargestTensor() as largest:
+        values, _ = fitted.topk(q, 10)
+    assert 2000 * 30 <= largest.elements < 400 * 2000 / 4
+    assert_close(values, expected[:, :10], rtol=0, atol=1e-5)

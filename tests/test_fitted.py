@@ -62,7 +62,7 @@ def test_blocks_of_one_query(kind, options, function, monkeypatch):
     q, g = features()
     fitted = kind(**options).fit(g)
     wanted, best = fitted.distance(q), fitted.topk(q, 6)
-    monkeypatch.setattr("vireid.rerank.fitted._BLOCK_BYTES", 1)
+    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 1)
     torch.testing.assert_close(fitted.distance(q), wanted, rtol=0, atol=1e-5)
     torch.testing.assert_close(fitted.topk(q, 6)[0], best[0], rtol=0, atol=1e-5)
 

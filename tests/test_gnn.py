@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_k_reciprocal import Sizes
 from torch.testing import assert_close
 
 from vireid.rerank.gnn import gnn
@@ -97,8 +98,19 @@ def test_top_is_a_stable_sort_of_the_distances(device, top):
         ({"alpha": math.nan}, ValueError, "alpha must be at least 0 and finite, got nan"),
         ({"alpha": math.inf}, ValueError, "alpha must be at least 0 and finite, got inf"),
         ({"alpha": "2"}, TypeError, "alpha must be a number, got '2'"),
+        ({"alpha": True}, TypeError, "alpha must be a number, got True"),
     ],
 )
 def test_bad_settings_are_named(change, error, text):
     with pytest.raises(error, match=text):
         gnn(torch.ones(2, 3), torch.ones(4, 3), **change)
+
+
+def test_zero_rows_take_no_room():
+    """They are all neighbours of the first images, by index; what counts for nothing must not fill the rows."""
+    x = torch.randn(1200, 8, generator=torch.Generator().manual_seed(3))
+    x[600:] = 0
+    with Sizes() as made:
+        gnn(x[:20], x[20:], k1=5, k2=3, top=5)
+    entries = max(made.sparse)
+    assert 600 * 5 < entries < 1200 * 1200 / 8

@@ -154,7 +154,7 @@ def test_the_answer_and_the_memory_of_blocks(name, monkeypatch):
     q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
     fitted = GraphTransfer(MODULES[name](8)).fit(g)
     expected = fitted.distance(q)
-    for limit in ("vireid.rerank.fitted._BLOCK_BYTES", "vireid.neighbors.search._BLOCK_BYTES"):
+    for limit in ("vireid.rerank._pairs._BLOCK_BYTES", "vireid.neighbors.search._BLOCK_BYTES"):
         monkeypatch.setattr(limit, 2000 * 4 * 30)
     with LargestTensor() as largest:
         values, _ = fitted.topk(q, 10)
@@ -262,7 +262,7 @@ def test_bad_input(name):
     for arguments, message in (
         ((q, g[:0]), "gallery must hold at least one"),
         ((q[:, :5], g), r"gallery must have shape \(N, 5\)"),
-        ((q[:, :5], g[:, :5]), r"features must have shape \(N, 6\), got \(20, 5\)"),
+        ((q[:, :5], g[:, :5]), r"gallery must have shape \(N, 6\), got \(20, 5\)"),
         ((q, broken), "gallery must be finite"),
         ((broken, g), "query must be finite"),
     ):
@@ -280,7 +280,7 @@ def test_features_that_overflow_in_v_are_named():
     module = H2FT(6)
     with torch.no_grad():
         next(module.parameters()).fill_(1e38)
-    with pytest.raises(ValueError, match="features must be finite"):
+    with pytest.raises(ValueError, match="gallery must be finite"):
         GraphTransfer(module).fit(torch.full((5, 6), 1e3))
 
 
@@ -288,3 +288,50 @@ def test_a_v_without_weights_takes_either_type():
     q, g = features(12, 5, 20)
     fitted = GraphTransfer(H2FT(6, value=nn.Identity())).fit(g.float())
     assert_close(fitted.distance(q), fitted.distance(q.float()), rtol=0, atol=1e-5)
+
+
+@both
+def test_extend_refuses_a_module_that_was_trained_further(name, tmp_path):
+    q, g = (x.float() for x in features(12, 5, 20))
+    module = MODULES[name](6, value=nn.Linear(6, 6))
+    fitted = GraphTransfer(module).fit(g[:15])
+    with torch.no_grad():
+        module.value.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match=r"module must be as it was when fitted: call fit\(gallery\) again"):
+        fitted.extend(g[15:])
+    assert_close(fitted.fit(g[:15]).extend(g[15:]).distance(q), module.distance(q, g), rtol=0, atol=1e-5)
+    with pytest.raises(RuntimeError, match="GraphTransfer must be fitted first"):
+        GraphTransfer(module).extend(g)
+
+
+@both
+def test_a_query_too_large_for_the_type_of_the_gallery_is_named(name):
+    q, g = features(13, 5, 20)
+    q[1:] *= 1e60
+    for value in (nn.Identity(), None):  # without weights, and with those of a type
+        with pytest.raises(ValueError, match=r"query must be finite.* 4 of 5 rows, first in row 1"):
+            graph_transfer(q, g.float(), MODULES[name](6, value=value))
+    with pytest.raises(ValueError, match="gallery must be finite"):
+        graph_transfer(g[:2].float(), q, MODULES[name](6))
+
+
+@pytest.mark.parametrize("k", [1, 3, 25])
+@pytest.mark.parametrize("scale", [1e-36, 1e-16, 1e20, 1e35])
+def test_gft_with_features_of_very_different_size(k, scale):
+    r = torch.Generator().manual_seed(14)
+    q, g = torch.randn(5, 6, generator=r), torch.randn(20, 6, generator=r)
+    module = GFT(6, k=k, value=nn.Identity())
+    half = g.clone()
+    half[::2] *= scale
+    half[4] = 0
+    for x, y in ((q * scale, g), (q, half), (q * scale, half)):
+        f_q, f_g = module.transfer(x.double(), y.double())
+        assert_close(graph_transfer(x, y, module).double(), ref.cosine_distance(f_q, f_g), rtol=0, atol=2e-6)
+
+
+@both
+def test_no_distance_is_below_zero(name):
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).abs()
+    for k in (1, 4):
+        distance = graph_transfer(x, x, MODULES[name](64, k=k, value=nn.Identity()))
+        assert distance.min() >= 0

@@ -1,7 +1,9 @@
 """k-reciprocal encoding against plain loops of the published algorithm, and what both transductive methods share."""
 
 import math
+import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vireid.neighbors import search
 from vireid.neighbors.search import nearest_first
 from vireid.rerank import _pairs
 from vireid.rerank.gnn import gnn
@@ -182,30 +185,44 @@ def test_nearest_first_is_a_stable_sort(seed, rows, columns, kinds, n):
 
 
 class Sizes(TorchDispatchMode):
-    """Notes the size of every tensor that an operation makes."""
+    """Notes the size of every tensor that an operation makes: its elements, or the entries of a sparse one."""
 
     def __init__(self):
         super().__init__()
-        self.seen = set()
+        self.seen, self.sparse = set(), set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, torch.Tensor) and x.layout == torch.strided:
+            if not isinstance(x, torch.Tensor):
+                continue
+            if x.layout == torch.strided:
                 self.seen.add(x.numel())
+            else:
+                self.sparse.add(x._nnz())
         return result
 
 
 @pytest.mark.parametrize("method", [k_reciprocal, gnn])
 def test_top_never_makes_all_distances(monkeypatch, method):
-    monkeypatch.setattr(_pairs, "_BLOCK_BYTES", 2**16)
+    for module, name, size in (
+        (_pairs, "_BLOCK_BYTES", 2**16),
+        (_pairs, "_PAIRS", 2**12),
+        (search, "_BLOCK_BYTES", 2**16),
+        (k_reciprocal_module, "_CANDIDATES", 2**11),
+        (gnn_module, "_ENTRIES", 2**12),
+    ):
+        monkeypatch.setattr(module, name, size)
+    monkeypatch.setattr(search, "_tile", lambda device, m: 128)
     q, g = clustered(311, 1009, 8)  # primes: no other tensor has their product as its size
+    settings = {"k1": 6, "k2": 3}
     with Sizes() as dense:
-        method(q, g)
+        method(q, g, **settings)
     with Sizes() as sparse:
-        method(q, g, top=10)
+        method(q, g, top=10, **settings)
     assert 311 * 1009 in dense.seen
     assert 311 * 1009 not in sparse.seen
+    assert max(sparse.seen | sparse.sparse) < 311 * 1009 / 2
 
 
 @pytest.mark.parametrize("method", [k_reciprocal, gnn])
@@ -305,3 +322,19 @@ def test_parts_cover_all_in_order():
     assert [i for part in found for i in range(part.start, part.stop)] == list(range(7))
     assert all(int(cost[part][1:].sum()) < 10 for part in found)
     assert list(_pairs.parts(cost[:0], 10)) == []
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_leaves_the_warning_filters_alone(monkeypatch, method):
+    """They are the whole process's: two threads that change and restore them would undo each other's."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a call must not change the filters")
+
+    monkeypatch.setattr(warnings, "catch_warnings", fail)
+    method(*clustered(5, 40, 8), k1=5, k2=3)
+
+
+def test_a_fresh_process_hears_no_warning():
+    code = "import torch; from vireid.rerank import gnn, k_reciprocal as k; x = torch.eye(4); gnn(x, x); k(x, x)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

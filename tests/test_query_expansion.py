@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_transfer import LargestTensor
 
 from vireid.rerank.query_expansion import QueryExpansion, query_expansion
 
@@ -100,6 +101,7 @@ def test_uses_no_query_and_numpy():
         ({"alpha": -1}, ValueError, "alpha must be at least 0 and finite, got -1"),
         ({"alpha": float("nan")}, ValueError, "alpha must be at least 0 and finite, got nan"),
         ({"alpha": "3"}, TypeError, "alpha must be a number, got '3'"),
+        ({"alpha": True}, TypeError, "alpha must be a number, got True"),
         ({"gallery": torch.empty(0, 3)}, ValueError, "gallery must hold at least one row"),
         ({"query": torch.ones(2, 2)}, ValueError, r"gallery must have shape \(N, 2\), got \(4, 3\)"),
         ({"query": torch.full((2, 3), torch.inf)}, ValueError, "query must be finite.*2 of 2 rows"),
@@ -108,3 +110,31 @@ def test_uses_no_query_and_numpy():
 def test_bad_input_is_named(change, error, text):
     with pytest.raises(error, match=text):
         query_expansion(**({"query": torch.ones(2, 3), "gallery": torch.ones(4, 3)} | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_that_cancels_is_a_zero_row(dtype):
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for q in x:
+        got = query_expansion(q[None], torch.stack([-3.7 * q, -3.7 * q]), n=1)
+        assert torch.equal(got, torch.ones(1, 2, dtype=dtype))
+    close = torch.tensor([[1.0, 0.0]], dtype=dtype), torch.tensor([[-1.0, 1e-4]], dtype=dtype)  # what is left is real
+    assert query_expansion(*close, n=1).item() < 1
+
+
+def test_no_distance_is_below_zero():
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).abs()
+    for n in (1, 5):
+        assert query_expansion(x, x, n=n).min() >= 0
+
+
+def test_topk_keeps_a_block_and_no_matrix(monkeypatch):
+    r = torch.Generator().manual_seed(1)
+    q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
+    fitted = QueryExpansion().fit(g)
+    expected = fitted.distance(q).sort(dim=1, stable=True).values
+    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 2000 * 4 * 30)
+    with LargestTensor() as largest:
+        values, _ = fitted.topk(q, 10)
+    assert 2000 * 30 <= largest.elements < 400 * 2000 / 4
+    torch.testing.assert_close(values, expected[:, :10], rtol=0, atol=1e-5)

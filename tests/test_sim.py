@@ -183,7 +183,7 @@ def test_blocks_change_nothing_and_bound_the_memory(monkeypatch):
     q, g = clustered(6, people=400, each=5)  # 400 x 2,000
     fitted = SIM(k1=10, k2=10).fit(g)
     expected = fitted.distance(q).sort(dim=1, stable=True)
-    monkeypatch.setattr("vireid.rerank.fitted._BLOCK_BYTES", 2000 * 4 * 30)
+    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 2000 * 4 * 30)
     with LargestTensor() as largest:
         values, indices = fitted.topk(q, 10)
     assert 2000 * 30 <= largest.elements < 400 * 2000 / 4
@@ -197,6 +197,8 @@ def test_blocks_change_nothing_and_bound_the_memory(monkeypatch):
         ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
         ({"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
         ({"lambda_value": 1.1}, ValueError, r"lambda_value must be in \[0, 1\], got 1.1"),
+        ({"lambda_value": "a"}, TypeError, "lambda_value must be a number, got 'a'"),
+        ({"lambda_value": True}, TypeError, "lambda_value must be a number, got True"),
         ({"lambda_value": float("nan")}, ValueError, r"lambda_value must be in \[0, 1\], got nan"),
     ],
 )
@@ -219,3 +221,9 @@ def test_bad_input():
             sim(*arguments)
     with pytest.raises(RuntimeError, match="SIM must be fitted first"):
         SIM().distance(q)
+
+
+def test_no_distance_is_below_zero():
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).abs()
+    for lambda_value in (0.3, 1.0):
+        assert sim(x, x, lambda_value=lambda_value).min() >= 0

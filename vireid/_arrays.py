@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._checks import check_integers, check_matrix
+from vireid._checks import check_finite, check_integers, check_matrix
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
@@ -31,6 +31,19 @@ def to_matrix(name: str, x: Any, *, columns: int | None = None) -> Tensor:
     x = to_tensor(name, x)
     check_matrix(name, x, columns=columns)
     return x
+
+
+def check_pair(query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
+    """``query`` (Nq, d) and ``gallery`` (Ng, d), Ng at least 1, as finite tensors on one device."""
+    q = to_matrix("query", query)
+    g = to_matrix("gallery", gallery, columns=q.shape[1])
+    if not len(g):
+        raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
+    if q.device != g.device:
+        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
+    check_finite("query", q)
+    check_finite("gallery", g)
+    return q, g
 
 
 def to_integers(name: str, x: Any, length: int, device: torch.device) -> Tensor:

@@ -51,6 +51,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a real number, which a bool is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_option(name: str, value: Any, options: Collection[Any]) -> None:
     """Raise unless ``value`` is one of ``options``."""
     if value not in options:

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, same_kind, to_matrix
-from vireid._checks import check_count, check_finite, check_option
+from vireid._arrays import Array, check_pair, same_kind
+from vireid._checks import check_count, check_option
 from vireid.neighbors._faiss import flat_proposer
 
 __all__ = [
@@ -93,19 +93,12 @@ def topk(
         >>> values.tolist(), indices.tolist()
         ([[1.0, 1.0]], [[1, 2]])
     """
-    q = to_matrix("query", query)
-    g = to_matrix("gallery", gallery, columns=q.shape[1])
     check_count("k", k)
     check_option("metric", metric, ("cosine", "euclidean", "dot"))
     check_option("backend", backend, ("auto", "torch", "faiss"))
     if block is not None:
         check_count("block", block)
-    if len(g) == 0:
-        raise ValueError("gallery must hold at least one row, got shape " + str(tuple(g.shape)))
-    if q.device != g.device:
-        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
-    check_finite("query", q)
-    check_finite("gallery", g)
+    q, g = check_pair(query, gallery)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
     return same_kind(values, query), same_kind(indices, query)

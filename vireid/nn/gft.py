@@ -1,5 +1,6 @@
 """GFT: plain graph feature transfer, which CIFT's ablation starts from (Li et al., ECCV 2022), §9."""
 
+import math
 from typing import NamedTuple, cast
 
 import torch
@@ -17,7 +18,8 @@ from vireid.nn.transfer import (
     topk_with_self,
 )
 
-_TINY = 1e-30  # below any squared length that is not 0
+_TINY = 1e-30  # below any squared length that is not 0, where the largest of the summed terms is 1 long
+_LOWEST = -1e30  # below any logarithm of a weight that is not 0
 
 
 class GFT(FeatureTransfer):
@@ -30,6 +32,9 @@ class GFT(FeatureTransfer):
         unbalanced: False: the graph is the whole batch. True: unbalanced scenario simulation (the ablation's UBS): one
             graph for each image with all images of the other modality, so that a gallery image has a row for each.
         value: v(·) as in `H2FT`.
+
+    The lengths of the features may differ by any factor. Where τ is large and the rows of a sum nearly cancel,
+    `distance` loses digits: in float32 it is good to about 1e-7 over the squared length of their mean, as unit rows.
     """
 
     def __init__(
@@ -81,12 +86,15 @@ class GFT(FeatureTransfer):
         """
         with self._inference(query, gallery) as (rows, graph):
             g, parts = graph.features, self.prepare_gallery(graph)
-            kept = graph.weighted_sum(g, parts.weights) / parts.weights.sum(1, keepdim=True)
-            rest, total = graph.weighted_sum(g, parts.stay), parts.stay.sum(1)
+            weights = ((graph.values - 1) / self.tau).exp()
+            stay = weights[:, : parts.stay.shape[1]]
+            kept = graph.weighted_sum(g, weights) / weights.sum(1, keepdim=True)
+            rest, total = graph.weighted_sum(g, stay), stay.sum(1)
             f_q, f_g = g.new_empty(rows.given.shape), g.new_empty(len(query), *g.shape)
             for found in self._search(rows, graph):
                 block = Rows(*(x[found.rows] for x in rows))
-                _, weight, enters = (x.T[..., None] for x in self._query_in_gallery(found, block, graph, parts))
+                cosine, enters = (x.T[..., None] for x in self._query_in_gallery(found, block, graph, parts))
+                weight = ((cosine - 1) / self.tau).exp()
                 changed = (rest + weight * block.given[:, None]) / (total[:, None] + weight)
                 f_q[found.rows] = self._transfer_query(found, block.given, graph)
                 f_g[found.rows] = torch.where(enters, changed, kept)
@@ -94,17 +102,20 @@ class GFT(FeatureTransfer):
 
     def prepare_gallery(self, graph: NeighborGraph) -> "_Gallery":
         """Weights and lengths of the sums over each gallery image's own neighbours."""
-        longest = graph.rows.length.max().to(graph.values)
-        scale = torch.where(longest > 0, longest, 1)
-        weights = ((graph.values - 1) / self.tau).exp() / scale
+        length = graph.rows.length
+        longest = length.max()
+        unit = torch.where(longest > 0, longest, 1)
+        logarithm = (graph.values.double() - 1) / self.tau + (length / unit).log()[graph.indices]
         if len(graph) < self.k:  # room for everyone: q joins every row
-            stay, threshold = weights, torch.full_like(weights[:, 0], -torch.inf)
+            stay, threshold = logarithm, torch.full_like(graph.values[:, 0], -torch.inf)
         elif self.k == 1:  # no room beside the image itself
-            stay, threshold = weights, torch.full_like(weights[:, 0], torch.inf)
+            stay, threshold = logarithm, torch.full_like(graph.values[:, 0], torch.inf)
         else:
-            stay, threshold = weights[:, :-1], graph.values[:, -1]
-        kept, rest = (graph.weighted_sum(graph.features, w).square().sum(1) for w in (weights, stay))
-        return _Gallery(scale, weights, stay, kept, rest, threshold)
+            stay, threshold = logarithm[:, :-1], graph.values[:, -1]
+        sizes = [x.amax(1).clamp_min(_LOWEST) for x in (logarithm, stay)]
+        kept, rest = ((x - s[:, None]).exp().to(threshold) for x, s in zip((logarithm, stay), sizes, strict=True))
+        kept_square, rest_square = (graph.weighted_sum(graph.rows.proposal, w).square().sum(1) for w in (kept, rest))
+        return _Gallery(unit, kept, rest, kept_square, rest_square, sizes[1].to(threshold), threshold)
 
     def _compare(self, found: Found, query: Rows, f_q: Tensor, graph: NeighborGraph, gallery: "_Gallery") -> Tensor:
         """Only rows in which q displaces the k-th neighbour depend on q, and by one term each.
@@ -112,22 +123,24 @@ class GFT(FeatureTransfer):
         A cosine needs no transferred rows: their products with f_q and q are sums of the gallery rows' own, so that
         beside the search one matrix product gives every case.
         """
-        x, f = query.given, normalize_rows(f_q)
-        cosine, weight, enters = self._query_in_gallery(found, query, graph, gallery)
-        with_f = products(f, graph.features).T.contiguous()
-        with_x = cosine * graph.rows.length[:, None].to(cosine.dtype)  # for q of length 1
-        rest_f, rest_x = (graph.weighted_sum(y, gallery.stay) for y in (with_f, with_x))
-        joining = weight * query.length.to(weight.dtype)
+        x, f = query.proposal, normalize_rows(f_q)
+        cosine, enters = self._query_in_gallery(found, query, graph, gallery)
+        with_f = products(f, graph.rows.proposal).T.contiguous()
+        rest_f, rest_x = (graph.weighted_sum(y, gallery.stay) for y in (with_f, cosine))
+        joining = (cosine - 1).div_(self.tau).add_((query.length / gallery.unit).log().to(x.dtype))
+        # from the limit on, which leaves room for the square, the others' share is lost in rounding
+        limit = math.log(torch.finfo(x.dtype).max) / 2 - 5
+        joining = joining.sub_(gallery.size[:, None]).clamp_max_(limit).exp_()
         square = gallery.rest_square[:, None] + 2 * joining * rest_x + joining.square()
         square = torch.maximum(square, (1e-12 * gallery.rest_square).clamp_min(_TINY)[:, None])
-        changed = (rest_f + weight * (f * x).sum(1)) / square.sqrt()
+        changed = (rest_f + joining * (f * x).sum(1)) / square.sqrt()
         kept = graph.weighted_sum(with_f, gallery.weights) / gallery.kept_square.clamp_min(_TINY).sqrt()[:, None]
         return torch.where(enters, changed, kept).T
 
     def _query_in_gallery(
         self, found: Found, query: Rows, graph: NeighborGraph, gallery: "_Gallery"
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosine and weight of each query in each gallery row, and whether it is among its k neighbours; (Ng, b) all.
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine of each query with each gallery row, and whether it is among its k neighbours; (Ng, b) both.
 
         Cosines too near the limit to tell from a product are computed like the neighbours' that they are compared with.
         """
@@ -138,18 +151,20 @@ class GFT(FeatureTransfer):
         error = torch.maximum(seen, error_bound(query, graph.rows, "cosine")[0]).to(cosine.dtype)
         column, row = ((cosine - limit[:, None]).abs() <= error).nonzero().T
         enters[column, row] = score_pairs(query, graph.rows, row, column, "cosine").to(limit.dtype) >= limit[column]
-        return cosine, ((cosine - 1) / self.tau).exp() / gallery.scale, enters
+        return cosine, enters
 
 
 class _Gallery(NamedTuple):
-    """Sums over the gallery's own neighbours, weighted by exp((cos - 1) / τ) / scale: all of them, and those that stay.
+    """Sums over the unit rows of the gallery's own neighbours, of all and of those that stay where a query joins.
 
-    Only ratios of the weights matter. The scale keeps squares of the sums in range, whatever the features' size.
+    The weights are exp((cos - 1) / τ) · length. Only their ratios in a row matter: they are held divided by its largest
+    one, so that sums and squares are in range whatever the features' lengths.
     """
 
-    scale: Tensor  # () length of the gallery's longest row
+    unit: Tensor  # () what lengths are measured in: that of the longest row
     weights: Tensor  # (Ng, k)
     stay: Tensor  # (Ng, k - 1) of those that stay where a query joins; (Ng, k), all, where there is room for it
     kept_square: Tensor  # (Ng,) squared length of the sum of all
     rest_square: Tensor  # (Ng,) squared length of the sum of those that stay
+    size: Tensor  # (Ng,) logarithm of what the weights of those that stay were divided by
     threshold: Tensor  # (Ng,) the cosine from which a query takes the last one's place

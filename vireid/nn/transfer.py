@@ -132,7 +132,7 @@ class FeatureTransfer(nn.Module, ABC):
         for found in self._search(query, graph):
             block = Rows(*(x[found.rows] for x in query))
             f_q = self._transfer_query(found, block.given, graph)
-            distance[found.rows] = 1 - self._compare(found, block, f_q, graph, gallery)
+            distance[found.rows] = (1 - self._compare(found, block, f_q, graph, gallery)).clamp_(0, 2)
         return distance
 
     @contextmanager

@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, to_matrix
-from vireid._checks import check_count, check_finite
+from vireid._arrays import Array, check_pair
+from vireid._checks import check_count
 from vireid.neighbors.search import Rows, prepare
 
 __all__ = [
@@ -20,6 +19,7 @@ __all__ = [
     "joined",
     "parts",
     "product",
+    "reciprocal",
     "row_sums",
     "sparse",
     "sparse_rows",
@@ -32,16 +32,9 @@ _PAIRS = 2**20  # pairs of entries worked on at once
 
 def joined(query: Array, gallery: Array, top: Any) -> tuple[Rows, int]:
     """Queries with the gallery behind them, checked and prepared for cosines, and the number of queries."""
-    q = to_matrix("query", query)
-    g = to_matrix("gallery", gallery, columns=q.shape[1])
+    q, g = check_pair(query, gallery)
     if top is not None:
         check_count("top", top)
-    if not len(g):
-        raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
-    if q.device != g.device:
-        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
-    check_finite("query", q)
-    check_finite("gallery", g)
     x = torch.cat([q, g])
     return prepare(x, "cosine", torch.promote_types(x.dtype, torch.float32), gallery=True), len(q)
 
@@ -68,22 +61,22 @@ def sparse(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -
 
 
 def sparse_rows(column: Tensor, value: Tensor, width: int) -> Tensor:
-    """A COO matrix (R, ``width``) whose row r has ``value[r]`` (k,) in the columns ``column[r]`` (k,), ascending."""
-    count, k = column.shape
-    row = torch.arange(count, device=column.device).repeat_interleave(k)
-    return sparse(row, column.flatten(), value.flatten(), (count, width))
+    """A COO matrix (R, ``width``) whose row r has ``value[r]`` (k,) in the columns ``column[r]`` (k,), ascending.
+
+    Values of 0 are left out: a product must not grow with entries that add nothing to it.
+    """
+    row, place = value.nonzero().T
+    return sparse(row, column[row, place], value[row, place], (len(column), width))
 
 
 def compressed(matrix: Tensor) -> Tensor:
     """A coalesced COO matrix in CSR layout."""
-    with _without_beta_warning():
-        return matrix.to_sparse_csr()
+    return matrix.to_sparse_csr()
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Product of two COO matrices, coalesced."""
-    with _without_beta_warning():
-        return torch.sparse.mm(left, right).coalesce()
+    return torch.sparse.mm(left, right).coalesce()
 
 
 def transposed(matrix: Tensor) -> Tensor:
@@ -130,12 +123,13 @@ class Lists(NamedTuple):
         return result.view(height, self.width)
 
 
-@contextmanager
-def _without_beta_warning() -> Iterator[None]:
-    """PyTorch calls its CSR layout, which it also uses itself, beta."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        yield
+def reciprocal(near: Tensor) -> Tensor:
+    """Which entries of the rankings (N, k) have the row's image in their own ranking; (N, k) bool."""
+    n = len(near)
+    row = torch.arange(n, device=near.device)[:, None]
+    key, back = (row * n + near).flatten().sort().values, (near * n + row).flatten()
+    place = torch.searchsorted(key, back).clamp_max_(len(key) - 1)
+    return (key[place] == back).view_as(near)
 
 
 def row_sums(matrix: Tensor, value: Tensor) -> Tensor:
@@ -147,3 +141,10 @@ def cosines_of(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """x[row[p]] · x[column[p]] of unit rows ``x`` (N, d), for pairs sorted by row, then column."""
     pairs = compressed(sparse(row, column, x.new_zeros(len(row)), (len(x), len(x))))
     return torch.sparse.sampled_addmm(pairs, x, x.T, beta=0).values()
+
+
+# PyTorch says once in a process that its CSR layout, which it also uses itself, is beta: here, unheard. A filter around
+# each use would be lost or left behind where threads take turns, as filters are the whole process's.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    compressed(sparse_rows(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), 1))

@@ -5,10 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, same_kind, to_matrix
-from vireid._checks import check_count, check_finite, check_option
+from vireid._arrays import Array, check_pair, same_kind
+from vireid._checks import check_count, check_option
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows, search
+from vireid.neighbors.search import Rows, neighbours_within, prepare, search
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
@@ -94,7 +94,8 @@ def aim(
 
     A_qg and A_gg are cosines. Â keeps the k1 largest of each row, and Ã_gg is the mean of the rows of Â_gg that belong
     to the k2 nearest of each gallery image, itself first. Negative cosines that are kept stay as they are. [ours]:
-    exactly k1 are kept, ties by lowest index; a zero row has cosine 0 with everything, itself included.
+    exactly k1 are kept, ties by lowest index, but a gallery image itself before all others in its own row (of three
+    equal images each keeps itself at k1 = 1); a zero row has cosine 0 with everything, itself included.
 
     No (Ng, Ng) matrix is made; beyond the result, memory is O((Nq + Ng) k1 k2), the unit rows and one block.
 
@@ -125,11 +126,7 @@ def aim(
     ranker = AIM(k1=k1, k2=k2, variant=variant)
     if not use_query_relations:
         return ranker(query, gallery)
-    q = to_matrix("query", query)
-    g = to_matrix("gallery", gallery, columns=q.shape[1])
-    if q.device != g.device:
-        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
-    check_finite("query", q)
+    q, g = check_pair(query, gallery)
     graph = NeighborGraph.build(g, max(k1, k2))
     with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
         return same_kind(_with_query_relations(q, graph, k1, k2, variant), query)
@@ -142,7 +139,9 @@ def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: in
     distance = gallery.values.new_empty(len(query), len(gallery))
     if not len(query):
         return distance
-    queries = NeighborGraph.build(query.to(distance.dtype), max(k1, k2))
+    rows = prepare(query, "cosine", distance.dtype, gallery=True)
+    values, indices = neighbours_within(rows, min(max(k1, k2), len(query)))
+    queries = NeighborGraph(query, indices, values.to(distance.dtype), rows=rows)
     qq, gg = _expanded(queries, k1, k2), _expanded(gallery, k1, k2)
     qg = _kept(queries.rows, gallery.rows, k1, distance)
     if variant == "paper":

@@ -11,16 +11,16 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, same_kind, to_matrix
+from vireid._arrays import Array, check_pair, same_kind, to_matrix
 from vireid._checks import check_count, check_finite
 from vireid._store import load_arrays, save_arrays
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors.search import Rows, nearest_first, prepare
+from vireid.rerank._pairs import blocks
 
 __all__ = ["GalleryReranker"]
 
 _VERSION = 1
-_BLOCK_BYTES = 2**25  # of one block of distances
 
 
 class GalleryReranker(ABC):
@@ -57,8 +57,8 @@ class GalleryReranker(ABC):
     def _distance(self, query: Rows) -> Tensor:
         """Distances (b, Ng) of a block of prepared queries."""
 
-    def _features(self, x: Tensor) -> Tensor:
-        """What is compared, of checked features (N, d): a subclass may put others (N, d) in their place."""
+    def _features(self, name: str, x: Tensor) -> Tensor:
+        """What is compared, of the checked argument ``name`` (N, d): a subclass may put others (N, d) in its place."""
         return x
 
     @property
@@ -85,7 +85,7 @@ class GalleryReranker(ABC):
         """
         g = to_matrix("gallery", gallery)
         check_finite("gallery", g)
-        return self._take(NeighborGraph.build(self._features(g.clone()), self._neighbours))
+        return self._take(NeighborGraph.build(self._features("gallery", g.clone()), self._neighbours))
 
     def extend(self, gallery: Array) -> Self:
         """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph.
@@ -101,7 +101,7 @@ class GalleryReranker(ABC):
         """
         g = to_matrix("gallery", gallery, columns=self.graph.features.shape[1])
         check_finite("gallery", g)
-        return self._take(self.graph.extend(self._features(g)))
+        return self._take(self.graph.extend(self._features("gallery", g)))
 
     def distance(self, query: Array) -> Any:
         """Distance of each query from each gallery image.
@@ -152,14 +152,9 @@ class GalleryReranker(ABC):
 
         The same as ``fit(gallery).distance(query)``, but the object stays as it is, fitted or not.
         """
-        q = to_matrix("query", query)
-        g = to_matrix("gallery", gallery, columns=q.shape[1])
-        if q.device != g.device:
-            raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
-        check_finite("query", q)
-        check_finite("gallery", g)
+        g = check_pair(query, gallery)[1]
         once = copy.copy(self)
-        return once._take(NeighborGraph.build(self._features(g), self._neighbours)).distance(query)
+        return once._take(NeighborGraph.build(self._features("gallery", g), self._neighbours)).distance(query)
 
     def _take(self, graph: NeighborGraph) -> Self:
         with _plain(graph.features):
@@ -173,13 +168,11 @@ class GalleryReranker(ABC):
         if q.device != g.device:
             raise ValueError(f"query must be on the gallery's device, {g.device}, got {q.device}")
         check_finite("query", q)
-        return self._features(q)
+        return self._features("query", q)
 
     def _blocks(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
         dtype = self.graph.rows.proposal.dtype
-        step = max(1, _BLOCK_BYTES // (len(self.graph) * dtype.itemsize))
-        for start in range(0, len(query), step):
-            part = slice(start, min(start + step, len(query)))
+        for part in blocks(0, len(query), len(self.graph), dtype.itemsize):
             yield part, self._distance(prepare(query[part], "cosine", dtype, gallery=False))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,14 +1,13 @@
 """GNN re-ranking in sparse form: the neighbour graph's rows are spread and compared without an (N, N) matrix."""
 
 from collections.abc import Iterator
-from numbers import Real
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from vireid._arrays import Array, same_kind
-from vireid._checks import check_count
+from vireid._checks import check_count, check_number
 from vireid.neighbors.search import Rows, nearest_first, neighbours_within
 from vireid.rerank._pairs import (
     Lists,
@@ -62,7 +61,8 @@ def gnn(
 
     It is transductive: a query's ranking depends on the other queries. Time is that of half the product of all images
     with all, plus little where neighbours have neighbours in common; memory is that of the rows after all layers but
-    the last, at most (2 k1) (2 k2)^(layers-1) entries an image, one block, and the result.
+    the last, one block, and the result. Those rows hold about (2 k1) (2 k2)^(layers-1) entries an image at most, as
+    long as no image is a neighbour of very many: with one that is near all of them they grow to (Nq + Ng)².
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
@@ -91,8 +91,7 @@ def gnn(
     """
     for name, value in (("k1", k1), ("k2", k2), ("layers", layers)):
         check_count(name, value)
-    if not isinstance(alpha, Real):
-        raise TypeError(f"alpha must be a number, got {alpha!r}")
+    check_number("alpha", alpha)
     if not 0 <= alpha < float("inf"):
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
     rows, nq = joined(query, gallery, top)
@@ -128,15 +127,16 @@ def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float)
     # The last layer makes W G of the weights W and the graph G. Its rows are not kept: G is symmetric, so that the
     # products of queries with the gallery are (W_q G) G W_gᵀ.
     lists = Lists.of(graph)
-    for part in parts(lists.length[near[nq:]].sum(1), _ENTRIES):
+    for part in parts((lists.length[near[nq:]] * (weight[nq:] != 0)).sum(1), _ENTRIES):
         part = slice(nq + part.start, nq + part.stop)
         weight[part] *= _inverse_lengths(product(sparse_rows(near[part], weight[part], n), graph))[:, None]
     to_gallery, step_back = compressed(sparse_rows(near[nq:], weight[nq:], n)), compressed(graph)
     width = _WIDTH if device.type == "cpu" else 32 * _WIDTH
     for start in range(0, nq, width):
         part = slice(start, min(start + width, nq))
-        row = torch.arange(part.stop - start, device=device).repeat_interleave(near.shape[1])
-        block = lists.combined(part.stop - start, row, near[part].flatten(), weight[part].flatten(), torch.mul)
+        row, place = weight[part].nonzero().T  # a zero row has no others
+        index, value = near[part][row, place], weight[part][row, place]
+        block = lists.combined(part.stop - start, row, index, value, torch.mul)
         block *= _inverse(block.square().sum(1, keepdim=True))
         cosine = to_gallery @ (step_back @ block.T.contiguous())  # (Ng, b)
         yield part, (1 - cosine.T).clamp_min_(0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vireid._arrays import Array
+from vireid._checks import check_finite
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors.search import Rows
 from vireid.nn.transfer import FeatureTransfer
@@ -55,15 +56,29 @@ class GraphTransfer(GalleryReranker):
     def _saved(self) -> dict[str, Any]:
         return self._fitted_with
 
-    def _features(self, x: Tensor) -> Tensor:
-        return self.module.embed("features", x)
+    def extend(self, gallery: Array) -> Self:
+        """As `GalleryReranker.extend`; v(G) of the images that are there is not computed again.
+
+        Raises:
+            RuntimeError: before `fit`, or if the module has changed since.
+            ValueError, TypeError: as `GalleryReranker.extend`.
+        """
+        if self._graph is not None and _identity(self.module) != self._fitted_with:
+            raise RuntimeError("module must be as it was when fitted: call fit(gallery) again")
+        return super().extend(gallery)
+
+    def _features(self, name: str, x: Tensor) -> Tensor:
+        values = self.module.embed(name, x)
+        if name == "query":  # a v without weights keeps x's type
+            values = values.to(self.graph.features.dtype)
+            check_finite(name, values)
+        return values
 
     def _prepare(self, graph: NeighborGraph) -> None:
         self._fitted_with = _identity(self.module)
         self._gallery = self.module.prepare_gallery(graph)
 
     def _distance(self, query: Rows) -> Tensor:
-        query = query._replace(given=query.given.to(self.graph.features.dtype))  # a v without weights keeps x's type
         return self.module.compare(query, self.graph, self._gallery)
 
     @classmethod

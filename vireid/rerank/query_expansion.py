@@ -1,12 +1,13 @@
 """Query expansion: a query is replaced by the mean of itself and its nearest gallery images."""
 
-from typing import Any, SupportsFloat
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._arrays import Array
-from vireid._checks import check_count
+from vireid._checks import check_count, check_number
 from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors.search import Rows, products, search
@@ -34,8 +35,7 @@ class QueryExpansion(GalleryReranker):
 
     def __init__(self, *, n: int = 5, alpha: float = 0.0) -> None:
         check_count("n", n)
-        if not isinstance(alpha, SupportsFloat):
-            raise TypeError(f"alpha must be a number, got {alpha!r}")
+        check_number("alpha", alpha)
         self.n, self.alpha = int(n), float(alpha)
         if not 0 <= self.alpha < float("inf"):
             raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
@@ -57,8 +57,10 @@ class QueryExpansion(GalleryReranker):
         (found,) = search(query, gallery, min(self.n, len(self.graph)), block=len(query.given))
         weight = found.scores.clamp_min(0).pow(self.alpha).to(gallery.proposal.dtype)
         neighbours = F.embedding_bag(found.indices, gallery.proposal, mode="sum", per_sample_weights=weight)
-        expanded = normalize_rows(query.proposal + neighbours)
-        return products(expanded, gallery.proposal).neg_().add_(1)
+        expanded = query.proposal + neighbours
+        rounding = 8 * torch.finfo(expanded.dtype).eps * (1 + weight.sum(1))
+        expanded[expanded.norm(dim=1) <= rounding] = 0
+        return products(normalize_rows(expanded), gallery.proposal).neg_().add_(1).clamp_(0, 2)
 
 
 def query_expansion(query: Array, gallery: Array, *, n: int = 5, alpha: float = 0.0) -> Any:
@@ -66,7 +68,8 @@ def query_expansion(query: Array, gallery: Array, *, n: int = 5, alpha: float = 
 
     On features scaled to length 1, the query has weight 1 and a neighbour max(cos, 0)^α, so that α = 0 is the plain
     mean (AQE; Chum et al., ICCV 2007) and α > 0 is αQE (Radenović et al., TPAMI 2019; there α = 3). [ours]: the
-    gallery's features stay as they are, so each query is answered alone.
+    gallery's features stay as they are, so each query is answered alone; a sum that cancels up to rounding counts as a
+    zero row, which has distance 1 from everything.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vireid._arrays import Array
-from vireid._checks import check_count
+from vireid._checks import check_count, check_number
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors.search import Rows, search
+from vireid.rerank._pairs import reciprocal
 from vireid.rerank._sparse import Sparse, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
@@ -52,6 +53,7 @@ class SIM(GalleryReranker):
     def __init__(self, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> None:
         check_count("k1", k1)
         check_count("k2", k2)
+        check_number("lambda_value", lambda_value)
         if not 0 <= lambda_value <= 1:
             raise ValueError(f"lambda_value must be in [0, 1], got {lambda_value}")
         self.k1, self.k2, self.lambda_value = int(k1), int(k2), float(lambda_value)
@@ -66,14 +68,11 @@ class SIM(GalleryReranker):
         return {"k1": self.k1, "k2": self.k2, "lambda_value": self.lambda_value}
 
     def _prepare(self, graph: NeighborGraph) -> None:
-        n, index = len(graph), graph.indices.sort(dim=1).values
-        row = torch.arange(n, device=index.device)[:, None]
-        forth, back = (row * n + index).view(-1), (index * n + row).view(-1)  # i -> j as i n + j, ascending; j -> i
-        place = torch.searchsorted(forth, back).clamp_max(len(forth) - 1)
-        mutual = (forth[place] == back).view_as(index)
+        index = graph.indices.sort(dim=1).values
+        mutual = reciprocal(index)
         size = mutual.sum(1)
         ones = graph.values.new_ones(int(size.sum()))
-        self._members = Sparse(torch.nn.functional.pad(size.cumsum(0), (1, 0)), index[mutual], ones, n)
+        self._members = Sparse(torch.nn.functional.pad(size.cumsum(0), (1, 0)), index[mutual], ones, len(graph))
         self._size = size.to(ones.dtype)
 
     def _distance(self, query: Rows) -> Tensor:
@@ -84,7 +83,8 @@ class SIM(GalleryReranker):
             common, rows_of(found.indices, block.new_ones(found.indices.shape), len(self.graph)), self._members
         )
         union = common + (self._size + found.indices.shape[1])
-        return block.mul_(-self.lambda_value).add_(1).add_(common.div_(union), alpha=1 - self.lambda_value)
+        block.mul_(-self.lambda_value).add_(1).add_(common.div_(union), alpha=1 - self.lambda_value)
+        return block.clamp_(0, 1 + self.lambda_value)
 
 
 def sim(query: Array, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> Any:
