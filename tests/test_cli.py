@@ -229,6 +229,42 @@ def test_trials_of_regdb_are_joined(file, changed, tmp_path):
     assert "--protocol llcm takes one file, got 2." in run("evaluate", file, other, "--protocol", "llcm", code=2)[1]
 
 
+def test_files_of_regdb_given_twice_or_of_other_sizes(file, changed):
+    _, err = run("evaluate", file, file, *REGDB, code=2)
+    assert "a file was given twice" in err
+    with np.load(file) as stored:
+        path = changed(**{name: x[:300] for name, x in stored.items()})
+    _, err = run("evaluate", file, path, *REGDB)
+    assert err.startswith("Note: the files hold different numbers of visible and infrared images: ")
+    assert f"{file} 240 and 120" in err
+
+
+def test_the_table_is_printed_before_a_write_that_fails(file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    out, err = run("evaluate", file, *REGDB, "--json", tmp_path / "r.json", code=1)
+    assert "visible_to_infrared" in out
+    assert err == f"Error: [Errno 28] No space left on device: {str(tmp_path / 'r.json')!r}\n"
+
+
+def test_the_report_is_written_although_nobody_reads_the_table(file, tmp_path, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("vireid.cli.evaluate.click.echo", gone)
+    CliRunner().invoke(command, ["evaluate", str(file), *REGDB, "--json", str(tmp_path / "r.json")])
+    assert len(Report.load(tmp_path / "r.json").rows) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_once(file, tmp_path, monkeypatch):
+    access = os.access
+    monkeypatch.setattr("os.access", lambda p, mode, **k: p != tmp_path and access(p, mode, **k))
+    _, err = run("evaluate", file, *REGDB, "--json", tmp_path / "r.json", code=2)
+    assert "must be in a folder that can be written to" in " ".join(err.split())
+
+
 def test_safetensors_give_the_same(file, tmp_path):
     f = load_features(file)
     save_features(tmp_path / "strong_features.safetensors", f.features, f.ids, f.cameras, f.modality, names=f.names)
@@ -384,6 +420,8 @@ SYSU, REGDB = ["--protocol", "sysu-mm01"], ["--protocol", "regdb"]
         ([*SYSU, "--direction", "both"], "--direction does not go with --protocol sysu-mm01."),
         ([*SYSU, "--shots", 3], "Invalid value for '--shots'"),
         (SYSU, "--sampling official needs --permutations"),
+        ([*SYSU, "--sampling", "agw", "--permutations", __file__], "--permutations does not go with --sampling agw."),
+        ([*REGDB, "--name", "a\nb"], "it must be text without control characters"),
         ([*SYSU, "--permutations", "nowhere.mat"], "'nowhere.mat' does not exist"),
         ([*REGDB, "--k1", 4], "--k1 does not go with --rerank none: it has no options."),
         ([*REGDB, "--rerank", "aim"], "--rerank aim needs --k1, --k2."),
@@ -482,7 +520,11 @@ def test_a_missing_file_is_a_wrong_argument(tmp_path):
         ({"features": np.full((360, 4), np.nan)}, REGDB, "changed.npz: features must be finite"),
         ({"features": np.zeros((0, 4))}, REGDB, "changed.npz: features must hold at least one image"),
         ({"modality": np.full(360, 2)}, REGDB, "changed.npz: modality must be 0 (visible) or 1 (infrared), got 2"),
-        ({"modality": np.zeros(360, int)}, REGDB, "modality must hold both, got 360 visible (0) and 0 infrared (1)"),
+        (
+            {"modality": np.zeros(360, int)},
+            REGDB,
+            "changed.npz: modality must hold both, got 360 visible (0) and 0 infrared (1)",
+        ),
         ({"modality": np.zeros(360, int)}, SYSU, "modality must be 1 (infrared) for SYSU-MM01's cameras 3 and 6"),
         ({"cameras": np.full(360, 7)}, SYSU, "SYSU-MM01's cameras 3 and 6"),
         (
@@ -493,7 +535,8 @@ def test_a_missing_file_is_a_wrong_argument(tmp_path):
         ({"names": None}, SYSU, "image_numbers or names must be in the feature file, got neither"),
         ({"names": None}, ["--protocol", "llcm"], "image_numbers or names must be in the feature file, got neither"),
         ({"names": np.full(360, "x")}, SYSU, "names must end in the image's number"),
-        ({"names": np.full(360, "x1")}, SYSU, "image_numbers must be unique within identity and camera"),
+        ({"names": np.full(360, "x1")}, SYSU, "changed.npz: image_numbers must be unique within identity and camera"),
+        ({"names": np.full(360, "x1")}, SYSU, "no image_numbers, they were taken from its names"),
         ({"names": np.full(360, "x", dtype=object)}, SYSU, "changed.npz: names holds pickled objects"),
         ({"ids": np.arange(360)}, REGDB, "match"),
     ],
@@ -584,7 +627,10 @@ def test_without_the_extra(missing):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_an_interrupt_leaves_no_file(file, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code_of_exit", "text"), [(signal.SIGINT, 1, "Aborted!"), (signal.SIGTERM, 143, "")], ids=["INT", "TERM"]
+)
+def test_an_interrupt_leaves_no_file(sent, code_of_exit, text, file, tmp_path):
     """Stopped while the output is being written: nothing half-written stays, neither does the temporary file."""
     code = f"""
 import sys, time, numpy as np
@@ -604,11 +650,11 @@ main()
     assert child.stdout.readline() == "writing\n"
     assert len(list(tmp_path.iterdir())) == 1
     start = time.monotonic()
-    child.send_signal(signal.SIGINT)
+    child.send_signal(sent)
     _, err = child.communicate(timeout=50)
     assert time.monotonic() - start < 50
-    assert child.returncode == 1
-    assert err.strip() == "Aborted!"
+    assert child.returncode == code_of_exit
+    assert err.strip() == text
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """Feature files: what comes back, what users' own code may write, and every kind of bad file."""
 
+import io
 import json
 import subprocess
 import sys
@@ -281,6 +282,25 @@ def test_other_files_are_refused(content, ending, tmp_path):
     (tmp_path / f"a{ending}").write_bytes(content)
     with pytest.raises(ValueError, match=f"a{ending}: (is no {ending} file|must hold the arrays)"):
         load_features(tmp_path / f"a{ending}")
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"'shape'", b"'shape("), (b"(512, 8)", b"(512, 8,")])
+def test_headers_that_are_no_python_are_refused(old, new, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, x in (arrays() | {"features": np.zeros((512, 8), np.float32)}).items():
+            with archive.open(f"{name}.npy", "w") as member:
+                stream = io.BytesIO()
+                np.save(stream, x)
+                assert name != "features" or old in stream.getvalue()
+                member.write(stream.getvalue().replace(old, new) if name == "features" else stream.getvalue())
+    with pytest.raises(ValueError, match="features cannot be read, the file is damaged"):
+        load_features(tmp_path / "a.npz")
+
+
+def test_a_folder_is_said(tmp_path):
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a\.npz': is a folder"):
+        load_features(tmp_path / "a.npz")
 
 
 def test_an_array_that_claims_terabytes(tmp_path):

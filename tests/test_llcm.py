@@ -125,6 +125,22 @@ def rewrite(name, change):
         (rewrite("train_vis.txt", lambda t: ""), ValueError, "train_vis.txt is empty"),
         (rewrite("train_vis.txt", lambda t: t.replace("vis/0002", "../0002")), ValueError, "line 3: .* relative"),
         (rewrite("train_vis.txt", lambda t: t.replace("vis/0002", "nir/0002")), ValueError, "line 3: expected vis/"),
+        (
+            rewrite("train_vis.txt", lambda t: t.replace("0002_", "0002_" + "a" * 5000)),
+            ValueError,
+            "line 3: cannot look",
+        ),
+        (
+            rewrite("train_vis.txt", lambda t: t.replace(" 1\n", f" {'9' * 5000}\n", 1)),
+            ValueError,
+            "vis.txt, line 1: exp",
+        ),
+        (
+            rewrite("train_vis.txt", lambda t: t.replace("vis/0002", "vis/" + "9" * 30)),
+            ValueError,
+            "vis.txt, line 3: exp",
+        ),
+        (rewrite("test_id.txt", lambda t: "3," + "9" * 30), ValueError, "test_id.txt must hold comma-separated"),
         (rewrite("train_vis.txt", lambda t: t + t), ValueError, "train_vis.txt lists a file twice"),
         (rewrite("train_vis.txt", lambda t: t.replace(" 1\n", " 2\n", 1)), ValueError, "7 has the labels 2 and 1"),
         (

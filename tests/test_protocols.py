@@ -377,6 +377,14 @@ def regdb_report(seed, **settings):
     return RegDB(**settings).evaluate(torch.randn(16, 3, generator=r), ids, torch.arange(16) // 8)
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e-13, 1e19, 1e36])
+def test_features_of_any_scale_are_compared_by_angle(scale):
+    r = torch.Generator().manual_seed(0)
+    x, ids = torch.randn(40, 8, generator=r), torch.arange(40) // 4
+    expected, found = (RegDB().evaluate(y, ids, torch.arange(40) % 2).rows[0].trials[0] for y in (x, x * scale))
+    assert found == pytest.approx(expected)
+
+
 def test_reports_join_print_and_save(tmp_path):
     reports = [regdb_report(seed) for seed in range(3)]
     back = regdb_report(9, direction="infrared_to_visible")
@@ -452,6 +460,22 @@ def sysu(**change):
         (lambda: sysu(features=np.full((90, 2), np.nan)), ValueError, "features must be finite"),
         (lambda: SYSUMM01("outdoor", sampling="agw"), ValueError, "mode must be one of"),
         (lambda: SYSUMM01(shots=5, sampling="agw"), ValueError, "shots must be one of 1, 10, got 5"),
+        (lambda: SYSUMM01(shots=1.0, sampling="agw"), TypeError, "shots must be an integer, got 1.0"),
+        (lambda: SYSUMM01(shots=True, sampling="agw"), TypeError, "shots must be an integer, got True"),
+        (lambda: SYSUMM01(permutations="."), FileNotFoundError, "got '.': is a folder"),
+        (lambda: sysu(features=np.ones((90, 0))), ValueError, r"at least one column, got shape \(90, 0\)"),
+        (
+            lambda: sysu(ids=np.ones(90)),
+            TypeError,
+            r"ids must hold integers.*; integers are needed, e.g. ids.astype\(int\)",
+        ),
+        (
+            lambda: sysu(cameras=np.ones(90, bool)),
+            TypeError,
+            r"got bool; integers are needed, e.g. cameras.astype\(int\)",
+        ),
+        (lambda: sysu(ids=torch.ones(90)), TypeError, r"integers are needed, e.g. ids.long\(\)"),
+        (lambda: sysu(rerank=AIM), TypeError, r"an object such as AIM\(k1=…, k2=…\), got the class AIM"),
         (lambda: SYSUMM01(sampling="random"), ValueError, "sampling must be one of"),
         (lambda: SYSUMM01(), ValueError, "permutations must be the path of rand_perm_cam.mat"),
         (lambda: SYSUMM01(permutations="no/such.mat"), FileNotFoundError, "got 'no/such.mat': no such file"),

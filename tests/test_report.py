@@ -326,6 +326,26 @@ def spoiled(change, per_query=True):
         (spoiled(lambda r: r["per_trial"][0].update(mAP=math.nan)), "expected a finite number, got NaN"),
         (spoiled(lambda r: r.update(cmc=[])), "'cmc' is empty"),
         (spoiled(lambda r: r.update(cmc=[0.5, 1.5])), "'cmc' must hold numbers from 0 to 1"),
+        (spoiled(lambda r: r.update(cmc=[0.5, 0.4])), "'cmc' must not fall"),
+        (spoiled(lambda r: r.update(uses="magic")), "'uses' must be one of 'query', .* got 'magic'"),
+        (spoiled(lambda r: r.update(direction="up")), "'direction' must be one of .* got 'up'"),
+        (spoiled(lambda r: r.update(mAP=12.5)), "the mean of mAP must be that of 'per_trial'"),
+        (spoiled(lambda r: r.update(mAP="12")), "'mAP' must not be"),
+        (spoiled(lambda r: r.update(mAP=10**400)), "'mean' must hold numbers from 0 to 100"),
+        (spoiled(lambda r: r["std"].update(rank5=1)), "the std of rank5 must be that of 'per_trial'"),
+        (spoiled(lambda r: r.update(queries=[12, 12])), "must hold 1 integers, one a trial"),
+        (spoiled(lambda r: r.update(queries=[12.0])), "must hold 1 integers, one a trial"),
+        (spoiled(lambda r: r.update(valid_queries=[13])), "'valid_queries' must be from 1 to 'queries'"),
+        (spoiled(lambda r: r.update(valid_queries=[11])), "must be those of 'per_query'"),
+        (spoiled(lambda r: r["per_query"][0].update(first_match=[[1] * 12])), "'per_trial' must be the means of"),
+        *(
+            (
+                spoiled(lambda r, v=v: r["per_query"][0]["first_match"][0].__setitem__(0, v)),
+                "'first_match' of 'per_query'",
+            )
+            for v in (10**400, 1e300, "1", True, [1])
+        ),
+        (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, None)), "'first_match' must hold ranks"),
         (
             spoiled(lambda r: r["interval"].update(level=0.9)),
             "'interval' must be of level 0.95, 2000 resamples, seed 0",
@@ -411,3 +431,43 @@ def test_csv_leaves_unknown_intervals_empty(tmp_path):
         first, second = csv.DictReader(file)
     assert [first[f"mAP_{end}"] for end in ("low", "high")] == ["", ""]
     assert float(second["mAP_low"]) < float(second["mAP"]) < float(second["mAP_high"])
+
+
+def test_queries_without_a_true_match_are_counted(tmp_path):
+    rows = (row_of(results(2, 6, unmatched=2), results(1, 8)), row_of(results(1, 5), rerank="aim"))
+    report = Report("x", rows)
+    assert rows[0].query_counts == ((6, 4), (6, 4), (8, 8))
+    found = report.to_dict()["rows"]
+    assert [r["queries"] for r in found] == [[6, 6, 8], [5]]
+    assert [r["valid_queries"] for r in found] == [[4, 4, 8], [5]]
+    text = (
+        "infrared_to_visible, backbone, none: 4 of 20 queries (all trials together) have no true match and are left out"
+    )
+    assert str(report).splitlines()[-1] == text
+    assert "left out" not in str(Report("x", rows[1:]))
+    report.save(tmp_path / "r.json")
+    read = Report.load(tmp_path / "r.json")
+    assert [row.query_counts for row in read.rows] == [row.query_counts for row in rows]
+    assert str(read) == str(report)
+    assert (read + report).rows[0].query_counts == 2 * rows[0].query_counts
+    report.save(tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["queries"], line["valid_queries"]) for line in lines] == [("6 6 8", "4 4 8"), ("5", "5")]
+
+
+def test_a_report_without_counts_is_read(tmp_path):
+    content = regdb(0).to_dict()
+    for name in ("queries", "valid_queries"):
+        del content["rows"][0][name]
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    read = Report.load(tmp_path / "r.json")
+    assert read.rows[0].query_counts is None
+    assert (read + regdb(0)).rows[0].query_counts is None
+    assert read.to_dict()["rows"][0]["queries"] is None
+    read.save(tmp_path / "r.csv")
+
+
+def test_a_folder_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        Report.load(tmp_path)

@@ -166,6 +166,24 @@ def test_pickled_arrays_are_not_opened(tmp_path):
     assert not Trap.opened
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"'descr'", b"''descr'"), (b"'shape'", b"'shape("), (b"(4096,)", b"(4096, ")]
+)
+def test_headers_that_are_no_python_are_refused(old, new, tmp_path):
+    """NumPy's parser of headers raises errors of its own; an array beyond 8 KiB, whose size does not stop it first."""
+    path = save(tmp_path / "a.npz")
+    large = npy(np.zeros(4096))
+    assert old in large
+    npz(path, {"header.npy": header_of({"x": np.zeros(4096)}), "x.npy": large.replace(old, new)})
+    with pytest.raises(ValueError, match=r"path must be a whole .*a\.npz"):
+        load_arrays(path, KIND, VERSION)
+
+
+def test_a_folder_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load_arrays(tmp_path, KIND, VERSION)
+
+
 def test_forged_sizes_and_packed_data_ask_for_no_memory(tmp_path):
     path = tmp_path / "a.npz"
     small = np.zeros(4)
@@ -235,6 +253,6 @@ def test_a_disk_that_fills_leaves_the_old_file(tmp_path):
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == 5 * "refused [Errno 27] File too large\n"
+    assert done.stdout == 5 * f"refused [Errno 27] File too large: {str(path)!r}\n"
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]

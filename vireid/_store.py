@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid._files import written_whole
+from vireid._files import check_file, written_whole
 
 __all__ = ["load_arrays", "save_arrays"]
 
@@ -19,7 +20,7 @@ _HEADER = "header"  # name of the array that holds the JSON text
 _BLOCK_BYTES = 2**24  # of an array that is not contiguous, copied at once for its checksum
 _DAMAGE = (  # what zipfile, NumPy and JSON raise for a file that is not what it should be
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),  # the last two: array headers
 )
 
 
@@ -56,8 +57,7 @@ def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarr
         ValueError: if it is damaged or cut short, of another kind or version, or does not match its checksum.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path must be a file, got {str(path)!r}: no such file")
+    check_file(path, "path must be a file")
     arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:

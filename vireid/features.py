@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from vireid import INFRARED, VISIBLE
 from vireid._arrays import Array, to_integers, to_matrix
 from vireid._checks import check_finite
-from vireid._files import written_whole
+from vireid._files import check_file, written_whole
 
 __all__ = ["Features", "load_features", "save_features"]
 
@@ -30,7 +31,7 @@ _INTEGERS = ("ids", "cameras", "modality", "image_numbers")
 _NEEDS_SAFETENSORS = "a .safetensors file needs safetensors: pip install 'vireid[safetensors]'"
 _DAMAGED = (  # what NumPy and zipfile raise for bytes that are no .npz
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,
-    SyntaxError, struct.error, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -171,8 +172,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     """
     path = Path(path)
     _check_ending(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path must be a feature file, got {str(path)!r}: no such file")
+    check_file(path, "path must be a feature file")
     try:
         given, names, metadata = (_read_npz if path.suffix == ".npz" else _read_safetensors)(path)
         missing = [name for name in _NEEDED if name not in given]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vireid._checks import check_count, check_option
-from vireid._files import written_whole
+from vireid._files import check_file, written_whole
 
 __all__ = ["METRICS", "QueryResults", "Report", "ReportRow"]
 
@@ -20,6 +20,8 @@ METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 """What a row holds of each trial, in percent."""
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 2000, 0  # of the intervals that are printed and saved
+_DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
+_USES = ("query", "gallery", "transductive", "unknown")
 _BLOCK = 2**20  # queries drawn at once
 _ESCAPES = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
@@ -75,6 +77,7 @@ class ReportRow:
         queries: per-query results, which intervals need: one `QueryResults` for each set of queries, its trials
             together those of ``trials``, in order. SYSU-MM01 has one of ten trials, RegDB ten of one. May be empty.
         saved_intervals: the intervals that a report without per-query results was saved with, percent.
+        saved_counts: its `query_counts`.
 
     Raises:
         ValueError: if ``queries`` are of another number of trials.
@@ -89,6 +92,7 @@ class ReportRow:
     parameters: dict[str, Any] = field(default_factory=dict)
     queries: tuple[QueryResults, ...] = field(default=(), compare=False, repr=False)
     saved_intervals: dict[str, tuple[float, float]] | None = field(default=None, compare=False, repr=False)
+    saved_counts: tuple[tuple[int, int], ...] | None = field(default=None, compare=False, repr=False)
     _resampled: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +117,13 @@ class ReportRow:
         if len(self.trials) == 1:
             return dict.fromkeys(METRICS, 0.0)
         return {name: float(np.std([t[name] for t in self.trials], ddof=1)) for name in METRICS}
+
+    @property
+    def query_counts(self) -> tuple[tuple[int, int], ...] | None:
+        """(queries, those with a true match) of each trial, None if unknown. The metrics are over the latter."""
+        if not self.queries:
+            return self.saved_counts
+        return tuple((len(first), int((first > 0).sum())) for q in self.queries for first in q.first_match)
 
     @property
     def cmc(self) -> list[float]:
@@ -170,12 +181,13 @@ class ReportRow:
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Names, the mean of each metric, their ``std``, number of ``trials``, ``per_trial`` values and ``cmc``.
 
+        ``queries`` and, of them, ``valid_queries`` (with a true match) are lists, a number a trial, or None if unknown.
         ``interval`` holds ``level``, ``resamples``, ``seed`` and [low, high] of each metric, or is None.
 
         Args:
             per_query: add ``per_query``, a dict of nested lists for each `QueryResults` (None where one is NaN).
         """
-        known = self.intervals
+        known, counts = self.intervals, self.query_counts
         settings = {"level": _LEVEL, "resamples": _RESAMPLES, "seed": _SEED}
         content: dict[str, Any] = {
             "direction": self.direction,
@@ -185,6 +197,8 @@ class ReportRow:
             "uses": self.uses,
             **self.mean,
             "trials": len(self.trials),
+            "queries": None if counts is None else [queries for queries, _ in counts],
+            "valid_queries": None if counts is None else [valid for _, valid in counts],
             "std": self.std,
             "interval": None if known is None else settings | {name: list(known[name]) for name in METRICS},
             "per_trial": [dict(t) for t in self.trials],
@@ -294,7 +308,8 @@ class Report:
 
         Args:
             path: "*.json" holds `to_dict`, which `load` reads; "*.csv" one line a row: names, means, number of trials,
-                deviations, and the ends of the intervals (empty where there are none).
+                deviations, the ends of the intervals and the numbers of queries and of those with a true match (empty
+                where there are none; one number, or one a trial if they differ).
             per_query: JSON alone: save each query's results too, from which a loaded report can compute any interval;
                 about 50 bytes a query and trial.
 
@@ -320,13 +335,16 @@ class Report:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         more = [f"{name}_std" for name in METRICS] + [f"{name}_{end}" for name in METRICS for end in ("low", "high")]
+        more += ["queries", "valid_queries"]
         writer.writerow(["dataset", "direction", "features", "rerank", "parameters", "uses", *METRICS, "trials", *more])
         for row in self.rows:
             given = " ".join(f"{name}={value}" for name, value in row.parameters.items())
             known = row.intervals
             ends = [""] * (2 * len(METRICS)) if known is None else [end for name in METRICS for end in known[name]]
             names = [self.dataset, row.direction, row.features, row.rerank, given, row.uses]
-            writer.writerow([*names, *row.mean.values(), len(row.trials), *row.std.values(), *ends])
+            counts = list(zip(*row.query_counts, strict=True)) if row.query_counts else [(), ()]
+            numbers = [" ".join(map(str, c if len(set(c)) > 1 else c[:1])) for c in counts]
+            writer.writerow([*names, *row.mean.values(), len(row.trials), *row.std.values(), *ends, *numbers])
         return stream.getvalue()
 
     @staticmethod
@@ -344,8 +362,7 @@ class Report:
             ValueError: if it holds anything but such a report; the message names the file and the fault.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"path must be a saved report, got {str(path)!r}: no such file")
+        check_file(path, "path must be a saved report")
         try:
             content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
             rows = _part(content, "rows", list)
@@ -366,7 +383,8 @@ class Report:
         width = [max(len(line[i]) for line in lines) for i in range(len(head))]
         table = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, width, strict=True)).rstrip() for line in lines)
         below = "; in brackets 95 % bootstrap interval over queries" if len(lines) > 1 + len(self.rows) else ""
-        return f"{self.dataset} (percent, mean ± sample standard deviation over trials{below})\n{table}"
+        title = f"{self.dataset} (percent, mean ± sample standard deviation over trials{below})"
+        return "\n".join([title, table, *(_left_out(row) for row in self.rows if _left_out(row))])
 
 
 def _check_metrics(metrics: Sequence[str]) -> None:
@@ -376,11 +394,22 @@ def _check_metrics(metrics: Sequence[str]) -> None:
         check_option("metrics", name, METRICS)
 
 
+def _left_out(row: ReportRow) -> str:
+    """A line below the table that says how many queries have no true match; empty if all have or it is unknown."""
+    queries, valid = (sum(c) for c in zip(*row.query_counts, strict=True)) if row.query_counts else (0, 0)
+    if queries == valid:
+        return ""
+    all_trials = " (all trials together)" if len(row.trials) > 1 else ""
+    name = f"{row.direction}, {row.features}, {row.method}"
+    return f"{name}: {queries - valid} of {queries} queries{all_trials} have no true match and are left out"
+
+
 def _joined(a: ReportRow, b: ReportRow) -> ReportRow:
     queries = a.queries + b.queries if a.queries and b.queries else ()
-    return ReportRow(
-        a.direction, a.features, a.rerank, a.uses, a.trials + b.trials, a.cmcs + b.cmcs, a.parameters, queries
-    )
+    counts = None if a.query_counts is None or b.query_counts is None else a.query_counts + b.query_counts
+    trials, cmcs = a.trials + b.trials, a.cmcs + b.cmcs
+    names = (a.direction, a.features, a.rerank, a.uses)
+    return ReportRow(*names, trials, cmcs, a.parameters, queries, saved_counts=counts)
 
 
 def _bootstrap(queries: Sequence[QueryResults], resamples: int, seed: int) -> np.ndarray:
@@ -434,6 +463,8 @@ def _numbers(name: str, values: Any, most: float) -> tuple[float, ...]:
 
 def _read_row(content: Any) -> ReportRow:
     names = {name: _part(content, name, str) for name in ("direction", "features", "rerank", "uses")}
+    for name, words in (("direction", _DIRECTIONS), ("uses", _USES)):
+        check_option(repr(name), names[name], words)
     parameters = _part(content, "parameters", dict) if "parameters" in content else {}
     if not all(isinstance(value, bool | int | float | str | None) for value in parameters.values()):
         raise ValueError("'parameters' must hold numbers and text alone")
@@ -446,6 +477,8 @@ def _read_row(content: Any) -> ReportRow:
     cmc = _numbers("cmc", _part(content, "cmc", list), 1 + 1e-9)
     if not cmc:
         raise ValueError("'cmc' is empty")
+    if (np.diff(cmc) < -1e-9).any():
+        raise ValueError("'cmc' must not fall")
     saved = None
     if content.get("interval") is not None:
         found = _part(content, "interval", dict)
@@ -459,21 +492,58 @@ def _read_row(content: Any) -> ReportRow:
             saved[name] = (ends[0], ends[1])
     per_query = _part(content, "per_query", list) if "per_query" in content else []
     queries = tuple(_read_queries(part) for part in per_query)
-    cmcs = (cmc,) * len(trials)
-    return ReportRow(
-        **names, trials=tuple(trials), cmcs=cmcs, parameters=parameters, queries=queries, saved_intervals=saved
-    )
+    row = ReportRow(**names, trials=tuple(trials), cmcs=(cmc,) * len(trials), parameters=parameters, queries=queries,
+                    saved_intervals=saved, saved_counts=_read_counts(content, len(trials)))  # fmt: skip
+    _check_agreement(row, content)
+    return row
+
+
+def _read_counts(content: Any, trials: int) -> tuple[tuple[int, int], ...] | None:
+    """Queries and valid queries of each trial; None where a report does not hold them."""
+    if content.get("queries") is None and content.get("valid_queries") is None:
+        return None
+    counts = [_part(content, name, list) for name in ("queries", "valid_queries")]
+    if not all(type(n) is int for c in counts for n in c) or not all(len(c) == trials for c in counts):
+        raise ValueError(f"'queries' and 'valid_queries' must hold {trials} integers, one a trial")
+    if not all(1 <= valid <= queries for queries, valid in zip(*counts, strict=True)):
+        raise ValueError("'valid_queries' must be from 1 to 'queries'")
+    return tuple(zip(*counts, strict=True))
+
+
+def _check_agreement(row: ReportRow, content: Any) -> None:
+    """Raise if what a file says of all trials is not what follows from each, or that not from the queries."""
+    deviations = _part(content, "std", dict)
+    for kind, saved, expected in (("mean", content, row.mean), ("std", deviations, row.std)):
+        found = _numbers(kind, [_part(saved, name, (int, float)) for name in METRICS], 100 + 1e-9)
+        for name, value in zip(METRICS, found, strict=True):
+            if abs(value - expected[name]) > 1e-6:
+                raise ValueError(f"the {kind} of {name} must be that of 'per_trial', {expected[name]:.6g}")
+    if not row.queries:
+        return
+    if row.saved_counts not in (None, row.query_counts):
+        raise ValueError("'queries' and 'valid_queries' must be those of 'per_query'")
+    trial = iter(row.trials)
+    for q in row.queries:
+        for first, *shares in zip(q.first_match, q.average_precision, q.inverse_negative_penalty, strict=True):
+            means = [(first[first > 0] <= r).mean() for r in (1, 5, 10, 20)] + [np.nanmean(x) for x in shares]
+            if not np.allclose(100 * np.array(means), [*next(trial).values()], rtol=0, atol=1e-3):
+                raise ValueError("'per_trial' must be the means of 'per_query'")
+
+
+def _number_or_none(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= 2**53)
 
 
 def _read_queries(content: Any) -> QueryResults:
     names = ("first_match", "average_precision", "inverse_negative_penalty")
-    try:
-        first, *shares = (np.array(_part(content, name, list), dtype=np.float64) for name in names)  # None becomes NaN
-    except TypeError as error:
-        raise ValueError("'per_query' must hold a number or null for each query and trial") from error
-    results = QueryResults(first.astype(np.int64), *shares)  # its own checks come first: the shapes
+    for name in names:
+        rows = _part(content, name, list)
+        if not all(isinstance(row, list) and all(map(_number_or_none, row)) for row in rows):
+            raise ValueError(f"{name!r} of 'per_query' must hold a number or null for each query and trial")
+    first, *shares = (np.array(content[name], dtype=np.float64) for name in names)  # None becomes NaN
     if not ((first >= 0) & (first == np.floor(first))).all():
         raise ValueError("'first_match' must hold ranks from 1, or 0")
+    results = QueryResults(first.astype(np.int64), *shares)
     if not all(np.where(first == 0, np.isnan(x), (x >= 0) & (x <= 1)).all() for x in shares):
         raise ValueError("'per_query' must hold shares from 0 to 1, null where 'first_match' is 0")
     return results

@@ -1,12 +1,18 @@
 """The command line, ``vireid``: evaluate a feature file, re-rank it, time the re-rankers. Needs the extra ``cli``."""
 
+import signal
 import sys
+import threading
+from typing import Any
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line and leave: 0 when all went well, 1 for bad data, 2 for a wrong option."""
+    """Run the command line and leave: 0 when all went well, 1 for bad data, 2 for a wrong option.
+
+    SIGTERM ends it with 143, after what is being written has been removed.
+    """
     try:
         import click  # noqa: F401
         import tqdm  # noqa: F401
@@ -15,4 +21,17 @@ def main() -> None:
         sys.exit(1)
     from vireid.cli.app import vireid
 
-    vireid(prog_name="vireid")
+    handled = threading.current_thread() is threading.main_thread()
+    handled = handled and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if handled:
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        vireid(prog_name="vireid")
+    finally:
+        if handled:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(*_: Any) -> None:
+    """Leave through every ``finally``, which removes temporary files."""
+    raise SystemExit(143)

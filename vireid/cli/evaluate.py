@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vireid import INFRARED
+from vireid import INFRARED, VISIBLE
 from vireid.cli.options import (
     METHODS,
     METHODS_HELP,
@@ -28,7 +28,14 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
 __all__ = ["evaluate"]
 
 _DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
-_USES = "uses: what a query's ranking looks at beyond itself: query = nothing, transductive = other queries too"
+_USES = "uses: what a query's ranking looks at beyond itself: query = nothing, gallery = all of the gallery, "
+_USES += "transductive = other queries too, unknown = not stated"
+
+
+def _check_name(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.isprintable():
+        raise click.BadParameter("it must be text without control characters.", context, option)
+    return value
 
 
 _EXAMPLES = """\b
@@ -66,7 +73,7 @@ AIM's k1 and k2 in the paper: 4 and 1 for SYSU-MM01 single-shot, 20 and 6 multi-
 @click.option("--direction", type=click.Choice([*_DIRECTIONS, "both"]), help="RegDB, LLCM: query to gallery [both].")
 @click.option("--rerank", type=click.Choice(["none", *METHODS]), default="none", show_default=True, help=METHODS_HELP)
 @rerank_options
-@click.option("--name", help="Name of the features in the report. Default: that of the file.")
+@click.option("--name", callback=_check_name, help="Name of the features in the report. Default: the (first) file's.")
 @click.option("--json", "json_file", type=OutputFile(".json"), help="Also write the report with every trial.")
 @click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line a row.")
 @click.option("--latex", is_flag=True, help="Print rows of a LaTeX table instead.")
@@ -108,30 +115,47 @@ def evaluate(
                 "--sampling official needs --permutations, the data set's exp/rand_perm_cam.mat; without it there is "
                 "--sampling agw, which is not what the official code reports."
             )
+        if sampling == "agw":
+            check_owner("--sampling", "agw", {"permutations": permutations})
     else:
         sysu = {"mode": mode, "shots": shots, "sampling": sampling, "permutations": permutations}
         check_owner("--protocol", protocol, sysu)
+    if len({file.resolve() for file in files}) < len(files):
+        raise click.UsageError("a file was given twice: each is one trial.")
     if len(files) > 1 and protocol != "regdb":
         raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
     check_device(device)
+
+    import numpy as np
 
     from vireid.report import Report
 
     protocols = _protocols(protocol, mode, shots, sampling, permutations, direction)
     trials = sum(getattr(rules, "trials", 1) for rules in protocols)
-    reports = []
+    reports, counts = [], []
     with bar(len(files) * trials, "trials", progress) as shown:
         ranked = _Counted(rerank, given, shown.update)
         for file in files:
             found = read_features(file, json_file, csv_file)
+            counts.append(np.bincount(found.modality, minlength=2).tolist())
             for rules in protocols:
-                run = _prepared(rules, found, device)
-                reports.append(run(rerank=ranked, features_name=name or files[0].stem))
+                try:
+                    run = _prepared(rules, found, device)
+                    reports.append(run(rerank=ranked, features_name=name or files[0].stem))
+                except ValueError as error:
+                    taken = found.image_numbers is None and "image_numbers must" in str(error)
+                    hint = "; the file has no image_numbers, they were taken from its names" if taken else ""
+                    raise ValueError(f"{file}: {error}{hint}") from error
+    if any(count != counts[0] for count in counts):
+        sizes = ", ".join(f"{file} {c[VISIBLE]} and {c[INFRARED]}" for file, c in zip(files, counts, strict=True))
+        click.echo(f"Note: the files hold different numbers of visible and infrared images: {sizes}", err=True)
     report = Report.merge(reports)
-    for output in (json_file, csv_file):
-        if output is not None:
-            report.save(output)
-    click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
+    try:  # the table first: a full disk must not lose the figures, nor a reader that has left the files
+        click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
+    finally:
+        for output in (json_file, csv_file):
+            if output is not None:
+                report.save(output)
 
 
 def _protocols(

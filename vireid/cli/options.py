@@ -1,5 +1,6 @@
 """What the commands share: the re-rankers and their options, input and output files, progress bars."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,12 +114,14 @@ class OutputFile(click.ParamType):
         self.endings = endings
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, if its ending is one of ours and its folder exists."""
+        """The path, if its ending is one of ours and its folder exists and can be written to."""
         path = Path(value)
         if path.suffix not in self.endings:
             self.fail(f"{value!r} must end in {' or '.join(self.endings)}.", param, ctx)
         if not path.parent.is_dir():
             self.fail(f"{value!r} must be in an existing folder.", param, ctx)
+        if not os.access(path.parent, os.W_OK):
+            self.fail(f"{value!r} must be in a folder that can be written to.", param, ctx)
         if path.is_dir():
             self.fail(f"{value!r} is a folder.", param, ctx)
         return path

@@ -435,7 +435,7 @@ def _read_identities(path: Path) -> set[int]:
     if entries == [""]:
         raise ValueError(f"{path} is empty, expected comma-separated identities")
     for entry in entries:
-        if not re.fullmatch("[0-9]+", entry):
+        if not re.fullmatch("[0-9]{1,18}", entry):
             raise ValueError(f"{path} must hold comma-separated identities, got {entry[:40]!r}")
     identities = set(map(int, entries))
     if len(identities) < len(entries):
@@ -451,17 +451,21 @@ def _read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, i
         if not line.strip():
             continue
         where = f"{index}, line {number}"
-        match = re.fullmatch(r"\s*(\S.*?)\s+([0-9]+)\s*", line)
+        match = re.fullmatch(r"\s*(\S.*?)\s+([0-9]{1,18})\s*", line)
         if match is None:
             raise ValueError(f"{where}: expected 'path label', got {line[:80]!r}")
         listed, label = match[1], int(match[2])
         parts = PurePosixPath(listed).parts
         if ".." in parts or PurePosixPath(listed).is_absolute() or "\\" in listed or ":" in listed:
             raise ValueError(f"{where}: the path must be relative and stay inside {root}, got {listed!r}")
-        if len(parts) != 3 or parts[0] != folder or not re.fullmatch("[0-9]+", parts[1]):
-            raise ValueError(f"{where}: expected {folder}/<identity number>/<file>, got {listed!r}")
+        if len(parts) != 3 or parts[0] != folder or not re.fullmatch("[0-9]{1,18}", parts[1]):
+            raise ValueError(f"{where}: expected {folder}/<identity number>/<file>, got {listed[:80]!r}")
         path, identity = root.joinpath(*parts), int(parts[1])
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:  # a name longer than the system takes
+            raise ValueError(f"{where}: cannot look for {listed[:80]!r}: {error.strerror}") from error
+        if not there:
             raise FileNotFoundError(f"{where}: file {path} does not exist")
         if labels.setdefault(identity, label) != label:
             raise ValueError(f"{where}: identity {identity} has the labels {labels[identity]} and {label}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from vireid import INFRARED, VISIBLE
 from vireid._arrays import Array, to_integers, to_matrix
 from vireid._checks import check_finite, check_option
-from vireid._ops import at_least_float32
+from vireid._ops import at_least_float32, normalize_rows
 from vireid.metrics import RankMetrics
 from vireid.report import QueryResults, Report, ReportRow
 
@@ -24,15 +24,28 @@ Rerank = Callable[[Tensor, Tensor], Any]
 def features_and_ids(features: Array, ids: Array) -> tuple[Tensor, Tensor]:
     """Checked features (N, d) and ids (N,) on their device."""
     x = to_matrix("features", features)
+    if not x.shape[1]:
+        raise ValueError(f"features must have at least one column, got shape {tuple(x.shape)}")
     check_finite("features", x)
-    return x, to_integers("ids", ids, len(x), x.device)
+    return x, integers("ids", ids, len(x), x.device)
+
+
+def integers(name: str, x: Array, length: int, device: torch.device) -> Tensor:
+    """``x`` as an int64 tensor (``length``,) on ``device``; a wrong type's message says how to convert."""
+    try:
+        return to_integers(name, x, length, device)
+    except TypeError as error:
+        if not isinstance(x, Tensor | np.ndarray):
+            raise
+        how = "long()" if isinstance(x, Tensor) else "astype(int)"
+        raise TypeError(f"{error}; integers are needed, e.g. {name}.{how}") from error
 
 
 def numpy_integers(name: str, x: Any, length: int | None = None) -> np.ndarray:
     """``x`` as an int64 array (``length``,), of its own length where none is given."""
     if length is None:
         length = len(x) if isinstance(x, Tensor | np.ndarray) and x.ndim else 0
-    return to_integers(name, x, length, torch.device("cpu")).numpy()
+    return integers(name, x, length, torch.device("cpu")).numpy()
 
 
 def query_and_gallery(modality: Tensor, direction: str) -> tuple[Tensor, Tensor]:
@@ -82,7 +95,9 @@ def image_name(key: Any) -> str:
 
 
 def check_rerank(rerank: Any) -> None:
-    """Raise unless ``rerank`` is None or can be called."""
+    """Raise unless ``rerank`` is None or can be called, and no class."""
+    if isinstance(rerank, type):
+        raise TypeError(f"rerank must be an object such as AIM(k1=…, k2=…), got the class {rerank.__name__}")
     if rerank is not None and not callable(rerank):
         raise TypeError(f"rerank must be None or callable with (query, gallery), got {type(rerank).__name__}")
 
@@ -97,7 +112,7 @@ def compare(query: Tensor, gallery: Tensor, rerank: Rerank | None) -> Tensor:
             )
         return distance.to(query.device)
     with torch.autocast(query.device.type, enabled=False):
-        q, g = (torch.nn.functional.normalize(at_least_float32(x), eps=1e-12) for x in (query, gallery))
+        q, g = (normalize_rows(at_least_float32(x)) for x in (query, gallery))
         return 1 - q @ g.T
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from vireid._arrays import Array, to_integers
+from vireid._arrays import Array
 from vireid._checks import check_option
 from vireid.metrics import rank_metrics
 from vireid.protocols._shared import (
@@ -11,6 +11,7 @@ from vireid.protocols._shared import (
     check_rerank,
     compare,
     features_and_ids,
+    integers,
     make_report,
     query_and_gallery,
 )
@@ -72,6 +73,6 @@ class RegDB:
         """
         check_rerank(rerank)
         x, people = features_and_ids(features, ids)
-        query, gallery = query_and_gallery(to_integers("modality", modality, len(x), x.device), self.direction)
+        query, gallery = query_and_gallery(integers("modality", modality, len(x), x.device), self.direction)
         result = rank_metrics(compare(x[query], x[gallery], rerank), people[query], people[gallery])
         return make_report(self.name, self.direction, [result], rerank, features_name, rerank_name)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vireid._arrays import Array
 from vireid._checks import check_count, check_option
+from vireid._files import check_file
 from vireid.metrics import rank_metrics
 from vireid.protocols._shared import (
     Rerank,
@@ -51,6 +52,7 @@ class SYSUMM01:
     Raises:
         ValueError: for an unknown option, ``permutations`` missing with "official" or not such a file, or with fewer
             rows than ``trials``.
+        TypeError: for ``shots`` or ``trials`` that are no integers.
         FileNotFoundError: if there is no file at ``permutations``.
     """
 
@@ -66,6 +68,7 @@ class SYSUMM01:
         trials: int = 10,
     ) -> None:
         check_option("mode", mode, ("all", "indoor"))
+        check_count("shots", shots)
         check_option("shots", shots, (1, 10))
         check_option("sampling", sampling, ("official", "agw"))
         check_count("trials", trials)
@@ -223,8 +226,7 @@ def _read_permutations(path: Path, trials: int) -> list[list[np.ndarray]]:
 
     # What loadmat, and what is made of its answer, raise for a damaged or foreign file.
     damaged = (KeyError, ValueError, TypeError, NotImplementedError, AttributeError, OSError, MatReadError, zlib.error)
-    if not path.is_file():
-        raise FileNotFoundError(f"permutations must be the path of rand_perm_cam.mat, got {str(path)!r}: no such file")
+    check_file(path, "permutations must be the path of rand_perm_cam.mat")
     try:
         cells = loadmat(path)["rand_perm_cam"]
         table = [[np.atleast_2d(cell) for cell in camera.ravel()] for camera in cells.ravel()]
