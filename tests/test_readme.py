@@ -50,3 +50,26 @@ def test_the_results_in_the_pages_are_the_recorded_ones() -> None:
                 for metric in ("rank1", "mAP")
             ]
             assert shown == pytest.approx(recorded, abs=0.006)
+
+
+def test_the_re_ranking_figures_in_the_pages_are_the_recorded_ones() -> None:
+    page = (ROOT / "docs/re-ranking.md").read_text(encoding="utf-8")
+    accuracy = json.loads((ROOT / "benchmarks/results/rerank_accuracy.json").read_text(encoding="utf-8"))
+    for row in accuracy["rows"]:
+        name = "none" if row["name"].startswith("CIFT's") else row["name"]
+        lines = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+        recorded = [
+            row["results"][direction][metric]["mean"]
+            for direction in ("visible_to_infrared", "infrared_to_visible")
+            for metric in ("rank1", "mAP")
+        ]
+        shown = [[float(number) for number in re.findall(r"(\d+\.\d+) ±", line)] for line in lines]
+        assert any(numbers == pytest.approx(recorded, abs=0.006) for numbers in shown), name
+    speed = json.loads((ROOT / "benchmarks/results/rerank.json").read_text(encoding="utf-8"))["results"]
+    for setting in ("sysu", "market", "msmt17"):
+        for case in ("aim", "k_reciprocal", "gnn"):
+            found = speed[setting]["cases"].get(case)
+            if found:
+                for text in (page, (ROOT / "README.md").read_text(encoding="utf-8")):
+                    assert f"{found['median_s']:.2f} s" in text, (setting, case)
+                    assert f"{found['peak_bytes'] / 2**20:,.0f} MiB" in text, (setting, case)
