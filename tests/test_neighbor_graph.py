@@ -296,3 +296,17 @@ def test_a_graph_on_the_gpu_equals_that_on_the_cpu(tmp_path):
     assert same(loaded, gpu)
     values = torch.randn(3000, 8, generator=torch.Generator().manual_seed(9))
     torch.testing.assert_close(loaded.weighted_sum(values.cuda()).cpu(), cpu.weighted_sum(values), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_float64_features_of_an_extreme_size_have_the_graph_of_others(scale, tmp_path):
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    wanted = NeighborGraph.build(x, 7)
+    y = x.clone()
+    y[::3] *= scale
+    graph = NeighborGraph.build(y[:20], 7).extend(y[20:])
+    graph.save(tmp_path / "graph.npz")
+    for found in (graph, NeighborGraph.load(tmp_path / "graph.npz"), NeighborGraph.build(y, 7)):
+        assert torch.equal(found.indices, wanted.indices)
+        torch.testing.assert_close(found.values, wanted.values, rtol=1e-12, atol=0)
+        assert torch.equal(found.features, y)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vireid._arrays import Array, same_kind, to_matrix, to_tensor
 from vireid._checks import check_count, check_finite, check_option
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
-from vireid.neighbors.search import Metric, Rows, prepare, score_pairs, topk
+from vireid.neighbors.search import Metric, prepare, score_pairs, topk
 
 __all__ = ["ApproximateIndex", "recall"]
 
@@ -59,7 +59,7 @@ class ApproximateIndex:
             # as for "dot" an index sees the rows as given: it knows the Euclidean distance itself
             rows = prepare(g, "cosine" if metric == "cosine" else "dot", torch.float32, gallery=True)
             self._index = _build(rows.proposal.contiguous(), factory, metric, parameters)
-            self._gallery = Rows(g, rows.length, g.new_empty(0))  # the index has its own form of the proposals
+            self._gallery = rows._replace(proposal=g.new_empty(0))  # the index has its own form of the proposals
 
     def __len__(self) -> int:
         """N, the images of the gallery."""

@@ -115,7 +115,9 @@ class NeighborGraph:
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
             new = prepare(g, "cosine", self.values.dtype, gallery=True)
             features = torch.cat([self.features, g])
-            rows = Rows(features, *(torch.cat(pair) for pair in zip(self.rows[1:], new[1:], strict=True)))
+            same = self.rows.given is self.features and new.given is g  # not so for float64 of an extreme size
+            given = features if same else torch.cat([self.rows.given, new.given])
+            rows = Rows(given, *(torch.cat(pair) for pair in zip(self.rows[1:], new[1:], strict=True)))
             values, indices = _extended(rows, new, self.indices, self.values)
         return type(self)(features, indices, values, k=self._wanted, rows=rows)
 
