@@ -66,7 +66,8 @@ def cmc_curves(
             raise ValueError(f"curves[{name!r}] must have shape (R,) with R >= 1, got {cmc.shape}")
         if not ((cmc >= 0) & (cmc <= 1)).all():
             raise ValueError(f"curves[{name!r}] must lie in [0, 1], got {cmc.min()} to {cmc.max()}")
-    figure = _figure(4.6, 3.4)
+    beside = max(map(len, values)) > 24  # names with their parameters would cover the curves
+    figure = _figure(7.6 if beside else 4.6, 3.4)
     axes: Any = figure.add_subplot()
     for i, (name, cmc) in enumerate(values.items()):
         shown = 100 * cmc[:max_rank]
@@ -90,7 +91,8 @@ def cmc_curves(
     axes.set_xticks(sorted({1, *(t for t in map(int, axes.get_xticks()) if 1 < t <= longest)}))
     axes.grid(color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="Method (rank-1, %)", loc="best", frameon=True, framealpha=0.95, edgecolor="none")
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)} if beside else {"loc": "best"}
+    axes.legend(title="Method (rank-1, %)", frameon=True, framealpha=0.95, edgecolor="none", **place)
     return _finish(figure, path)
 
 
