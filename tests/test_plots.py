@@ -44,7 +44,7 @@ def test_cmc_curves_draws_each_curve_in_percent_up_to_max_rank():
 
 def test_a_legend_of_long_names_stands_beside_the_curves():
     figure = plots.cmc_curves({"AIM (k1=8, k2=2, variant=released)": [0.2, 0.5], "none": [0.1, 0.6]})
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
     assert axes.get_legend().get_window_extent().x1 <= figure.bbox.x1
