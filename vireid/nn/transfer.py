@@ -23,6 +23,8 @@ from vireid.neighbors import NeighborGraph
 from vireid.neighbors.search import Found, Rows, prepare, search
 from vireid.nn.necks import BNNeck
 
+_BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
+
 
 class H2FTOutput(NamedTuple):
     """What `H2FT` and `GFT` return for a batch of B images.
@@ -147,7 +149,9 @@ class FeatureTransfer(nn.Module, ABC):
 
     def _search(self, query: Rows, graph: NeighborGraph) -> Iterator[Found]:
         """The k - 1 nearest gallery images of each query, block by block; one where k is 1, not to be used."""
-        return search(query, graph.rows, min(max(1, self.k - 1), len(graph)))
+        # GFT holds about ten matrices of a block's size, which a cache should hold
+        block = max(1, _BLOCK // len(graph)) if query.proposal.device.type == "cpu" else None
+        return search(query, graph.rows, min(max(1, self.k - 1), len(graph)), block=block)
 
     def _transfer_query(self, found: Found, query: Tensor, graph: NeighborGraph) -> Tensor:
         """f_q of a block of v(q) (§1.2): itself and its k - 1 nearest gallery images."""
