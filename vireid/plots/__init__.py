@@ -1,0 +1,29 @@
+"""Pictures of what a model finds: rankings, affinities, attention, features, and what a setting or a method costs.
+
+`cmc_curves` and `ranked_lists` show a ranking, `affinity_quality_surface` CIFT's Fig. 3, `sensitivity_curves`, `tsne`
+and `attention_maps` SAAI's Fig. 3 to 6, `embedding_map` any projection of features, `cost_curves` time and memory.
+
+Every function returns a ``matplotlib.figure.Figure`` that belongs to the caller (no pyplot, no global state, no display
+needed) and, where a ``path`` is given, also writes it: the suffix chooses the format (png, pdf, svg, …), and the file
+appears whole or not at all. All but `feature_affinity_sweep`, which only counts, need ``pip install 'vireid[plots]'``.
+"""
+
+from vireid.plots.affinity import AffinitySweep, affinity_quality_surface, feature_affinity_sweep
+from vireid.plots.attention import attention_maps
+from vireid.plots.cost import cost_curves
+from vireid.plots.embedding import embedding_map, tsne
+from vireid.plots.retrieval import cmc_curves, ranked_lists
+from vireid.plots.sensitivity import sensitivity_curves
+
+__all__ = [
+    "AffinitySweep",
+    "affinity_quality_surface",
+    "attention_maps",
+    "cmc_curves",
+    "cost_curves",
+    "embedding_map",
+    "feature_affinity_sweep",
+    "ranked_lists",
+    "sensitivity_curves",
+    "tsne",
+]

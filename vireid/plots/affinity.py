@@ -1,0 +1,124 @@
+"""CIFT's Fig. 3: the quality of transferred features over the qualities of features and affinity."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vireid._checks import check_count, check_positive
+from vireid.metrics import affinity_quality, feature_margin
+from vireid.plots._drawing import check_shape, finish, new_figure, to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["AffinitySweep", "affinity_quality_surface", "feature_affinity_sweep"]
+
+
+@dataclass(frozen=True)
+class AffinitySweep:
+    """Mean quality of random features, affinities and what is transferred; rows: feature setting, columns: affinity.
+
+    Attributes:
+        feature: (S, T) Q_X, margin of the input features.
+        affinity: (S, T) Q_A, share of affinity rows that put every positive before every negative.
+        transferred: (S, T) Q_Y, margin of Y = A X.
+    """
+
+    feature: Tensor
+    affinity: Tensor
+    transferred: Tensor
+
+
+def feature_affinity_sweep(
+    *,
+    identities: int = 8,
+    per_identity: int = 8,
+    dim: int = 32,
+    steps: int = 12,
+    repeats: int = 100,
+    affinity_signal: float = 6.0,
+    generator: torch.Generator | None = None,
+) -> AffinitySweep:
+    """Quality Q_Y of transferred features over the qualities Q_X and Q_A of what goes in (CIFT, Fig. 3).
+
+    The supplement (section 1) draws random triplets {X, A, Y}, "controls their quality carefully" and averages 100
+    draws; how is left open. Ours: x_i = sqrt(1 - t²) c + t n of its identity's centre c and its own noise n, random
+    directions both, scaled to length 1, t falling from 1 to 0, so that Q_X rises evenly; A is the softmax of each row
+    of s [y_i = y_j] + N(0, 1), s rising from 0 to ``affinity_signal``; Y = A X, rows scaled to length 1. X and A are
+    drawn independently.
+
+    Args:
+        identities: identities C in a draw.
+        per_identity: images of each; N = C times this.
+        dim: size d of a feature.
+        steps: settings of either quality; S = T = ``steps``.
+        repeats: draws averaged **(paper: 100)**.
+        affinity_signal: how far positives stand above negatives at the best setting, in standard deviations.
+        generator: source of the draws, on the CPU; torch's own when None.
+
+    Returns:
+        The three qualities (S, T), float64, worst setting first.
+
+    Raises:
+        ValueError: if ``identities``, ``per_identity`` or ``steps`` is below 2, or another number not above 0.
+    """
+    for name, count in (("identities", identities), ("per_identity", per_identity), ("steps", steps)):
+        check_count(name, count, minimum=2)
+    check_count("dim", dim)
+    check_count("repeats", repeats)
+    check_positive("affinity_signal", affinity_signal)
+    labels = torch.arange(identities).repeat_interleave(per_identity)
+    same = (labels[:, None] == labels).float()
+    noise = torch.linspace(1, 0, steps)[:, None, None]
+    signal = torch.linspace(0, affinity_signal, steps)[:, None, None]
+    total = torch.zeros(3, steps, steps, dtype=torch.float64)
+    for _ in range(repeats):
+        centers = F.normalize(torch.randn(identities, dim, generator=generator))[labels]
+        own = F.normalize(torch.randn(len(labels), dim, generator=generator))
+        x = F.normalize((1 - noise.square()).sqrt() * centers + noise * own, dim=2)
+        a = (signal * same + torch.randn(len(labels), len(labels), generator=generator)).softmax(2)
+        y = F.normalize(a @ x[:, None], dim=3)
+        total[0] += torch.tensor([float(feature_margin(row, labels)) for row in x])[:, None]
+        total[1] += torch.tensor([float(affinity_quality(row, labels)) for row in a])
+        total[2] += torch.tensor([[float(feature_margin(cell, labels)) for cell in row] for row in y])
+    return AffinitySweep(*(total / repeats))
+
+
+def affinity_quality_surface(sweep: AffinitySweep, path: str | os.PathLike[str] | None = None) -> "Figure":
+    """Draw Q_Y over (Q_X, Q_A), from above with contours and as a surface (CIFT, Fig. 3 a and b).
+
+    Args:
+        sweep: what `feature_affinity_sweep` returns.
+        path: where to write the figure as well.
+
+    Raises:
+        ValueError: if the three parts are not of one shape (S, T) with S, T >= 2.
+        ImportError: if matplotlib is not installed.
+    """
+    x, a, y = to_numpy(sweep.feature), to_numpy(sweep.affinity), to_numpy(sweep.transferred)
+    if y.ndim != 2 or min(y.shape) < 2:
+        raise ValueError(f"sweep.transferred must have shape (S, T) with S, T >= 2, got {y.shape}")
+    check_shape("sweep.feature", x, y.shape)
+    check_shape("sweep.affinity", a, y.shape)
+    figure = new_figure(7.4, 3.3, layout=None)
+    flat = figure.add_axes((0.075, 0.155, 0.40, 0.75))
+    bar = figure.add_axes((0.495, 0.155, 0.018, 0.75))
+    solid: Any = figure.add_axes((0.60, 0.05, 0.38, 0.85), projection="3d")
+    colors: dict[str, Any] = {"cmap": "viridis", "vmin": y.min(), "vmax": y.max()}
+    picture = flat.contourf(x, a, y, levels=40, **colors)
+    lines = flat.contour(x, a, y, levels=6, colors="white", linewidths=0.8)
+    flat.set(xlabel="$Q_X$, input features", ylabel="$Q_A$, affinity", title="(a)")
+    figure.colorbar(picture, cax=bar, ticks=lines.levels).add_lines(lines)
+    bar.set_title("$Q_Y$", fontsize=10)
+    solid.plot_surface(x, a, y, rstride=1, cstride=1, linewidth=0.2, edgecolor="white", **colors)
+    solid.set(xlabel="$Q_X$", ylabel="$Q_A$")
+    figure.text(0.79, 0.93, "(b)", ha="center", fontsize=12)
+    for axis in (solid.xaxis, solid.yaxis, solid.zaxis):
+        axis.get_major_locator().set_params(nbins=4)
+    solid.tick_params(labelsize=8, pad=0)
+    solid.view_init(elev=28, azim=-125)
+    return finish(figure, path)

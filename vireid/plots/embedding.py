@@ -1,0 +1,188 @@
+"""Features as points in the plane, coloured by identity (SAAI, Fig. 5)."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from vireid import INFRARED, VISIBLE
+from vireid._arrays import to_matrix
+from vireid._checks import check_count, check_finite, check_positive
+from vireid.plots._drawing import COLORS, GREY, MODALITIES, check_modality, check_shape, finish, new_figure, to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["embedding_map", "tsne"]
+
+_SHAPES = {VISIBLE: ("o", 26.0), INFRARED: ("^", 16.0)}  # marker and its area: triangles leave circles below to be seen
+
+
+def tsne(
+    features: Tensor | np.ndarray | Mapping[str, Tensor | np.ndarray],
+    labels: Tensor | np.ndarray,
+    modality: Tensor | np.ndarray,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    identities: int = 20,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    title: str | None = None,
+) -> "Figure":
+    """Draw features by t-SNE: colours are identities, circles visible, triangles infrared images (SAAI, Fig. 5).
+
+    Rows are scaled to length 1, so that distances go with the cosine (a squared one is twice 1 - cos). The projection
+    starts from the first two principal components: on one machine, the same features and seed give the same picture.
+    What lies near in a picture is near in the features; how far groups lie apart, how large they are and where, also
+    from one panel to the next, means nothing.
+
+    Args:
+        features: (N, d), or name -> (N, d) of one panel each, such as a baseline beside SAAI; d may differ, all show
+            the same images.
+        labels: (N,) identities.
+        modality: (N,) `vireid.VISIBLE` or `vireid.INFRARED`.
+        path: where to write the figure as well.
+        identities: shown at most, chosen evenly among those of ``labels`` in ascending order **(ours: the paper does
+            not say which it shows)**. The others take no part in the projection.
+        perplexity: of t-SNE, about the number of neighbours that an image counts; below the number of images shown.
+        seed: of t-SNE's draws.
+        title: line above the picture.
+
+    Raises:
+        TypeError: if the features are not floating point.
+        ValueError: if shapes do not go together, no row is left or all are one, a number is out of range, features are
+            not finite, or a modality is unknown.
+        ImportError: if matplotlib or scikit-learn is not installed.
+    """
+    check_count("identities", identities)
+    check_positive("perplexity", perplexity)
+    check_count("seed", seed, minimum=0)
+    given = dict(features) if isinstance(features, Mapping) else {"": features}
+    labels = to_numpy(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers of shape (N,), got {labels.dtype} of shape {labels.shape}")
+    modality = check_modality(modality, len(labels))
+    found = np.unique(labels)
+    chosen = found[np.linspace(0, len(found) - 1, min(identities, len(found))).round().astype(int)]
+    rows = np.flatnonzero(np.isin(labels, chosen))
+    if not perplexity < len(rows):
+        raise ValueError(f"perplexity must be below the number of images shown, {len(rows)}, got {perplexity}")
+    points = {}
+    for name, values in given.items():
+        argument = f"features[{name!r}]" if isinstance(features, Mapping) else "features"
+        matrix = to_matrix(argument, values)
+        if len(matrix) != len(labels) or matrix.shape[1] < 2:
+            raise ValueError(f"{argument} must have shape ({len(labels)}, d) with d >= 2, got {tuple(matrix.shape)}")
+        check_finite(argument, matrix)
+        points[name] = _project(argument, F.normalize(matrix[rows].double()).cpu().numpy(), perplexity, seed)
+    shown = points if isinstance(features, Mapping) else points[""]
+    return embedding_map(shown, labels[rows], modality[rows], path, title=title)
+
+
+def embedding_map(
+    points: Tensor | np.ndarray | Mapping[str, Tensor | np.ndarray],
+    labels: Tensor | np.ndarray,
+    modality: Tensor | np.ndarray,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str | None = None,
+) -> "Figure":
+    """Draw points of the plane, whatever projection they come from, as `tsne` draws its own.
+
+    Args:
+        points: (N, 2) coordinates, or name -> (N, 2) of one panel each. Axes have no ticks, and one scale for x and y.
+        labels: (N,) identities, a colour each.
+        modality: (N,) `vireid.VISIBLE`, drawn as circles, or `vireid.INFRARED`, drawn as triangles.
+        path: where to write the figure as well.
+        title: line above the picture.
+
+    Raises:
+        ValueError: if there is no panel or no point, shapes do not go together, a coordinate is not finite, or a
+            modality is unknown.
+        ImportError: if matplotlib is not installed.
+    """
+    panels = dict(points) if isinstance(points, Mapping) else {"": points}
+    if not panels:
+        raise ValueError("points must hold at least one panel, got none")
+    labels = to_numpy(labels)
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels must have shape (N,) with N >= 1, got {labels.shape}")
+    modality = check_modality(modality, len(labels))
+    for name, xy in panels.items():
+        argument = f"points[{name!r}]" if isinstance(points, Mapping) else "points"
+        panels[name] = xy = to_numpy(xy)
+        check_shape(argument, xy, (len(labels), 2))
+        if not np.isfinite(xy).all():
+            raise ValueError(f"{argument} must be finite, got NaN or an infinity")
+    found, identity = np.unique(labels, return_inverse=True)
+    colors = _colors(len(found))[identity]
+    kinds = [kind for kind in _SHAPES if (modality == kind).any()]
+
+    columns = min(len(panels), 3)
+    lines = math.ceil(len(panels) / columns)
+    side = {1: 4.6, 2: 3.6, 3: 2.8}[columns]  # so that two or three are as wide together as a page
+    figure = new_figure(side * columns, side * lines + 0.3)
+    grid: Any = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (name, xy) in zip(grid.flat, panels.items(), strict=False):
+        for kind in kinds:
+            shown, (shape, area) = modality == kind, _SHAPES[kind]
+            axes.scatter(
+                *xy[shown].T, c=colors[shown], marker=shape, s=area, linewidths=0.4, edgecolors="white", alpha=0.9
+            )
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(name, fontsize=10)
+        axes.set_aspect("equal", adjustable="datalim")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    _legend(figure, _colors(len(found)), kinds)
+    return finish(figure, path)
+
+
+def _project(argument: str, rows: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
+    """t-SNE of ``rows`` (N, d) in the plane, (N, 2)."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ImportError("vireid.plots.tsne needs scikit-learn: pip install 'vireid[plots]'") from error
+    if (rows == rows[0]).all():
+        raise ValueError(f"{argument} must differ between images, all that are shown are one")
+    # Euclidean: sklearn squares what it is given, and a squared distance of rows of length 1 is 2 (1 - cos).
+    return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows))
+
+
+def _colors(count: int) -> np.ndarray:
+    """(count, 3) colours: those of the other pictures, or hues around the circle, neighbours of unlike lightness."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    if count <= len(COLORS):
+        return np.array([to_rgb(color) for color in COLORS[:count]])
+    index = np.arange(count)
+    saturation, value = np.array([(0.95, 0.80), (0.60, 0.95), (0.90, 0.50)])[index % 3].T
+    return hsv_to_rgb(np.stack([index / count, saturation, value], axis=1))
+
+
+def _legend(figure: "Figure", colors: np.ndarray, kinds: list[int]) -> None:
+    """Below the panels: which shape is which modality, and what the colours are."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.lines import Line2D
+
+    style: dict[str, Any] = {"linestyle": "none", "color": GREY, "markersize": 5}
+    handles: list[Any] = [Line2D([], [], marker=_SHAPES[kind][0], label=MODALITIES[kind], **style) for kind in kinds]
+    labels = [handle.get_label() for handle in handles]
+    handles.append(tuple(Line2D([], [], marker="s", **style | {"color": color}) for color in colors[:3]))
+    labels.append("1 identity" if len(colors) == 1 else f"{len(colors)} identities")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},
+    )
