@@ -2,9 +2,20 @@
 
 from vireid.nn.gft import GFT
 from vireid.nn.h2ft import H2FT
-from vireid.nn.necks import BNNeck
+from vireid.nn.necks import BNNeck, DualBNNeck
+from vireid.nn.parts import PrototypePooling
 from vireid.nn.resnet import resnet50
 from vireid.nn.small import SmallBackbone
 from vireid.nn.transfer import FeatureTransfer, H2FTOutput
 
-__all__ = ["GFT", "H2FT", "BNNeck", "FeatureTransfer", "H2FTOutput", "SmallBackbone", "resnet50"]
+__all__ = [
+    "GFT",
+    "H2FT",
+    "BNNeck",
+    "DualBNNeck",
+    "FeatureTransfer",
+    "H2FTOutput",
+    "PrototypePooling",
+    "SmallBackbone",
+    "resnet50",
+]

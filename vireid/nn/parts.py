@@ -1,0 +1,120 @@
+"""Parts of a person found without labels: pooling by learned prototypes (SAAI, Fang et al., ICCV 2023), Eq. 1-3."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_count
+
+__all__ = ["PrototypePooling"]
+
+
+class PrototypePooling(nn.Module):
+    """Pool a feature map into one feature for each of p learned prototypes (SAAI's "SAFL", Eq. 1-2).
+
+        S = sigmoid(P (T + E)ᵀ)          attention, Eq. 1
+        part_i = (1/n) Σ_j S_ij T_j      Eq. 2
+
+    T (n, c) are the pixels of a feature map, n = h·w of them, row by row; P (p, c) the prototypes and E (n, c) a
+    position embedding, both learned and shared by the two modalities. T + E is never formed: the products with T and
+    with E are taken apart and summed. Eq. 3 joins the parts and the mean of the map:
+    ``torch.cat([parts.flatten(1), feature_map.mean((2, 3))], 1)``.
+
+    Args:
+        channels: c of the feature map.
+        parts: p, the number of prototypes.
+        size: (h, w) that the position embedding is made for. For another one it is resized bicubically.
+        position_in_values: pool T + E in place of T. The paper's text can be read either way; False (ours) is what the
+            authors' released model does.
+
+    Attributes:
+        prototypes: (p, c) parameter P, drawn from N(0, 1/c) (ours): entries of the map around 1 give logits around 1.
+        position: (c, h, w) parameter E, drawn from N(0, 0.02²) (ours), small beside the features.
+
+    Raises:
+        ValueError: if an argument is below 1 or ``size`` does not hold two numbers.
+        TypeError: if one is not an integer.
+    """
+
+    def __init__(
+        self, channels: int, *, parts: int = 7, size: Sequence[int] = (18, 9), position_in_values: bool = False
+    ) -> None:
+        super().__init__()
+        check_count("channels", channels)
+        check_count("parts", parts)
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise ValueError(f"size must be (h, w), got {size!r}")
+        for side in size:
+            check_count("size", side)
+        self.position_in_values = position_in_values
+        self.prototypes = nn.Parameter(torch.randn(parts, channels) / channels**0.5)
+        self.position = nn.Parameter(torch.randn(channels, *size) * 0.02)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        (parts, channels), size = self.prototypes.shape, tuple(self.position.shape[1:])
+        return f"{channels}, parts={parts}, size={size}, position_in_values={self.position_in_values}"
+
+    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts of each image and where it looked for them.
+
+        Args:
+            feature_map: (B, c, h, w), any h and w.
+
+        Returns:
+            parts: (B, p, c).
+            attention: (B, p, h·w) in [0, 1], row by row of the map: ``attention.unflatten(2, (h, w))`` is a picture.
+
+        Raises:
+            ValueError: if ``feature_map`` is not (B, c, h, w) with at least one pixel.
+            TypeError: if it is not a floating-point tensor.
+        """
+        attention = self.similarity(feature_map).sigmoid()
+        return self.aggregate(feature_map, attention), attention
+
+    def similarity(self, feature_map: Tensor) -> Tensor:
+        """The logits P (T + E)ᵀ (B, p, h·w) of Eq. 1, before the sigmoid, for a ``feature_map`` (B, c, h, w)."""
+        self._check_map(feature_map)
+        pixels = feature_map.flatten(2)  # a view of a map in either memory format
+        # Resizing is linear: P Eᵀ is resized in place of E, p channels in place of c.
+        position = (self.prototypes @ self.position.flatten(1)).view(-1, *self.position.shape[1:])
+        position = self._resized(position, feature_map)
+        # Expanded by hand: `matmul` would copy the map to fold the batch into its rows.
+        images = pixels.shape[0]  # `len` would fix B in an export
+        return torch.baddbmm(position.expand(images, -1, -1), self.prototypes.expand(images, -1, -1), pixels)
+
+    def aggregate(self, feature_map: Tensor, attention: Tensor) -> Tensor:
+        """The parts (B, p, c) of Eq. 2, for a ``feature_map`` (B, c, h, w) and its ``attention`` (B, p, h·w).
+
+        Raises:
+            ValueError: if ``attention`` does not fit the map and the prototypes.
+        """
+        self._check_map(feature_map)
+        pixels = feature_map.flatten(2)
+        expected = (pixels.shape[0], self.prototypes.shape[0], pixels.shape[2])
+        if attention.shape != expected:
+            raise ValueError(f"attention must have shape (B, p, h·w) = {expected}, got {tuple(attention.shape)}")
+        weights = attention / pixels.shape[2]  # before the sum, which may be more than half precision can hold
+        parts = torch.bmm(weights, pixels.mT)
+        if self.position_in_values:
+            parts = parts + weights @ self._resized(self.position, feature_map).T
+        return parts
+
+    def _resized(self, grid: Tensor, feature_map: Tensor) -> Tensor:
+        """``grid`` (m, h', w') for the size of ``feature_map`` (m, h·w)."""
+        if grid.shape[1:] != feature_map.shape[2:]:
+            grid = F.interpolate(grid[None], feature_map.shape[2:], mode="bicubic", align_corners=False)[0]
+        return grid.flatten(1)
+
+    def _check_map(self, x: Any) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"feature_map must be a torch.Tensor, got {type(x).__name__}")
+        channels = self.prototypes.shape[1]
+        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
+            expected = f"(B, {channels}, h, w) and a pixel at least"
+            raise ValueError(f"feature_map must have shape {expected}, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"feature_map must be floating point, got {x.dtype}")
