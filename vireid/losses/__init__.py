@@ -3,7 +3,24 @@
 Each is a module and, where it holds no parameters, also a function in snake case.
 """
 
-from vireid.losses.centers import HCCLoss, hcc_loss
+from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores
+from vireid.losses.centers import CenterSeparationLoss, HCCLoss, center_separation_loss, hcc_loss
+from vireid.losses.identity import MutualIdentityLoss, mutual_identity_loss
 from vireid.losses.intervention import CRILoss, query_gallery_cross_entropy
+from vireid.losses.parts import PartDiversityLoss, part_diversity_loss
 
-__all__ = ["CRILoss", "HCCLoss", "hcc_loss", "query_gallery_cross_entropy"]
+__all__ = [
+    "AffinityInferenceLoss",
+    "CRILoss",
+    "CenterSeparationLoss",
+    "HCCLoss",
+    "MutualIdentityLoss",
+    "PartDiversityLoss",
+    "affinity_inference_loss",
+    "affinity_inference_scores",
+    "center_separation_loss",
+    "hcc_loss",
+    "mutual_identity_loss",
+    "part_diversity_loss",
+    "query_gallery_cross_entropy",
+]

@@ -5,8 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_integers, check_matrix, check_option, check_positive
+from vireid._checks import check_integers, check_matrix, check_number, check_option, check_positive
 from vireid._ops import at_least_float32, masked_mean, normalize_rows
+
+__all__ = ["CenterSeparationLoss", "HCCLoss", "center_separation_loss", "hcc_loss"]
 
 PAPER_MARGIN = {"euclidean": 0.6, "kl": 6.0}
 
@@ -48,13 +50,12 @@ def _hcc(
     negatives: str,
     normalize: bool,
 ) -> Tensor:
-    # A centre for each group of rows: an identity, or an identity in one modality. No group is empty.
+    # A centre for each group of rows: an identity, or an identity in one modality.
     keys = labels[:, None] if centers == "shared" or modality is None else torch.stack([labels, modality], 1)
-    groups, index = keys.unique(dim=0, return_inverse=True)
-    member = (torch.arange(len(groups), device=x.device)[:, None] == index).to(x.dtype)  # (M, B)
+    groups, member = _groups(keys, x.dtype)
     if distance == "euclidean":
         rows = normalize_rows(x) if normalize else x
-        mean = member @ rows / member.sum(1, keepdim=True)
+        mean = _means(member, rows)
         # Not by the matrix product: near 0 its cancellation is larger than the distance.
         pairs = torch.cdist(rows, mean, compute_mode="donot_use_mm_for_euclid_dist")
     else:
@@ -131,3 +132,81 @@ class HCCLoss(nn.Module):
             negatives=self.negatives,
             normalize=self.normalize,
         )
+
+
+def center_separation_loss(
+    x: Tensor, labels: Tensor, *, rho1: float = 0.01, rho2: float = 0.7, normalize: bool = False
+) -> Tensor:
+    """Center separation loss as a function; see `CenterSeparationLoss`."""
+    check_matrix("x", x)
+    check_integers("labels", labels, len(x))
+    _check_margins(rho1, rho2)
+    with torch.autocast(x.device.type, enabled=False):
+        rows = at_least_float32(x)
+        rows = normalize_rows(rows) if normalize else rows
+        identities, member = _groups(labels[:, None], rows.dtype)
+        centers = _means(member, rows)
+        # Each row's own centre by a product with zeros and ones: the gradient of an index adds in no fixed order.
+        to_own = torch.linalg.vector_norm(rows - member.T @ centers, dim=1)  # its gradient at 0 is 0, as cdist's is
+        pull = (to_own - rho1).clamp_min(0).sum() / max(len(rows), 1)
+        # Not by the matrix product, as in `_hcc`.
+        pairs = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
+        count = len(identities) * (len(identities) - 1) // 2
+        push = (rho2 - pairs).clamp_min(0).triu(1).sum() / max(count, 1)
+        return pull + push
+
+
+class CenterSeparationLoss(nn.Module):
+    """Pulls images to their identity's centre and pushes the centres apart (SAAI, Eq. 5).
+
+        L_cs = 1/N Σ_i [‖F_i - c_{y_i}‖ - ρ1]₊ + 2/(M(M-1)) Σ_{j<k} [ρ2 - ‖c_j - c_k‖]₊
+
+    c is the mean of an identity's images in the batch, of both modalities, and carries gradients; M is the number of
+    identities in the batch. With one identity the second term is 0, with one image an identity the first is. Where a
+    distance is 0 its gradient is 0: two identities whose centres coincide are not pushed apart.
+
+    Both margins are distances between features as they come in; the paper's F̂ are those that enter the BNNeck. Two
+    unrelated features of unit variance are about √(2d) apart, far beyond ρ2 = 0.7: there only the first term acts.
+
+    Args:
+        rho1: ρ1, the radius around the centre within which an image is not pulled, at least 0.
+        rho2: ρ2, the distance beyond which centres are not pushed, at least 0.
+        normalize: L2-normalise the rows first (ours; off by default, as the paper does not say that it does).
+
+    Shape:
+        x (B, d) features, labels (B,) integers; the loss is a scalar, at least 0, in at least float32.
+
+    Raises:
+        ValueError: if a shape or a margin is wrong.
+        TypeError: if ``x`` is not floating point, ``labels`` hold no integers, or a margin is not a number.
+    """
+
+    def __init__(self, *, rho1: float = 0.01, rho2: float = 0.7, normalize: bool = False) -> None:
+        super().__init__()
+        _check_margins(rho1, rho2)
+        self.rho1, self.rho2, self.normalize = rho1, rho2, normalize
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch."""
+        return center_separation_loss(x, labels, rho1=self.rho1, rho2=self.rho2, normalize=self.normalize)
+
+
+def _groups(keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The distinct rows (M, k) of ``keys`` (B, k), and (M, B) with 1 where a row of the batch is of that group, else 0.
+
+    No group is empty.
+    """
+    groups, index = keys.unique(dim=0, return_inverse=True)
+    return groups, (torch.arange(len(groups), device=keys.device)[:, None] == index).to(dtype)
+
+
+def _means(member: Tensor, rows: Tensor) -> Tensor:
+    """Mean of the rows (B, d) of each group of ``member`` (M, B)."""
+    return member @ rows / member.sum(1, keepdim=True)
+
+
+def _check_margins(rho1: float, rho2: float) -> None:
+    for name, value in (("rho1", rho1), ("rho2", rho2)):
+        check_number(name, value)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")

@@ -1,0 +1,179 @@
+"""Training with the affinities that SAAI's AIM ranks by. The paper uses them at test time only; the losses are ours."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_count, check_integers, check_matrix, check_option, check_positive
+from vireid._ops import at_least_float32, masked_mean, normalize_rows
+
+__all__ = ["AffinityInferenceLoss", "affinity_inference_loss", "affinity_inference_scores"]
+
+Variant = Literal["paper", "released"]
+
+
+def affinity_inference_scores(
+    x: Tensor,
+    modality: Tensor,
+    *,
+    k1: int = 4,
+    k2: int = 1,
+    variant: Variant = "paper",
+    amend: bool = True,
+) -> Tensor:
+    """AIM's scores A_qg + d* within a batch, each image in turn the query (SAAI, Eq. 6-10), with gradients.
+
+    Row i is 1 - `vireid.rerank.aim` of image i alone, with all images of the other modality as its gallery; the other
+    images of its own modality have no part in it. As no gallery depends on its query, the groups of a whole batch are
+    two masked (B, B) affinities. Which entries are kept and who is nearest is decided without gradient; what is kept
+    carries it.
+
+    Args:
+        x: (B, d) features, any order.
+        modality: (B,) integers, 0 visible, 1 infrared.
+        k1: entries kept in each row, ties by lowest index; more than the gallery means all of it.
+        k2: gallery images averaged over, the image itself first; more than the gallery means all of it.
+        variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are scaled to length
+            1 first, and the product is with the transpose.
+        amend: False leaves d* out, an ablation: the scores are the cosines A_qg, and k1, k2 and variant do nothing.
+
+    Returns:
+        (B, B) in at least float32, larger = nearer; -inf where both images are of one modality, so not in the gallery.
+
+    Raises:
+        ValueError: if a shape or an option is wrong.
+        TypeError: if ``x`` is not floating point, ``modality`` holds no integers, or k1 or k2 is not an integer.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> affinity_inference_scores(x, torch.tensor([0, 1, 1, 1]), k1=2)[0]  # A + 1.0 Ã_1 + 0.6 Ã_2
+        tensor([  -inf, 2.0000, 1.8000, 0.4800])
+    """
+    check_matrix("x", x)
+    check_integers("modality", modality, len(x))
+    _check_options(k1, k2, variant)
+    scores, gallery = _scores(x, modality, k1, k2, variant, amend)
+    return scores.masked_fill(~gallery, -torch.inf)
+
+
+def affinity_inference_loss(
+    x: Tensor,
+    labels: Tensor,
+    modality: Tensor,
+    *,
+    k1: int = 4,
+    k2: int = 1,
+    variant: Variant = "paper",
+    temperature: float = 0.2,
+    amend: bool = True,
+) -> Tensor:
+    """Contrastive loss on AIM's scores within a batch as a function; see `AffinityInferenceLoss`."""
+    check_matrix("x", x)
+    check_integers("labels", labels, len(x))
+    check_integers("modality", modality, len(x))
+    _check_options(k1, k2, variant)
+    check_positive("temperature", temperature)
+    scores, gallery = _scores(x, modality, k1, k2, variant, amend)
+    same = labels[:, None] == labels
+    positive, negative = gallery & same, gallery & ~same
+    scores = scores / temperature
+    # The lowest finite number, not -inf: the gradient of logsumexp would be NaN in a row without a negative.
+    against = scores.masked_fill(~negative, torch.finfo(scores.dtype).min).logsumexp(1, keepdim=True)
+    rows_loss = masked_mean(F.softplus(against - scores), positive, 1)  # -log(e^s / (e^s + Σ e^negative))
+    return masked_mean(rows_loss, positive.any(1) & negative.any(1), 0)
+
+
+class AffinityInferenceLoss(nn.Module):
+    """Contrastive loss on the scores that AIM ranks by at test time (ours; SAAI names it as future work, Sec. 5).
+
+        L = mean_i mean_{p ∈ P_i} -log( e^{s_ip/τ} / (e^{s_ip/τ} + Σ_{n ∈ N_i} e^{s_in/τ}) ),   s = A_qg + d*
+
+    Each image i is a query, alone, and all images of the other modality are its gallery, as at test time (the 1 : N
+    groups of CIFT, Sec. 4.2); P_i and N_i are its gallery's images of the same and of other identities. The scores s
+    are those of `affinity_inference_scores`. Each positive competes with the negatives only: the order among positives
+    does not change an average precision, so the loss asks nothing of it. A query without a positive or without a
+    negative drops out of the mean; with none left the loss is 0.
+
+    Args:
+        k1: entries kept in each row of the affinities, as in `vireid.rerank.aim`; ties by lowest index, and more than
+            the gallery means all of it.
+        k2: gallery images averaged over, the image itself included.
+        variant: d* as in the "paper" or as in the "released" code.
+        temperature: τ, above 0. The scores reach 1 + k1 (paper) or 2 (released), cosines 1: the best τ differs.
+        amend: False leaves d* out, the ablation: the same loss on the cosines A_qg. τ should be about half then.
+
+    Shape:
+        x (B, d) features, labels (B,) integers, modality (B,) integers, 0 visible, 1 infrared; the loss is a scalar,
+        at least 0, in at least float32.
+
+    Raises:
+        ValueError: if a shape or an option is wrong.
+        TypeError: if ``x`` is not floating point, ``labels`` or ``modality`` hold no integers, or k1 or k2 is not an
+            integer.
+    """
+
+    def __init__(
+        self,
+        *,
+        k1: int = 4,
+        k2: int = 1,
+        variant: Variant = "paper",
+        temperature: float = 0.2,
+        amend: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_options(k1, k2, variant)
+        check_positive("temperature", temperature)
+        self.k1, self.k2, self.variant = k1, k2, variant
+        self.temperature, self.amend = temperature, amend
+
+    def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
+        """The loss of a batch."""
+        return affinity_inference_loss(
+            x,
+            labels,
+            modality,
+            k1=self.k1,
+            k2=self.k2,
+            variant=self.variant,
+            temperature=self.temperature,
+            amend=self.amend,
+        )
+
+
+def _check_options(k1: int, k2: int, variant: str) -> None:
+    check_count("k1", k1)
+    check_count("k2", k2)
+    check_option("variant", variant, ("paper", "released"))
+
+
+def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: bool) -> tuple[Tensor, Tensor]:
+    """Scores (B, B) and the mask of what is in each row's gallery; scores outside of it mean nothing."""
+    gallery = modality[:, None] != modality
+    with torch.autocast(x.device.type, enabled=False):
+        rows = normalize_rows(at_least_float32(x))
+        cosine = rows @ rows.T
+        if not amend:
+            return cosine, gallery
+        itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        het = _nearest(cosine, gallery)
+        hom = _nearest(cosine.masked_fill(itself, torch.inf), ~gallery)
+        kept = torch.where(_first(het, k1, gallery), cosine, 0)  # Â_qg
+        within = torch.where(_first(hom, k1, ~gallery), cosine, 0)  # Â_gg, of both galleries
+        near = _first(hom, k2, ~gallery).to(cosine.dtype)
+        expanded = near @ within / near.sum(1, keepdim=True)  # Ã_gg
+        if variant == "paper":
+            return cosine + kept @ expanded, gallery
+        return cosine + normalize_rows(kept) @ normalize_rows(expanded).T, gallery
+
+
+def _nearest(cosine: Tensor, allowed: Tensor) -> Tensor:
+    """Columns of each row by descending cosine, ties by index; those that are not allowed come last."""
+    return cosine.detach().masked_fill(~allowed, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+
+
+def _first(columns: Tensor, k: int, allowed: Tensor) -> Tensor:
+    """Mask (B, B) of the first k ``columns`` of each row, or of as many as are allowed."""
+    return torch.zeros_like(allowed).scatter(1, columns[:, :k], True) & allowed
