@@ -17,8 +17,8 @@ PUBLIC = [
     *("features", "data", "models", "plots", "cli"),
 ]
 OPTIONAL = [
-    *("PIL", "click", "faiss", "kornia", "lightning_fabric", "matplotlib", "safetensors", "tensorboard", "timm"),
-    *("torchmetrics", "torchvision", "tqdm"),
+    *("PIL", "click", "faiss", "kornia", "lightning_fabric", "matplotlib", "safetensors", "sklearn", "tensorboard"),
+    *("timm", "torchmetrics", "torchvision", "tqdm"),
 ]
 
 # Files that are all about one extra, and are themselves imported in a function only.
@@ -50,8 +50,12 @@ MAY_IMPORT = {
 
 # The names that scripts rely on; one may be added, none may vanish.
 PROMISED = {
-    "nn": ["BNNeck", "GFT", "H2FT", "H2FTOutput", "resnet50"],
-    "losses": ["CRILoss", "HCCLoss", "hcc_loss"],
+    "nn": ["BNNeck", "DualBNNeck", "GFT", "H2FT", "H2FTOutput", "PrototypePooling", "resnet50"],
+    "losses": [
+        *("AffinityInferenceLoss", "CRILoss", "CenterSeparationLoss", "HCCLoss", "MutualIdentityLoss"),
+        *("PartDiversityLoss", "affinity_inference_loss", "center_separation_loss", "hcc_loss"),
+        *("mutual_identity_loss", "part_diversity_loss"),
+    ],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": ["AIM", "GraphTransfer", "QueryExpansion", "SIM", "aim", "gnn", "graph_transfer", "k_reciprocal", "sim"],
     "metrics": [
@@ -67,8 +71,11 @@ PROMISED = {
     "features": ["Features", "load_features", "save_features"],
     "cli": ["main"],
     "data": ["CrossModalIdentitySampler", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "generate_synthetic"],
-    "models": ["Baseline", "BaselineCriterion", "CIFT", "CIFTCriterion"],
-    "plots": ["cmc_curves", "ranked_lists"],
+    "models": ["Baseline", "BaselineCriterion", "CIFT", "CIFTCriterion", "SAAI", "SAAICriterion"],
+    "plots": [
+        *("attention_maps", "cmc_curves", "cost_curves", "embedding_map", "ranked_lists", "sensitivity_curves"),
+        "tsne",
+    ],
 }
 
 

@@ -2,5 +2,17 @@
 
 from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput, feature_size
 from vireid.models.cift import CIFT, CIFTCriterion, CIFTOutput
+from vireid.models.saai import SAAI, SAAICriterion, SAAIOutput
 
-__all__ = ["CIFT", "Baseline", "BaselineCriterion", "BaselineOutput", "CIFTCriterion", "CIFTOutput", "feature_size"]
+__all__ = [
+    "CIFT",
+    "SAAI",
+    "Baseline",
+    "BaselineCriterion",
+    "BaselineOutput",
+    "CIFTCriterion",
+    "CIFTOutput",
+    "SAAICriterion",
+    "SAAIOutput",
+    "feature_size",
+]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vireid.losses import CRILoss, HCCLoss, query_gallery_cross_entropy
+from vireid.losses import CRILoss, hcc_loss, query_gallery_cross_entropy
 from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput, classifier, sum_losses
 from vireid.nn import H2FT, H2FTOutput
 from vireid.nn.transfer import FeatureTransfer
@@ -70,9 +70,6 @@ class CIFT(nn.Module):
 class CIFTCriterion(nn.Module):
     """L = L_b + CE(Y_g) + HCC_kl(Y_g) + L_tie (CIFT, Eq. 7, 11-14).
 
-    Y_g has a row for each image as query and one for it as gallery image; both count alike (ours). Where GFT's
-    unbalanced groups give a gallery image many rows, CE takes their mean loss and HCC their mean logits.
-
     Args:
         model: the `CIFT` whose transfer and classifier L_tie shares. It is not registered here: its parameters stay
             the model's alone. So copy both together, or make a new criterion for a copied model.
@@ -83,27 +80,48 @@ class CIFTCriterion(nn.Module):
         super().__init__()
         self._shared = (model.transfer, model.graph_classifier)  # a tuple, so that they are not registered
         self.backbone_terms = BaselineCriterion()
-        self.graph_hcc = HCCLoss(margin=6.0, distance="kl")
         self.cri = cri
 
     def forward(self, output: CIFTOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Named losses and their sum ``"total"``; labels (B,), modality (B,)."""
-        index = output.transfer.gallery_index
         losses = self.backbone_terms(BaselineOutput(output.features, output.logits), labels, modality)
         losses.pop("total")
-        losses["graph_ce"] = query_gallery_cross_entropy(output.query_logits, output.gallery_logits, labels, index)
-        gallery, image = _mean_rows(output.gallery_logits, index)
-        losses["graph_hcc"] = self.graph_hcc(
-            torch.cat([output.query_logits, gallery]),
-            torch.cat([labels, labels[image]]),
-            torch.cat([modality, modality[image]]),
-        )
+        losses |= graph_losses(output.transfer, output.query_logits, output.gallery_logits, labels, modality)
         if self.cri is not None:
             transfer, graph_classifier = self._shared
             losses["tie"] = self.cri(
                 transfer, output.features, modality, graph_classifier, labels, output=output.transfer
             )
         return losses | {"total": sum_losses(losses)}
+
+
+def graph_losses(
+    transfer: H2FTOutput, query_logits: Tensor, gallery_logits: Tensor, labels: Tensor, modality: Tensor
+) -> dict[str, Tensor]:
+    """CE(Y_g) + HCC_kl(Y_g), the losses of a graph's classifier W_g (CIFT, Eq. 11-14), by name.
+
+    Y_g has a row for each image as query and one for it as gallery image; both count alike (ours). Where GFT's
+    unbalanced groups give a gallery image many rows, CE takes their mean loss and HCC their mean logits.
+
+    Args:
+        transfer: f_q, F_G and the affinities of a batch.
+        query_logits: (B, C) Y_g of f_q.
+        gallery_logits: (R, C) Y_g of F_G.
+        labels: (B,) identities.
+        modality: (B,) 0 visible, 1 infrared.
+    """
+    index = transfer.gallery_index
+    gallery, image = _mean_rows(gallery_logits, index)
+    return {
+        "graph_ce": query_gallery_cross_entropy(query_logits, gallery_logits, labels, index),
+        "graph_hcc": hcc_loss(
+            torch.cat([query_logits, gallery]),
+            torch.cat([labels, labels[image]]),
+            torch.cat([modality, modality[image]]),
+            margin=6.0,
+            distance="kl",
+        ),
+    }
 
 
 def _mean_rows(rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
