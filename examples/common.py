@@ -86,9 +86,14 @@ def extract_features(model: nn.Module, dataset: Dataset, *, workers: int = 0, ba
 def evaluate(
     dataset: Dataset, features: Tensor, distances: Mapping[str, Distance | None], arguments: argparse.Namespace
 ) -> Report:
-    """Rows of all directions and of all kinds of features: ``distances`` names each kind; None is the cosine."""
+    """Rows of all directions and of all ways to rank.
+
+    ``distances`` names each way by its features and, where there is one, its re-ranking, as in "backbone + AIM"; None
+    is the cosine distance.
+    """
     reports = []
-    for kind, distance in distances.items():
+    for name, distance in distances.items():
+        kind, _, rerank_name = name.partition(" + ")
         if isinstance(dataset, SYSUMM01Dataset):
             permutations = arguments.root / "exp" / "rand_perm_cam.mat" if arguments.sampling == "official" else None
             sysu = SYSUMM01(arguments.mode, arguments.shots, arguments.sampling, permutations=permutations)
@@ -100,7 +105,7 @@ def evaluate(
                     dataset.image_numbers,
                     rerank=distance,
                     features_name=kind,
-                    rerank_name="none",
+                    rerank_name=rerank_name or "none",
                 )
             )
             continue
@@ -112,7 +117,7 @@ def evaluate(
                     dataset.modality,
                     rerank=distance,
                     features_name=kind,
-                    rerank_name="none",
+                    rerank_name=rerank_name or "none",
                 )
             )
     return Report.merge(reports)
@@ -134,7 +139,10 @@ def write_results(
     names = {"dataset": arguments.dataset, "protocol": report.dataset, "trained_on": trained_on}
     text = json.dumps(names | {"rows": report.to_dict()["rows"]}, indent=1) + "\n"
     write_whole(output / "metrics.json", lambda file: file.write(text.encode()))
-    curves = {f"{row.direction.replace('_', ' ')}, {row.features}": torch.tensor(row.cmc) for row in report.rows}
+    curves = {}
+    for row in report.rows:
+        way = row.features if row.rerank == "none" else f"{row.features} + {row.rerank}"
+        curves[f"{row.direction.replace('_', ' ')}, {way}"] = torch.tensor(row.cmc)
     cmc_curves(curves, output / "cmc.png")
     draw_ranked(dataset, features, distance, output / "ranked.png", queries)
     print(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
@@ -227,17 +235,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def method_of(config: Mapping[str, Any]) -> str:
+    """Name of the method that a checkpoint is of; before there was a second one, they did not say."""
+    return str(config.get("method", "cift"))
+
+
 def resumable(path: Path, config: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None to start anew.
 
     Raises:
         FileNotFoundError: if there is nothing to resume.
-        ValueError: if the checkpoint there was trained with other settings: it is neither mixed up nor overwritten.
+        ValueError: if the checkpoint there is another method's or was trained with other settings: it is neither mixed
+            up nor overwritten.
     """
     if not resume and not path.exists():
         return None
     state = load_checkpoint(path)
     old = state["config"]
+    trained_by, method = method_of(old), method_of(config)
+    if trained_by != method:
+        raise ValueError(f"{path} was written by train_{trained_by}.py, not train_{method}.py; name another --output")
+    old = {**old, "method": trained_by}
     differing = sorted(key for key in old.keys() | config.keys() if key != "epochs" and old.get(key) != config.get(key))
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {config.get(key)!r}" for key in differing)

@@ -1,7 +1,8 @@
-"""Evaluate a checkpoint of train_cift.py with the exact protocol, also on a data set it was not trained on.
+"""Evaluate a checkpoint of train_cift.py or train_saai.py with the exact protocol, also on another data set.
 
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt                          # its own test split
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --dataset regdb --root RegDB --split all
+    python examples/evaluate.py --checkpoint runs/saai/checkpoint.pt --k1 20 --k2 6 --aim-variant released
 
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --save-features features.npz
     vireid evaluate features.npz --protocol regdb --rerank aim --k1 8 --k2 2
@@ -17,14 +18,20 @@ from pathlib import Path
 import torch
 
 import common
-from train_cift import build_model, distances
+import train_cift
+import train_saai
+
+METHODS = {script.METHOD.name: script.METHOD for script in (train_cift, train_saai)}
 
 
 def main() -> None:
     """Evaluate as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py or train_saai.py"
+    )
     common.add_data_options(parser)
+    train_saai.add_aim_options(parser)
     parser.add_argument(
         "--split", choices=["test", "all"], default="test", help="all: every identity is a test identity"
     )
@@ -43,16 +50,26 @@ def main() -> None:
     arguments.dataset = arguments.dataset or config["dataset"]
     if arguments.trial is None:  # another trial's test split holds identities that this one was trained on
         arguments.trial = config["trial"] if arguments.dataset == config["dataset"] else 1
-    model, _ = build_model(config, state["identities"])
+    name = common.method_of(config)
+    if name not in METHODS:
+        raise ValueError(f"{arguments.checkpoint} must be of {' or '.join(METHODS)}, got a checkpoint of {name!r}")
+    method = METHODS[name]
+    given = [key for key in train_saai.AIM_OPTIONS if getattr(arguments, key) != parser.get_default(key)]
+    if given and name != "saai":
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        raise ValueError(
+            f"{options} must be left out: AIM goes with a checkpoint of train_saai.py, not train_{name}.py"
+        )
+    model, _ = method.build_model(config, state["identities"])
     model.load_state_dict(state["model"])
     model.to(arguments.device).eval()
+    ways = method.distances(model, arguments)
     size = (config["size"][0], config["size"][1])
     dataset = common.open_dataset(arguments, arguments.split, size)
     print(f"{arguments.checkpoint}: {config['ablation']}, epoch {state['epoch']}, trained on {config['dataset']}")
     features = common.extract_features(model, dataset, workers=arguments.workers)
     if arguments.save_features is not None:
         common.write_features(arguments.save_features, dataset, features, common.trained_on(config))
-    ways = distances(model)
     report = common.evaluate(dataset, features, ways, arguments)
     same_data = arguments.dataset == config["dataset"]
     if same_data and (arguments.split == "all" or arguments.trial != config["trial"]):

@@ -9,20 +9,13 @@ Into --output go checkpoint.pt (whole, after each epoch), TensorBoard logs, metr
 """
 
 import argparse
-import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch import nn
 
 import common
-from vireid.data import CrossModalIdentitySampler, TrainAugmentation
+import training
 from vireid.losses import CRILoss
 from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion, feature_size
 from vireid.nn import GFT, H2FT, FeatureTransfer
@@ -36,10 +29,7 @@ ABLATION = {
 }
 
 # What a checkpoint keeps: the options that decide what is trained, and how.
-SETTINGS = (
-    "dataset trial ablation backbone weights k tau_hom tau_het samples detach_values size epochs batches identities "
-    "per_modality optimizer lr backbone_lr weight_decay schedule seed"
-).split()
+SETTINGS = (*training.SETTINGS, *training.TRANSFER_SETTINGS)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,44 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument(
         "--ablation", choices=list(ABLATION), default="cri", help="; ".join(f"{k}: {v}" for k, v in ABLATION.items())
     )
-    group.add_argument("--backbone", choices=["small", "torchvision", "timm"], default="small")
-    group.add_argument("--weights", help="of the ResNet-50: imagenet, or a local file")
-    group.add_argument("--k", type=int, default=4, help="neighbours of the graph, the image itself included")
-    group.add_argument("--tau-hom", type=float, default=0.4)
-    group.add_argument("--tau-het", type=float, default=0.2, help="also GFT's only temperature")
-    group.add_argument("--samples", type=int, default=1, help="draws of CRI's counterfactual")
-    group.add_argument("--detach-values", action="store_true", help="CRI trains the affinities only")
-    group = parser.add_argument_group("training")
-    group.add_argument("--size", type=int, nargs=2, default=[64, 32], metavar=("H", "W"))
-    group.add_argument("--epochs", type=int, default=20, help="0: evaluate the model as it is built")
-    group.add_argument("--batches", type=int, help="batches an epoch (default: every image about once, at least 64)")
-    group.add_argument("--identities", type=int, default=8, help="P, identities in a batch")
-    group.add_argument("--per-modality", type=int, default=4, help="K, images of an identity and modality in a batch")
-    group.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
-    group.add_argument("--lr", type=float, default=1e-3)
-    group.add_argument("--backbone-lr", type=float, default=1.0, help="the backbone's share of --lr; 0.1 in AGW")
-    group.add_argument("--weight-decay", type=float, default=5e-4)
-    group.add_argument("--schedule", choices=["cosine", "steps"], default="cosine", help="steps: x0.1 at 1/2 and 5/6")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--accelerator", default="auto", help="Lightning Fabric's: cpu, cuda, mps, auto")
-    group.add_argument("--devices", type=int, default=1, help="processes, one a device")
-    group.add_argument("--precision", default="32-true", help="Lightning Fabric's: 32-true, bf16-mixed, 16-mixed …")
-    group.add_argument("--output", type=Path, default=Path("runs/cift"))
-    group.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    training.add_backbone_options(group)
+    training.add_transfer_options(group)
+    training.add_training_options(parser, output=Path("runs/cift"))
     return parser.parse_args()
-
-
-class Step(nn.Module):
-    """Model and criterion as one module, so that data parallelism sees every parameter in one forward pass."""
-
-    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
-        super().__init__()
-        self.model, self.criterion = model, criterion
-
-    def forward(self, images: Tensor, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        """Named losses of a batch."""
-        losses: dict[str, Tensor] = self.criterion(self.model(images, modality), labels, modality)
-        return losses
 
 
 def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.Module]:
@@ -107,143 +63,20 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
     return model, CIFTCriterion(model, cri=cri)
 
 
-def distances(model: nn.Module) -> dict[str, common.Distance | None]:
-    """The ways a trained model ranks: by its backbone features, and by transferred ones where it has them."""
+def distances(model: nn.Module, arguments: argparse.Namespace | None = None) -> dict[str, common.Distance | None]:
+    """The ways a trained model ranks: by its backbone features, and by transferred ones; no option changes them."""
     ways: dict[str, common.Distance | None] = {"backbone": None}
     if isinstance(model, CIFT):
         ways["transferred"] = model.transfer.distance
     return ways
 
 
-def learning_rate(step: int, total: int, warmup: int, schedule: str) -> float:
-    """Factor on the learning rate: linear warm-up, then cosine to 0 or the paper's two steps."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "steps":
-        return 0.1 ** ((step >= total / 2) + (step >= total * 5 / 6))
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def build_optimizer(step: Step, arguments: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD or AdamW; norms and biases without weight decay, the backbone at its share of the learning rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in step.named_parameters():
-        if parameter.requires_grad:
-            lr = arguments.lr * (arguments.backbone_lr if "backbone." in name else 1.0)
-            decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-    listed = [
-        {"params": parameters, "lr": lr, "full_lr": lr, "weight_decay": decay}
-        for (lr, decay), parameters in groups.items()
-    ]
-    if arguments.optimizer == "sgd":
-        return torch.optim.SGD(listed, lr=arguments.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(listed, lr=arguments.lr)
-
-
-def build_sampler(dataset: common.Dataset, arguments: argparse.Namespace, fabric: Fabric) -> CrossModalIdentitySampler:
-    """Batches of P identities; an epoch sees every image about once, and has 64 batches at least."""
-    sampler = partial(
-        CrossModalIdentitySampler,
-        dataset.labels,
-        dataset.modality,
-        identities=arguments.identities,
-        per_modality=arguments.per_modality,
-        seed=arguments.seed,
-        rank=fabric.global_rank,
-        replicas=fabric.world_size,
-    )
-    if arguments.batches is not None:
-        return sampler(batches=arguments.batches)
-    return sampler(batches=max(len(sampler()), 64 // fabric.world_size))
-
-
-def train(arguments: argparse.Namespace, fabric: Fabric) -> nn.Module:
-    """Train, or go on training; returns the model in evaluation mode."""
-    for option, value, minimum in (("--epochs", arguments.epochs, 0), ("--seed", arguments.seed, 0)):
-        if value < minimum:
-            raise ValueError(f"{option} must be at least {minimum}, got {value}")
-    size = (arguments.size[0], arguments.size[1])
-    with fabric.rank_zero_first():  # the first process draws synthetic data, the others find them there
-        dataset = common.open_dataset(arguments, "train", size)
-    config = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
-    config["images"] = len(dataset)  # says that it is the same data, wherever they lie
-    checkpoint = arguments.output / "checkpoint.pt"
-    state = common.resumable(checkpoint, config, resume=arguments.resume)
-
-    fabric.seed_everything(arguments.seed, verbose=False)
-    model, criterion = build_model(config, dataset.num_identities)
-    step = Step(model, criterion)
-    optimizer = build_optimizer(step, arguments)
-    start = 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        criterion.load_state_dict(state["criterion"])
-        start = state["epoch"]
-    wrapped, optimizer = fabric.setup(step, optimizer)
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-
-    sampler = build_sampler(dataset, arguments, fabric)
-    loader = fabric.setup_dataloaders(
-        DataLoader(dataset, batch_sampler=sampler, num_workers=arguments.workers), use_distributed_sampler=False
-    )
-
-    def save(epoch: int) -> None:
-        state = {"model": model, "criterion": criterion, "optimizer": optimizer}
-        if fabric.is_global_zero:
-            common.save_checkpoint(
-                checkpoint,
-                {name: part.state_dict() for name, part in state.items()}
-                | {"config": config, "identities": dataset.num_identities, "epoch": epoch},
-            )
-        fabric.barrier()
-
-    augment = TrainAugmentation(size, padding=max(2, size[0] // 16))
-    total, warmup = arguments.epochs * len(sampler), max(1, arguments.epochs * len(sampler) // 12)
-    epochs = tqdm(range(start, arguments.epochs), desc=arguments.ablation, disable=not fabric.is_global_zero)
-    for epoch in epochs:
-        # Seeded anew each epoch, so that a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(arguments.seed + 10_007 * (epoch * fabric.world_size + fabric.global_rank + 1))
-        sampler.set_epoch(epoch)
-        wrapped.train()
-        sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(loader):
-            factor = learning_rate(epoch * len(sampler) + number, total, warmup, arguments.schedule)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = parameters["full_lr"] * factor
-            losses = wrapped(augment(batch.image, batch.modality), batch.label, batch.modality)
-            optimizer.zero_grad()
-            fabric.backward(losses["total"])
-            optimizer.step()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
-        means = {name: float(value) / len(sampler) for name, value in sums.items()}
-        epochs.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
-        fabric.log_dict({f"loss/{name}": value for name, value in means.items()}, step=epoch)
-        fabric.log("learning_rate", arguments.lr * factor, step=epoch)
-        save(epoch + 1)
-    if arguments.epochs == 0 and state is None:  # what the model is worth before training
-        save(0)
-    return model.float().eval()  # also where --precision trained it in another type: so will evaluate.py read it
+METHOD = training.Method("cift", SETTINGS, build_model, distances)
 
 
 def main() -> None:
     """Train and evaluate as the command line says."""
-    arguments = parse_arguments()
-    logger = TensorBoardLogger(arguments.output, name="", version="logs")
-    fabric = Fabric(
-        accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, loggers=logger
-    )
-    fabric.launch()
-    model = train(arguments, fabric)
-    if fabric.is_global_zero:
-        test = common.open_dataset(arguments, "test", (arguments.size[0], arguments.size[1]))
-        features = common.extract_features(model, test, workers=arguments.workers)
-        ways = distances(model)
-        report = common.evaluate(test, features, ways, arguments)
-        trained_on = common.trained_on(vars(arguments))
-        common.write_results(report, test, features, list(ways.values())[-1], arguments, trained_on)
+    training.run(parse_arguments(), METHOD)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ sys.path.insert(0, str(EXAMPLES))
 import common  # noqa: E402
 import evaluate  # noqa: E402
 import train_cift  # noqa: E402
+import training  # noqa: E402
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "sysu-mm01-split" / "rand_perm_cam.mat"
 LOSSES = {"ce", "hcc_features", "hcc_logits", "graph_ce", "graph_hcc", "tie", "total"}
@@ -179,7 +180,7 @@ def test_checkpoint_is_plain_whole_and_readable_by_others(trained, tmp_path):
     state = load(trained)
     assert state["epoch"] == 2
     assert state["identities"] == 4
-    assert state["config"].keys() <= {*train_cift.SETTINGS, "images"}
+    assert state["config"].keys() <= {*train_cift.SETTINGS, "images", "method"}
     assert {name for name in state["criterion"] if "X_" in name} == {"cri.X_mu", "cri.X_rho"}
     other = tmp_path / "other"
     other.touch()
@@ -214,7 +215,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(ablation, regdb, tmp_path, 
     whole = load(tmp_path / "whole")
 
     calls = []
-    forward = train_cift.Step.forward
+    forward = training.Step.forward
 
     def interrupted(self: Any, *batch: Tensor) -> dict[str, Tensor]:
         calls.append(1)
@@ -223,7 +224,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(ablation, regdb, tmp_path, 
         return forward(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_cift.Step, "forward", interrupted)
+        patch.setattr(training.Step, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(train_cift, *tiny(regdb, tmp_path / "parts", *options))
     first = common.load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
@@ -276,13 +277,13 @@ def test_a_checkpoint_of_other_settings_is_neither_mixed_up_nor_overwritten(resu
 def test_each_epoch_draws_its_own_batches_also_when_resumed(trained, regdb, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "run")
     drawn = []
-    draw = train_cift.CrossModalIdentitySampler.__iter__
+    draw = training.CrossModalIdentitySampler.__iter__
 
     def recorded(self: Any) -> Any:
         drawn.append(self._epoch)
         return draw(self)
 
-    monkeypatch.setattr(train_cift.CrossModalIdentitySampler, "__iter__", recorded)
+    monkeypatch.setattr(training.CrossModalIdentitySampler, "__iter__", recorded)
     run(train_cift, *tiny(regdb, tmp_path / "run", "--resume", "--epochs", 4))
     assert drawn == [2, 3]
 
@@ -395,7 +396,7 @@ def test_other_precisions_train_and_evaluate_alike(precision, regdb, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
 def test_learning_rate_warms_up_then_falls(schedule):
-    factors = [train_cift.learning_rate(step, 120, 10, schedule) for step in range(120)]
+    factors = [training.learning_rate(step, 120, 10, schedule) for step in range(120)]
     assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
     if schedule == "steps":
         assert factors[10:] == pytest.approx([1.0] * 50 + [0.1] * 40 + [0.01] * 20)
@@ -409,11 +410,11 @@ def test_learning_rate_warms_up_then_falls(schedule):
 def test_optimizer_spares_norms_from_decay_and_slows_the_backbone():
     config = {"backbone": "small", "ablation": "cri", "k": 4, "tau_hom": 0.4, "tau_het": 0.2}
     model, criterion = train_cift.build_model(config | {"samples": 1, "detach_values": False}, 3)
-    step = train_cift.Step(model, criterion)
+    step = training.Step(model, criterion)
     options = argparse.Namespace(lr=1e-2, backbone_lr=0.1, weight_decay=5e-4, optimizer="sgd")
     setting = {
         id(parameter): (group["full_lr"], group["weight_decay"])
-        for group in train_cift.build_optimizer(step, options).param_groups
+        for group in training.build_optimizer(step, options).param_groups
         for parameter in group["params"]
     }
     assert setting.keys() == {id(p) for p in step.parameters() if p.requires_grad}
@@ -569,6 +570,6 @@ def test_synthetic_is_the_default_and_drawn_once(tmp_path, monkeypatch):
 
 def test_training_returns_a_model_in_evaluation_mode(regdb, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_cift.py", *map(str, tiny(regdb, tmp_path))])
-    model = train_cift.train(train_cift.parse_arguments(), Fabric(accelerator="cpu", devices=1))
+    model = training.train(train_cift.parse_arguments(), Fabric(accelerator="cpu", devices=1), train_cift.METHOD)
     assert not any(part.training for part in model.modules())
     assert_same(dict(model.state_dict()), dict(load(tmp_path)["model"]))
