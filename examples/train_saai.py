@@ -160,7 +160,8 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
         transfer = H2FT(dim, k=config["k"], tau_hom=config["tau_hom"], tau_het=config["tau_het"])
         cri = CRILoss(dim, samples=config["samples"], detach_values=config["detach_values"])
     if config["affinity_loss"]:
-        affinity = AffinityInferenceLoss(amend=config["amend"])
+        # Cosines reach 1, amended scores more: each at the temperature that suited it in rough tries.
+        affinity = AffinityInferenceLoss(amend=config["amend"], temperature=0.3 if config["amend"] else 0.1)
     model = SAAI(
         backbone,
         identities,

@@ -18,7 +18,7 @@ def affinity_inference_scores(
     x: Tensor,
     modality: Tensor,
     *,
-    k1: int = 4,
+    k1: int = 8,
     k2: int = 1,
     variant: Variant = "paper",
     amend: bool = True,
@@ -63,10 +63,10 @@ def affinity_inference_loss(
     labels: Tensor,
     modality: Tensor,
     *,
-    k1: int = 4,
+    k1: int = 8,
     k2: int = 1,
     variant: Variant = "paper",
-    temperature: float = 0.2,
+    temperature: float = 0.3,
     amend: bool = True,
 ) -> Tensor:
     """Contrastive loss on AIM's scores within a batch as a function; see `AffinityInferenceLoss`."""
@@ -98,11 +98,13 @@ class AffinityInferenceLoss(nn.Module):
 
     Args:
         k1: entries kept in each row of the affinities, as in `vireid.rerank.aim`; ties by lowest index, and more than
-            the gallery means all of it.
+            the gallery means all of it. Take about twice the batch's images of an identity in a modality, so that the
+            affinities hold negatives too.
         k2: gallery images averaged over, the image itself included.
         variant: d* as in the "paper" or as in the "released" code.
-        temperature: τ, above 0. The scores reach 1 + k1 (paper) or 2 (released), cosines 1: the best τ differs.
-        amend: False leaves d* out, the ablation: the same loss on the cosines A_qg. τ should be about half then.
+        temperature: τ, above 0. The scores reach 1 + k1 ("paper") or 2 ("released"), cosines 1: the best τ differs.
+        amend: False leaves d* out, the ablation: the same loss on the cosines A_qg. A fair comparison has a smaller τ
+            there, such as 0.1.
 
     Shape:
         x (B, d) features, labels (B,) integers, modality (B,) integers, 0 visible, 1 infrared; the loss is a scalar,
@@ -117,10 +119,10 @@ class AffinityInferenceLoss(nn.Module):
     def __init__(
         self,
         *,
-        k1: int = 4,
+        k1: int = 8,
         k2: int = 1,
         variant: Variant = "paper",
-        temperature: float = 0.2,
+        temperature: float = 0.3,
         amend: bool = True,
     ) -> None:
         super().__init__()
