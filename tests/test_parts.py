@@ -267,3 +267,19 @@ def test_export_with_any_batch(size):
         x = torch.randn(images, 5, *size).double()
         for a, b in zip(program.module()(x), module(x), strict=True):
             assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("position_in_values", [False, True])
+@pytest.mark.parametrize("size", [(4, 2), (5, 3)])
+def test_pool_is_similarity_aggregate_and_mean(size, position_in_values):
+    layer = PrototypePooling(6, parts=3, size=(4, 2), position_in_values=position_in_values).double()
+    x = torch.randn(2, 6, *size, dtype=torch.double, requires_grad=True)
+    similarity = layer.similarity(x)
+    parts = torch.cat([layer.aggregate(x, similarity.sigmoid()), x.mean((2, 3))[:, None]], 1)
+    pooled = layer.pool(x)
+    assert_close(pooled, (similarity, parts))
+    weights = [torch.randn_like(result) for result in pooled]
+    learned = [x, *layer.parameters()]
+    found = torch.autograd.grad(pooled, learned, weights)
+    assert_close(found, torch.autograd.grad((similarity, parts), learned, weights))
+    assert torch.autograd.gradcheck(layer.pool, (x,))

@@ -104,12 +104,15 @@ class SAAI(nn.Module):
         maps = self.backbone(images)
         if maps.ndim != 4 or maps.shape[1] != self.channels:
             raise ValueError(f"backbone must return (B, {self.channels}, h, w), got {tuple(maps.shape)}")
-        pooled = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
-        similarity = maps.new_empty(len(maps), 0, maps.shape[2] * maps.shape[3])
-        if self.pooling is not None:
-            similarity = self.pooling.similarity(maps)
-            parts = self.pooling.aggregate(maps, similarity.sigmoid())
-            pooled = torch.cat([parts.flatten(1), pooled], 1)
+        if self.pooling is None:
+            similarity = maps.new_empty(len(maps), 0, maps.shape[2] * maps.shape[3])
+            pooled = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+        else:
+            similarity, parts = self.pooling.pool(maps)
+            pooled = parts.flatten(1)
+            if self.grid != (1, 1):  # the last row of the parts is the mean of the whole map
+                cells = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+                pooled = torch.cat([parts[:, :-1].flatten(1), cells], 1)
         features = self.neck(pooled, modality) if isinstance(self.neck, DualBNNeck) else self.neck(pooled)
         if self.transfer is None or self.graph_classifier is None:
             return SAAIOutput(features, pooled, similarity)

@@ -6,8 +6,45 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vireid._checks import check_count
+
+
+class _Pool(torch.autograd.Function):
+    """P Tᵀ + a bias, the mean of T under its sigmoid and the plain mean, for T given as pixels (B, c, n).
+
+    The derivative is written out because all three have one with respect to T, a tensor of the map's size: taken as one
+    product it is written once, where autograd writes three and adds them.
+    """
+
+    @staticmethod
+    def forward(pixels: Tensor, prototypes: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        images = pixels.shape[0]
+        # Expanded by hand: `matmul` would copy the map to fold the batch into its rows.
+        similarity = torch.baddbmm(bias.expand(images, -1, -1), prototypes.expand(images, -1, -1), pixels)
+        weights = F.pad(similarity.sigmoid(), (0, 0, 0, 1), value=1.0)
+        # 1/n inside the product: a sum over the pixels may be more than half precision can hold.
+        pooled = torch.baddbmm(pixels.new_zeros(()), weights, pixels.mT, beta=0, alpha=1 / pixels.shape[2])
+        return similarity, pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:2], output[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_similarity: Tensor, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
+        pixels, prototypes, similarity = ctx.saved_tensors
+        attention, grad_pooled = similarity.sigmoid(), grad_pooled / pixels.shape[2]
+        grad_logits = grad_similarity + torch.bmm(grad_pooled[:, :-1], pixels) * attention * (1 - attention)
+        grad_pixels = None
+        if ctx.needs_input_grad[0]:
+            left = torch.cat([grad_pooled, prototypes.expand(pixels.shape[0], -1, -1)], 1)  # (B, 2p + 1, c)
+            right = torch.cat([F.pad(attention, (0, 0, 0, 1), value=1.0), grad_logits], 1)
+            grad_pixels = torch.bmm(left.mT, right)
+        return grad_pixels, torch.bmm(grad_logits, pixels.mT).sum(0), grad_logits.sum(0)
+
 
 __all__ = ["PrototypePooling"]
 
@@ -20,8 +57,8 @@ class PrototypePooling(nn.Module):
 
     T (n, c) are the pixels of a feature map, n = h·w of them, row by row; P (p, c) the prototypes and E (n, c) a
     position embedding, both learned and shared by the two modalities. T + E is never formed: the products with T and
-    with E are taken apart and summed. Eq. 3 joins the parts and the mean of the map:
-    ``torch.cat([parts.flatten(1), feature_map.mean((2, 3))], 1)``.
+    with E are taken apart and summed. Eq. 3, the parts and the mean of the map, is what `pool` returns. There is only a
+    first derivative, as it is written out.
 
     Args:
         channels: c of the feature map.
@@ -72,8 +109,40 @@ class PrototypePooling(nn.Module):
             ValueError: if ``feature_map`` is not (B, c, h, w) with at least one pixel.
             TypeError: if it is not a floating-point tensor.
         """
-        attention = self.similarity(feature_map).sigmoid()
-        return self.aggregate(feature_map, attention), attention
+        similarity, pooled = self.pool(feature_map)
+        return pooled[:, :-1], similarity.sigmoid()
+
+    def pool(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts and the global feature (Eq. 3) with the logits behind them, all from one operation.
+
+        As `similarity`, `aggregate` and the map's mean in turn, but the map's gradient is written once, not once for
+        each of them: in training that is most of the time. The pooled features have a first derivative only.
+
+        Args:
+            feature_map: (B, c, h, w), any h and w.
+
+        Returns:
+            similarity: (B, p, h·w), as `similarity` makes it.
+            pooled: (B, p + 1, c), the parts and, last, the mean of the map's pixels.
+
+        Raises:
+            ValueError: if ``feature_map`` is not (B, c, h, w) with at least one pixel.
+            TypeError: if it is not a floating-point tensor.
+        """
+        self._check_map(feature_map)
+        device, dtype = feature_map.device.type, feature_map.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        pixels, prototypes = feature_map.flatten(2).to(dtype), self.prototypes.to(dtype)
+        with torch.autocast(device, enabled=False):
+            similarity, pooled = _Pool.apply(pixels, prototypes, self._position_logits(feature_map).to(dtype))
+            if self.position_in_values:
+                position = self._resized(self.position, feature_map).T.to(dtype)
+                weights = F.pad(similarity.sigmoid(), (0, 0, 0, 1))  # none of it in the global feature
+                pooled = torch.baddbmm(
+                    pooled, weights, position.expand(pixels.shape[0], -1, -1), alpha=1 / pixels.shape[2]
+                )
+        return similarity, pooled
 
     def similarity(self, feature_map: Tensor) -> Tensor:
         """The logits P (T + E)ᵀ (B, p, h·w) of Eq. 1, before the sigmoid, for a ``feature_map`` (B, c, h, w)."""
@@ -102,6 +171,11 @@ class PrototypePooling(nn.Module):
         if self.position_in_values:
             parts = parts + weights @ self._resized(self.position, feature_map).T
         return parts
+
+    def _position_logits(self, feature_map: Tensor) -> Tensor:
+        """P Eᵀ (p, h·w). Resizing is linear: it is resized in place of E, p channels in place of c."""
+        logits = self.prototypes @ self.position.flatten(1)
+        return self._resized(logits.view(-1, *self.position.shape[1:]), feature_map)
 
     def _resized(self, grid: Tensor, feature_map: Tensor) -> Tensor:
         """``grid`` (m, h', w') for the size of ``feature_map`` (m, h·w)."""
