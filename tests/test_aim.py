@@ -92,13 +92,16 @@ def features(seed, nq=9, ng=40, d=6, dtype=torch.float64):
     k1=st.integers(1, 30),
     k2=st.integers(1, 30),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    dense=st.sampled_from([0, 10**9]),
 )
 def test_equals_the_plain_loops_with_ties_duplicates_and_zero_rows(
-    variant, use_query_relations, seed, nq, ng, k1, k2, dtype
+    variant, use_query_relations, seed, nq, ng, k1, k2, dtype, dense
 ):
     q, g = features(seed, nq, ng, dtype=dtype)
     options = {"k1": k1, "k2": k2, "variant": variant, "use_query_relations": use_query_relations}
-    got = aim(q, g, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sparse, "_DENSE", dense)  # always by entries, or always by a matrix product
+        got = aim(q, g, **options)
     assert got.dtype == dtype
     tolerance = 2e-5 if dtype == torch.float32 else 1e-11
     torch.testing.assert_close(got.double(), reference(q, g, **options), rtol=0, atol=tolerance)
@@ -161,9 +164,11 @@ def test_query_relations_make_it_depend_on_the_others():
     assert not torch.allclose(rank(q, g)[:1], rank(q[:1], g), atol=1e-3)
 
 
+@pytest.mark.parametrize("dense", [0, 10**9])  # always by entries, always by a matrix product
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("use_query_relations", [False, True])
-def test_blocks_of_every_size_give_the_same(monkeypatch, variant, use_query_relations):
+def test_blocks_of_every_size_give_the_same(monkeypatch, variant, use_query_relations, dense):
+    monkeypatch.setattr(_sparse, "_DENSE", dense)
     r = torch.Generator().manual_seed(3)
     q, g = torch.randn(13, 6, generator=r), torch.randn(50, 6, generator=r)
     options = {"k1": 7, "k2": 4, "variant": variant, "use_query_relations": use_query_relations}
@@ -175,8 +180,10 @@ def test_blocks_of_every_size_give_the_same(monkeypatch, variant, use_query_rela
         torch.testing.assert_close(aim(q, g, **options), whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dense", [0, 10**9])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sparse_product_equals_the_dense_one_with_empty_rows(variant):
+def test_sparse_product_equals_the_dense_one_with_empty_rows(monkeypatch, variant, dense):
+    monkeypatch.setattr(_sparse, "_DENSE", dense)
     r = torch.Generator().manual_seed(4)
     a, b = (torch.randn(n, m, generator=r) * (torch.rand(n, m, generator=r) < 0.2) for n, m in ((7, 30), (30, 11)))
     b[::3] = 0
