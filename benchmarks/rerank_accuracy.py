@@ -36,10 +36,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import common
-import train_cift
-from cift import Method, Run, Values, grid, plan_runs, summarize, train_all
+from cift import Method, grid, plan_runs
 from cift_table import COLUMNS, DIRECTIONS, cell, markdown, parameters_text
 from measure import PeakMemory, can_measure_memory, record, run_self, write_json, write_text
+from runs import Run, Values, load_model, summarize, train_all
 from vireid._ops import normalize_rows
 from vireid.models import CIFT
 from vireid.protocols import RegDB
@@ -110,14 +110,6 @@ def write_validation_split(root: Path, folder: Path, trials: Sequence[int], shar
                 if path.exists() and path.read_text(encoding="utf-8") != text:
                     raise ValueError(f"{path} is of another --root or --share; name another --cache")
                 write_text(path, text)
-
-
-def load_model(run: Run, device: str) -> torch.nn.Module:
-    """The trained model of a run."""
-    state = common.load_checkpoint(run.folder / "checkpoint.pt")
-    model, _ = train_cift.build_model({**run.config, "weights": None}, state["identities"])
-    model.load_state_dict(state["model"])
-    return model.to(device).eval()
 
 
 def cached_features(run: Run, path: Path, device: str) -> Features:

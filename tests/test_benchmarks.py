@@ -19,6 +19,7 @@ import cift  # noqa: E402
 import cift_table  # noqa: E402
 import common  # noqa: E402
 import postprocessing as pp  # noqa: E402
+import runs  # noqa: E402
 from vireid.data import generate_synthetic  # noqa: E402
 from vireid.models import CIFT, Baseline  # noqa: E402
 from vireid.nn import GFT, H2FT  # noqa: E402
@@ -256,24 +257,24 @@ def test_plan_refuses(tmp_path, given, extra, message):
 
 def test_state_of_a_run(tmp_path):
     run = plan(tmp_path, "--rows", "gft", "--trials", "1", extra=["--epochs", "3"])[1][0]
-    assert cift.state_of(run) == "new"
+    assert runs.state_of(run) == "new"
     checkpoint = {"model": {}, "criterion": {}, "optimizer": {}, "identities": 2, "config": run.config}
     common.save_checkpoint(run.folder / "checkpoint.pt", checkpoint | {"epoch": 2})
-    (run.folder / "source.json").write_text(json.dumps(cift.source_of(run)))
+    (run.folder / "source.json").write_text(json.dumps(runs.source_of(run)))
     (run.folder / "metrics.json").write_text("{}")
-    assert cift.state_of(run) == "interrupted"  # an epoch is missing
+    assert runs.state_of(run) == "interrupted"  # an epoch is missing
     common.save_checkpoint(run.folder / "checkpoint.pt", checkpoint | {"epoch": 3})
     os.utime(run.folder / "metrics.json", (1, 1))
-    assert cift.state_of(run) == "interrupted"  # metrics older than the checkpoint
+    assert runs.state_of(run) == "interrupted"  # metrics older than the checkpoint
     (run.folder / "metrics.json").write_text("{}")
     os.utime(run.folder / "checkpoint.pt", (1, 1))
-    assert cift.state_of(run) == "complete"
+    assert runs.state_of(run) == "complete"
     changed = plan(tmp_path, "--rows", "gft", "--trials", "1", extra=["--epochs", "4", "--k", "7"])[1][0]
     with pytest.raises(ValueError, match=r"other settings \(epochs 3 -> 4, k 4 -> 7\)"):
-        cift.state_of(changed)
+        runs.state_of(changed)
     (run.folder / "source.json").write_text(json.dumps({"root": "/elsewhere"}))
     with pytest.raises(ValueError, match=r"other settings \(root '/elsewhere' -> "):
-        cift.state_of(run)
+        runs.state_of(run)
 
 
 def both_ways(vi, vi_map, iv, iv_map):
@@ -297,7 +298,7 @@ def test_summary_and_the_best_of_the_grid_for_each_column():
         "infrared_to_visible": {"rank1": {"k1": 1}, "mAP": {"k1": 2}},  # equal means: the first
     }
     assert cift_table.cell(results["visible_to_infrared"]["rank1"]) == "21.00 ± 1.41"
-    assert cift_table.cell(cift.summary([3.0])) == "3.00"
+    assert cift_table.cell(runs.summary([3.0])) == "3.00"
 
 
 def test_every_default_is_in_its_grid():
@@ -327,7 +328,7 @@ def test_diagnostics_by_loops(transfer):
     model.eval()
     x = (torch.randn(4, 5).repeat_interleave(6, 0) + 0.7 * torch.randn(24, 5)).double()
     model.double()
-    found = cift.diagnose(model, x, Images)
+    found = runs.diagnose(model, x, Images.identities, Images.modality)
     ids, modality = Images.identities, Images.modality
     v = x if transfer is None else transfer.value(x).detach()
     right, wrong, margins = [], [], []
