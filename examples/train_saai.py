@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
         "--ablation", choices=list(ABLATION), default="saai", help="; ".join(f"{k}: {v}" for k, v in ABLATION.items())
     )
     training.add_backbone_options(group)
-    group.add_argument("--parts", type=int, default=7, help="p, prototypes; 0 leaves them out")
+    group.add_argument("--parts", type=int, default=7, help="p, prototypes; 0 leaves them out, as the baseline does")
     group.add_argument("--position-in-values", action="store_true", help="parts are pooled from T + E instead of T")
     group = parser.add_argument_group("losses")
     group.add_argument("--part-diversity", type=float, default=0.5, help="λ, the weight of L_pd; 0 leaves it out")
@@ -151,6 +151,8 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
     for name in ("parts", "part_diversity", "center_separation", "affinity_loss"):
         if not config[name] >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {config[name]}")
+    if not config["amend"] and not config["affinity_loss"]:
+        raise ValueError("--no-amendment goes with --affinity-loss, which is 0")
     baseline = config["ablation"] == "baseline"
     parts = 0 if baseline else config["parts"]
     grid = (6, 1) if baseline and not hasattr(backbone, "grid") else None

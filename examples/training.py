@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import common
 from vireid.data import CrossModalIdentitySampler, TrainAugmentation
+from vireid.nn import DualBNNeck
 
 # What a checkpoint keeps of every method: the options that decide what is trained, and how.
 SETTINGS = (
@@ -118,11 +119,12 @@ def learning_rate(step: int, total: int, warmup: int, schedule: str, milestones:
 
 def build_optimizer(step: Step, arguments: argparse.Namespace) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW; norms and biases without weight decay, the backbone at its share of the learning rate."""
+    dual = {id(part.weight) for part in step.modules() if isinstance(part, DualBNNeck)}  # a norm of two rows
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:
             lr = arguments.lr * (arguments.backbone_lr if "backbone." in name else 1.0)
-            decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
+            decay = arguments.weight_decay if parameter.ndim > 1 and id(parameter) not in dual else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     listed = [
         {"params": parameters, "lr": lr, "full_lr": lr, "weight_decay": decay}

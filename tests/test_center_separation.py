@@ -180,3 +180,11 @@ def test_bad_input():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_distances_of_many_nearly_equal_centres_do_not_cancel():
+    """Beyond 25 rows torch.cdist goes by the matrix product unless told otherwise; here that loses every digit."""
+    labels = torch.arange(30)
+    x = 100 + 1e-3 * torch.randn(30, 8)
+    expected = center_separation_loss(x.double(), labels)
+    assert_close(center_separation_loss(x, labels).double(), expected, rtol=1e-5, atol=1e-5)

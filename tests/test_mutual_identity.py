@@ -283,6 +283,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 
 PROCESS = """
+import inspect
 import sys
 import torch
 import torch.distributed as dist
@@ -291,10 +292,13 @@ from vireid.losses.identity import MutualIdentityLoss
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+options = inspect.signature(DistributedDataParallel).parameters
+option = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
 for broadcast in (True, False):
-    torch.manual_seed(rank if broadcast else 0)  # buffers that are never sent have to start as equals
+    # With the older option buffers that are not sent at every call are not sent at the start either.
+    torch.manual_seed(0 if option == "broadcast_buffers" and not broadcast else rank)
     loss = MutualIdentityLoss(5, 4).double()
-    parallel = DistributedDataParallel(loss, broadcast_buffers=broadcast)
+    parallel = DistributedDataParallel(loss, **{option: broadcast})
     start = {name: value.clone() for name, value in loss.state_dict().items()}
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.5, momentum=0.9)
     for x, labels, modality in torch.load(folder + "/batches.pt"):
@@ -314,7 +318,7 @@ def test_two_processes_have_the_averages_of_one(tmp_path):
     batches[2] = (*batches[2][:2], torch.tensor([0, 1] * 4))
     torch.save(batches, tmp_path / "batches.pt")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", PROCESS]
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", PROCESS]
     processes = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path)],
@@ -386,3 +390,18 @@ def test_bad_input():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("label", [-100, -1, 4])
+def test_no_label_is_left_out_silently(label):
+    """-100 is what torch's own cross-entropy ignores."""
+    x, labels, modality = torch.randn(4, 3), torch.tensor([0, 1, 2, label]), torch.tensor([0, 1, 0, 1])
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        MutualIdentityLoss(3, 4)(x, labels, modality)
+
+
+def test_half_precision_classifiers_give_terms_in_float32():
+    loss = MutualIdentityLoss(5, 4).half().eval()
+    x, labels, modality = batch(0, size=8)
+    terms = loss.terms(x.half(), labels, modality)
+    assert {term.dtype for term in terms.values()} == {torch.float32}

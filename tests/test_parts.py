@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from vireid.nn.parts import PrototypePooling
@@ -283,3 +283,41 @@ def test_pool_is_similarity_aggregate_and_mean(size, position_in_values):
     found = torch.autograd.grad(pooled, learned, weights)
     assert_close(found, torch.autograd.grad((similarity, parts), learned, weights))
     assert torch.autograd.gradcheck(layer.pool, (x,))
+
+
+def test_pool_adds_up_more_than_half_precision_holds():
+    layer = PrototypePooling(4, parts=2, size=(18, 9))
+    nn.init.zeros_(layer.prototypes)  # attention 1/2 everywhere
+    with torch.autocast("cpu", torch.float16):
+        _, pooled = layer.pool(torch.full((1, 4, 18, 9), 1000.0))
+    assert pooled.dtype == torch.float16
+    assert_close(pooled[0, :, 0].float(), torch.tensor([500.0, 500.0, 1000.0]))
+
+
+def test_float64_stays_float64_under_autocast():
+    layer = PrototypePooling(4, parts=2, size=(3, 2)).double()
+    x = torch.randn(2, 4, 3, 2, dtype=torch.double)
+    expected = layer.pool(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(layer.pool(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_map_of_another_type_is_computed_in_its_own(dtype):
+    layer = PrototypePooling(8, parts=3, size=(4, 3), position_in_values=True)
+    x = torch.randn(2, 8, 5, 3).to(dtype)
+    similarity, pooled = layer.pool(x)
+    assert similarity.dtype == pooled.dtype == dtype
+    assert_close(layer.similarity(x), similarity)
+    parts = layer.aggregate(x, similarity.float().sigmoid())
+    assert_close(parts, pooled[:, :-1], rtol=1e-2, atol=1e-2)
+
+
+def test_backward_inside_autocast_is_that_of_the_forward():
+    layer = PrototypePooling(8, parts=3, size=(4, 3))
+    x = torch.randn(2, 8, 4, 3, requires_grad=True)
+    weight = torch.randn(2, 4, 8)
+    expected = torch.autograd.grad((layer.pool(x)[1] * weight).sum(), x)
+    loss = (layer.pool(x)[1] * weight).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(torch.autograd.grad(loss, x), expected, rtol=1e-6, atol=1e-7)

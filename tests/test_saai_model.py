@@ -86,6 +86,22 @@ def test_a_grid_makes_horizontal_parts():
     assert_close(model(images, modality).pooled, stripes)
 
 
+def test_prototypes_stand_before_the_cells_of_a_grid():
+    """As with the small backbone, whose cells are stacked: here each cell is the mean of two by two pixels."""
+    images, modality = torch.randn(4, 3, 10, 10, dtype=torch.double), torch.tensor([0, 1, 0, 1])
+    model = saai(grid=(2, 2), size=(4, 4)).eval()
+    maps = model.backbone(images)
+    parts, _ = pooled_by_loops(model, maps)
+    cells = [
+        sum(maps[:, c, 2 * i + a, 2 * j + b] for a in (0, 1) for b in (0, 1)) / 4
+        for c in range(CHANNELS)
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    expected = torch.cat([parts[:, : CHANNELS * PARTS], torch.stack(cells, 1)], 1)
+    assert_close(model(images, modality).pooled, expected)
+
+
 def test_any_map_size_is_served():
     images = torch.randn(3, 3, 20, 10, dtype=torch.double)
     output = saai()(images, torch.tensor([0, 1, 1]))
@@ -155,6 +171,18 @@ def test_each_weight_counts_once_and_0_leaves_its_loss_out():
     assert none.keys() == {"id", "specific", "mutual", "total"}
     bare = saai(parts=0)
     assert "part_diversity" not in SAAICriterion(bare).double()(bare(images, modality), labels, modality)
+
+
+def test_the_affinity_loss_has_weight_1_unless_another_is_given():
+    images, labels, modality = batch()
+    model = saai()
+    output = model(images, modality)
+    losses = [
+        SAAICriterion(model, affinity=AffinityInferenceLoss(), **weight).double()(output, labels, modality)["affinity"]
+        for weight in ({}, {"affinity_weight": 3.0})
+    ]
+    assert_close(losses[0], AffinityInferenceLoss()(output.features, labels, modality))
+    assert_close(losses[1], 3 * losses[0])
 
 
 def test_the_affinity_loss_is_of_the_features_aim_ranks():
@@ -255,6 +283,9 @@ def test_the_averages_are_saved_with_the_criterion():
         (lambda: SAAI(nn.ReLU(), 5), "dim|channels"),
         (lambda: saai(parts=-1), "parts must be at least 0, got -1"),
         (lambda: SAAI(nn.Conv2d(3, 4, 3), 0), "identities must be at least 1, got 0"),
+        (lambda: SAAICriterion(saai(), cri=CRILoss(16)), "cri needs a model with a transfer"),
+        (lambda: SAAICriterion(saai(), part_diversity=-1), "part_diversity must be at least 0 and finite, got -1"),
+        (lambda: SAAICriterion(saai(), affinity_weight=math.nan), "affinity_weight must be at least 0"),
         (lambda: saai(transfer=H2FT(7)), "transfer must be of size 16 as the features, got 7"),
         (
             lambda: saai(channels=5)(*batch()[::2]),

@@ -1,5 +1,6 @@
 """train_saai.py as a user runs it, on a few drawn people, and evaluate.py on its checkpoints; see test_examples.py."""
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -290,6 +291,7 @@ def test_evaluate_on_sysu(trained, tmp_path):
         (["--k2", -1], "k2 must be at least 1, got -1"),
         (["--parts", -1], "--parts must be at least 0, got -1"),
         (["--part-diversity", -0.5], "--part-diversity must be at least 0, got -0.5"),
+        (["--no-amendment"], "--no-amendment goes with --affinity-loss"),
         (["--center-separation", "nan"], "--center-separation must be at least 0, got nan"),
         (["--affinity-loss", -1], "--affinity-loss must be at least 0, got -1"),
         (["--transfer", "--k", 0], "k must be at least 1, got 0"),
@@ -350,3 +352,14 @@ def test_a_checkpoint_without_a_method_is_cifts(regdb, tmp_path):
     common.save_checkpoint(tmp_path / "checkpoint.pt", state | {"config": state["config"] | {"method": "g2da"}})
     with pytest.raises(ValueError, match=r"checkpoint\.pt must be of cift or saai, got a checkpoint of 'g2da'"):
         run(evaluate, *base)
+
+
+def test_both_necks_scales_are_spared_from_decay():
+    """The scale of the neck for each modality has two rows, and is a norm's all the same."""
+    options = argparse.Namespace(lr=1e-2, backbone_lr=1.0, weight_decay=5e-4, optimizer="adam")
+    for ablation in ("baseline", "saai"):
+        step = training.Step(*train_saai.build_model(vars(parsed("--ablation", ablation)), 3))
+        groups = training.build_optimizer(step, options).param_groups
+        decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+        assert decay[id(step.model.neck.weight)] == 0
+        assert decay[id(step.criterion.identity.shared)] == 5e-4

@@ -57,6 +57,13 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def check_at_least_zero(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a finite number of at least zero."""
+    check_number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
 def check_option(name: str, value: Any, options: Collection[Any]) -> None:
     """Raise unless ``value`` is one of ``options``."""
     if value not in options:

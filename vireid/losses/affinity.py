@@ -32,7 +32,7 @@ def affinity_inference_scores(
 
     Args:
         x: (B, d) features, any order.
-        modality: (B,) integers, 0 visible, 1 infrared.
+        modality: (B,) integers, 0 visible, 1 infrared; not read, so any other value is a modality of its own.
         k1: entries kept in each row, ties by lowest index; more than the gallery means all of it.
         k2: gallery images averaged over, the image itself first; more than the gallery means all of it.
         variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are scaled to length

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_integers, check_matrix, check_number, check_option, check_positive
+from vireid._checks import check_at_least_zero, check_integers, check_matrix, check_option, check_positive
 from vireid._ops import at_least_float32, masked_mean, normalize_rows
 
 __all__ = ["CenterSeparationLoss", "HCCLoss", "center_separation_loss", "hcc_loss"]
@@ -140,7 +140,8 @@ def center_separation_loss(
     """Center separation loss as a function; see `CenterSeparationLoss`."""
     check_matrix("x", x)
     check_integers("labels", labels, len(x))
-    _check_margins(rho1, rho2)
+    check_at_least_zero("rho1", rho1)
+    check_at_least_zero("rho2", rho2)
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
         rows = normalize_rows(rows) if normalize else rows
@@ -183,7 +184,8 @@ class CenterSeparationLoss(nn.Module):
 
     def __init__(self, *, rho1: float = 0.01, rho2: float = 0.7, normalize: bool = False) -> None:
         super().__init__()
-        _check_margins(rho1, rho2)
+        check_at_least_zero("rho1", rho1)
+        check_at_least_zero("rho2", rho2)
         self.rho1, self.rho2, self.normalize = rho1, rho2, normalize
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -203,10 +205,3 @@ def _groups(keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _means(member: Tensor, rows: Tensor) -> Tensor:
     """Mean of the rows (B, d) of each group of ``member`` (M, B)."""
     return member @ rows / member.sum(1, keepdim=True)
-
-
-def _check_margins(rho1: float, rho2: float) -> None:
-    for name, value in (("rho1", rho1), ("rho2", rho2)):
-        check_number(name, value)
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be at least 0 and finite, got {value}")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_count, check_integers, check_matrix, check_number
+from vireid._checks import check_at_least_zero, check_count, check_integers, check_matrix, check_number
 from vireid._ops import at_least_float32
 
 __all__ = ["MutualIdentityLoss", "mutual_identity_loss"]
@@ -41,7 +41,8 @@ def mutual_identity_loss(
         ValueError: if a shape or a weight is wrong.
         TypeError: if a tensor has the wrong type or a weight is not a number.
     """
-    _check_weights(specific_weight, mutual_weight)
+    check_at_least_zero("specific_weight", specific_weight)
+    check_at_least_zero("mutual_weight", mutual_weight)
     check_matrix("shared", shared)
     for name, weights in (("specific", specific), ("averaged", averaged)):
         if not isinstance(weights, Tensor):
@@ -72,10 +73,15 @@ def _terms(
         log_target = _choose(~visible, F.linear(x, averaged.flatten(0, 1)))
     rows = max(len(x), 1)
     return {
-        "id": F.cross_entropy(at_least_float32(F.linear(x, shared)), labels, reduction="sum") / rows,
-        "specific": specific_weight * F.nll_loss(log_own, labels, reduction="sum") / rows,
+        "id": _nll(at_least_float32(F.linear(x, shared)).log_softmax(1), labels) / rows,
+        "specific": specific_weight * _nll(log_own, labels) / rows,
         "mutual": mutual_weight * F.kl_div(log_own, log_target, reduction="sum", log_target=True) / rows,
     }
+
+
+def _nll(log_p: Tensor, labels: Tensor) -> Tensor:
+    """Sum of -log p of the labels. Unlike `torch.nn.functional.nll_loss` it leaves no label out, such as -100."""
+    return -log_p.gather(1, labels[:, None]).sum()
 
 
 def _choose(first: Tensor, logits: Tensor) -> Tensor:
@@ -92,13 +98,6 @@ def _check_batch(x: Tensor, labels: Tensor, modality: Tensor, dim: int) -> None:
     check_matrix("x", x, columns=dim)
     check_integers("labels", labels, len(x))
     check_integers("modality", modality, len(x))
-
-
-def _check_weights(specific_weight: float, mutual_weight: float) -> None:
-    for name, value in (("specific_weight", specific_weight), ("mutual_weight", mutual_weight)):
-        check_number(name, value)
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
 class MutualIdentityLoss(nn.Module):
@@ -118,8 +117,9 @@ class MutualIdentityLoss(nn.Module):
     of 1 - (1 - rate)^(1/calls) gives the same average a step. Evaluation mode leaves them as they are.
 
     The averages are a buffer: checkpoints hold it, and under `torch.nn.parallel.DistributedDataParallel` it is equal in
-    all processes because the weights are. ``broadcast_buffers=False`` saves sending it at every call; then it is not
-    sent at the start either, and the processes must start from one seed or one checkpoint.
+    all processes because the weights are. ``forward_sync_buffers=False`` saves sending it at every call. In a torch
+    without that argument ``broadcast_buffers=False`` does, but then it is not sent at the start either: the processes
+    must start from one seed or one checkpoint.
 
     Args:
         dim: feature size d.
@@ -129,9 +129,9 @@ class MutualIdentityLoss(nn.Module):
         mutual_weight: w_m, at least 0.
 
     Shape:
-        x (B, d) features, labels (B,) integers in [0, C), modality (B,) integers, 0 visible, 1 infrared; the loss is a
-        scalar, at least 0, in at least float32. A batch may hold one modality: the other one's classifier gets a zero
-        gradient.
+        x (B, d) features, labels (B,) integers in [0, C), modality (B,) integers, 0 visible, 1 infrared, whose values
+        are not read: any other counts as infrared. The loss is a scalar, at least 0, in at least float32. A batch may
+        hold one modality: the other one's classifier gets a zero gradient.
 
     Attributes:
         shared: (C, d) W, a parameter; no classifier has a bias.
@@ -160,7 +160,8 @@ class MutualIdentityLoss(nn.Module):
         check_number("rate", rate)
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
-        _check_weights(specific_weight, mutual_weight)
+        check_at_least_zero("specific_weight", specific_weight)
+        check_at_least_zero("mutual_weight", mutual_weight)
         self.rate, self.specific_weight, self.mutual_weight = rate, specific_weight, mutual_weight
         self.shared = nn.Parameter(torch.empty(identities, dim).normal_(std=0.001))
         self.specific = nn.Parameter(torch.empty(2, identities, dim).normal_(std=0.001))

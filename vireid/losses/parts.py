@@ -38,9 +38,9 @@ class PartDiversityLoss(nn.Module):
 
     A single part (p = 1) has no pair: the loss and its gradient are 0.
 
-    Each pair pulls with a force of the same size, however near its maps are; where two maps coincide there is no
-    direction to part them and the pair's gradient is 0. Prototypes that start equal therefore stay equal: start them at
-    random.
+    Each pair is pushed apart with a force of the same size, however near its maps are; where two maps coincide there is
+    no direction to part them and the pair's gradient is 0. Prototypes that start equal therefore stay equal: start them
+    at random.
 
     Args:
         maps: ``"sigmoid"``: M are the sigmoid maps S, and the norm is divided by √n, so it is the root of the mean

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_integers
+from vireid._checks import check_at_least_zero, check_count, check_integers
 from vireid.losses import (
     AffinityInferenceLoss,
     CenterSeparationLoss,
@@ -126,7 +126,8 @@ class SAAICriterion(nn.Module):
 
     Args:
         model: whose sizes the classifiers of L_id have; and whose transfer, where it has one, L_tie shares. Not
-            registered here: its parameters stay the model's alone.
+            registered here: its parameters stay the model's alone. So copy both together, or make a new criterion for a
+            copied model.
         part_diversity: λ of L_pd, the paper's 0.5; 0 leaves it out. Without prototypes there is no L_pd.
         center_separation: weight of L_cs on F̂, the paper's 1; 0 leaves it out.
         normalize_centers: L_cs on F̂ scaled to length 1. The paper does not say it; but its margins are lengths, and the
@@ -134,6 +135,10 @@ class SAAICriterion(nn.Module):
         affinity: `AffinityInferenceLoss` on the features (ours), None leaves it out.
         affinity_weight: its weight.
         cri: with ``model.transfer``, CIFT's L_tie; None leaves it out.
+
+    Raises:
+        ValueError: if a weight is negative or not finite, or there is ``cri`` and no transfer.
+        TypeError: if a weight is not a number.
     """
 
     def __init__(
@@ -148,16 +153,20 @@ class SAAICriterion(nn.Module):
         cri: CRILoss | None = None,
     ) -> None:
         super().__init__()
-        self._shared = (model.transfer, model.graph_classifier)  # a tuple, so that they are not registered
-        self.identity = MutualIdentityLoss(model.dim, model.identities)
-        self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None
-        self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
-        self.affinity, self.cri = affinity, cri
         self.weights = {
             "part_diversity": part_diversity,
             "center_separation": center_separation,
             "affinity": affinity_weight,
         }
+        for name, weight in self.weights.items():
+            check_at_least_zero(name if name != "affinity" else "affinity_weight", weight)
+        if cri is not None and model.transfer is None:
+            raise ValueError("cri needs a model with a transfer, got one without")
+        self._shared = (model.transfer, model.graph_classifier)  # a tuple, so that they are not registered
+        self.identity = MutualIdentityLoss(model.dim, model.identities)
+        self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None
+        self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
+        self.affinity, self.cri = affinity, cri
 
     def forward(self, output: SAAIOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Named losses, as they enter the sum, and that sum ``"total"``; labels (B,), modality (B,)."""

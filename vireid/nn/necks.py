@@ -99,7 +99,8 @@ class DualBNNeck(nn.Module):
         Args:
             x: (B, d) features, any floating dtype.
             modality: (B,) integers, 0 visible, 1 infrared. A row with any other value comes out as NaN and counts in no
-                statistics: to raise an error would take reading the values, which stalls a GPU.
+                statistics: to raise an error would take reading the values, which stalls a GPU. A row of ``x`` that is
+                not finite spoils the training statistics of both modalities.
 
         Returns:
             (B, d) in the dtype of ``x``; statistics are computed in at least float32. In training the result has a

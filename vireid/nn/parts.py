@@ -36,14 +36,15 @@ class _Pool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_similarity: Tensor, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
         pixels, prototypes, similarity = ctx.saved_tensors
-        attention, grad_pooled = similarity.sigmoid(), grad_pooled / pixels.shape[2]
-        grad_logits = grad_similarity + torch.bmm(grad_pooled[:, :-1], pixels) * attention * (1 - attention)
-        grad_pixels = None
-        if ctx.needs_input_grad[0]:
-            left = torch.cat([grad_pooled, prototypes.expand(pixels.shape[0], -1, -1)], 1)  # (B, 2p + 1, c)
-            right = torch.cat([F.pad(attention, (0, 0, 0, 1), value=1.0), grad_logits], 1)
-            grad_pixels = torch.bmm(left.mT, right)
-        return grad_pixels, torch.bmm(grad_logits, pixels.mT).sum(0), grad_logits.sum(0)
+        with torch.autocast(pixels.device.type, enabled=False):
+            attention, grad_pooled = similarity.sigmoid(), grad_pooled / pixels.shape[2]
+            grad_logits = grad_similarity + torch.bmm(grad_pooled[:, :-1], pixels) * attention * (1 - attention)
+            grad_pixels = None
+            if ctx.needs_input_grad[0]:
+                left = torch.cat([grad_pooled, prototypes.expand(pixels.shape[0], -1, -1)], 1)  # (B, 2p + 1, c)
+                right = torch.cat([F.pad(attention, (0, 0, 0, 1), value=1.0), grad_logits], 1)
+                grad_pixels = torch.bmm(left.mT, right)
+            return grad_pixels, torch.bmm(grad_logits, pixels.mT).sum(0), grad_logits.sum(0)
 
 
 __all__ = ["PrototypePooling"]
@@ -57,8 +58,8 @@ class PrototypePooling(nn.Module):
 
     T (n, c) are the pixels of a feature map, n = h·w of them, row by row; P (p, c) the prototypes and E (n, c) a
     position embedding, both learned and shared by the two modalities. T + E is never formed: the products with T and
-    with E are taken apart and summed. Eq. 3, the parts and the mean of the map, is what `pool` returns. There is only a
-    first derivative, as it is written out.
+    with E are taken apart and summed. Eq. 3, the parts and the mean of the map, is what `pool` returns. A call and
+    `pool` have a first derivative only, as it is written out. Any (h, w) is served; an export is for one.
 
     Args:
         channels: c of the feature map.
@@ -129,31 +130,24 @@ class PrototypePooling(nn.Module):
             ValueError: if ``feature_map`` is not (B, c, h, w) with at least one pixel.
             TypeError: if it is not a floating-point tensor.
         """
-        self._check_map(feature_map)
-        device, dtype = feature_map.device.type, feature_map.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-        pixels, prototypes = feature_map.flatten(2).to(dtype), self.prototypes.to(dtype)
-        with torch.autocast(device, enabled=False):
-            similarity, pooled = _Pool.apply(pixels, prototypes, self._position_logits(feature_map).to(dtype))
+        pixels, prototypes, position = self._operands(feature_map)
+        with torch.autocast(pixels.device.type, enabled=False):
+            similarity, pooled = _Pool.apply(pixels, prototypes, position)
             if self.position_in_values:
-                position = self._resized(self.position, feature_map).T.to(dtype)
+                values = self._resized(self.position, feature_map).T.to(pixels.dtype)
                 weights = F.pad(similarity.sigmoid(), (0, 0, 0, 1))  # none of it in the global feature
                 pooled = torch.baddbmm(
-                    pooled, weights, position.expand(pixels.shape[0], -1, -1), alpha=1 / pixels.shape[2]
+                    pooled, weights, values.expand(pixels.shape[0], -1, -1), alpha=1 / pixels.shape[2]
                 )
         return similarity, pooled
 
     def similarity(self, feature_map: Tensor) -> Tensor:
         """The logits P (T + E)ᵀ (B, p, h·w) of Eq. 1, before the sigmoid, for a ``feature_map`` (B, c, h, w)."""
-        self._check_map(feature_map)
-        pixels = feature_map.flatten(2)  # a view of a map in either memory format
-        # Resizing is linear: P Eᵀ is resized in place of E, p channels in place of c.
-        position = (self.prototypes @ self.position.flatten(1)).view(-1, *self.position.shape[1:])
-        position = self._resized(position, feature_map)
-        # Expanded by hand: `matmul` would copy the map to fold the batch into its rows.
+        pixels, prototypes, position = self._operands(feature_map)
         images = pixels.shape[0]  # `len` would fix B in an export
-        return torch.baddbmm(position.expand(images, -1, -1), self.prototypes.expand(images, -1, -1), pixels)
+        with torch.autocast(pixels.device.type, enabled=False):
+            # Expanded by hand: `matmul` would copy the map to fold the batch into its rows.
+            return torch.baddbmm(position.expand(images, -1, -1), prototypes.expand(images, -1, -1), pixels)
 
     def aggregate(self, feature_map: Tensor, attention: Tensor) -> Tensor:
         """The parts (B, p, c) of Eq. 2, for a ``feature_map`` (B, c, h, w) and its ``attention`` (B, p, h·w).
@@ -161,21 +155,29 @@ class PrototypePooling(nn.Module):
         Raises:
             ValueError: if ``attention`` does not fit the map and the prototypes.
         """
-        self._check_map(feature_map)
-        pixels = feature_map.flatten(2)
-        expected = (pixels.shape[0], self.prototypes.shape[0], pixels.shape[2])
+        pixels, prototypes, _ = self._operands(feature_map)
+        expected = (pixels.shape[0], len(prototypes), pixels.shape[2])
         if attention.shape != expected:
             raise ValueError(f"attention must have shape (B, p, h·w) = {expected}, got {tuple(attention.shape)}")
-        weights = attention / pixels.shape[2]  # before the sum, which may be more than half precision can hold
-        parts = torch.bmm(weights, pixels.mT)
-        if self.position_in_values:
-            parts = parts + weights @ self._resized(self.position, feature_map).T
+        with torch.autocast(pixels.device.type, enabled=False):
+            # Divided before the sum, which may be more than half precision can hold.
+            weights = attention.to(pixels.dtype) / pixels.shape[2]
+            parts = torch.bmm(weights, pixels.mT)
+            if self.position_in_values:
+                parts = parts + weights @ self._resized(self.position, feature_map).T.to(pixels.dtype)
         return parts
 
-    def _position_logits(self, feature_map: Tensor) -> Tensor:
-        """P Eᵀ (p, h·w). Resizing is linear: it is resized in place of E, p channels in place of c."""
-        logits = self.prototypes @ self.position.flatten(1)
-        return self._resized(logits.view(-1, *self.position.shape[1:]), feature_map)
+    def _operands(self, feature_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """T (B, c, h·w), P (p, c) and P Eᵀ (p, h·w) in the type to compute in: autocast's, or else the map's own."""
+        self._check_map(feature_map)
+        device, dtype = feature_map.device.type, feature_map.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            # Resizing is linear: P Eᵀ is resized in place of E, p channels in place of c.
+            logits = (self.prototypes @ self.position.flatten(1)).view(-1, *self.position.shape[1:])
+            position = self._resized(logits, feature_map).to(dtype)
+        return feature_map.flatten(2).to(dtype), self.prototypes.to(dtype), position
 
     def _resized(self, grid: Tensor, feature_map: Tensor) -> Tensor:
         """``grid`` (m, h', w') for the size of ``feature_map`` (m, h·w)."""
