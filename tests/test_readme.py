@@ -1,5 +1,6 @@
 """The README's Python blocks run in order, as a reader would paste them."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_the_results_in_the_pages_are_the_recorded_ones() -> None:
                 for metric in ("rank1", "mAP")
             ]
             assert shown == pytest.approx(recorded, abs=0.006)
+
+
+def test_saais_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pytest.importorskip("tqdm", reason="the benchmarks need the extra train")
+    pytest.importorskip("lightning_fabric", reason="the benchmarks need the extra train")
+    saai_table = importlib.import_module("saai_table")
+    recorded = saai_table.make_table(json.loads((ROOT / "benchmarks/results/saai.json").read_text(encoding="utf-8")))
+    for page, rows in (("README.md", 7), ("docs/results-saai.md", 60)):
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        shown = [line for line in lines if re.match(r"\| (SAFL|CIFT ∘|Baseline .*form)", line)]
+        assert len(shown) >= rows - 1, page  # the plain Baseline is also a row of CIFT's table
+        assert set(shown) <= set(recorded.splitlines()), page
 
 
 def test_the_re_ranking_figures_in_the_pages_are_the_recorded_ones() -> None:
