@@ -124,8 +124,11 @@ def test_every_row_is_what_the_checkpoints_give(table, trained):
                     distance = plain_aim(q, g, form["k1"], form["k2"], form["variant"])
                 rank1, mean_ap = rank1_and_map(distance, ids[modality == kind], ids[modality != kind])
                 results = row["results"][direction]
-                assert results["rank1"]["per_trial"][number] == pytest.approx(rank1, abs=0.51 * 100 / len(q))
-                assert results["mAP"]["per_trial"][number] == pytest.approx(mean_ap, abs=0.3)
+                two = distance.topk(2, dim=1, largest=False).values
+                tied = int((two.diff(dim=1) < 1e-6).sum())  # these may fall either way in float32
+                assert results["rank1"]["per_trial"][number] == pytest.approx(rank1, abs=(tied + 0.51) * 100 / len(q))
+                assert tied <= 2
+                assert results["mAP"]["per_trial"][number] == pytest.approx(mean_ap, abs=0.3 + tied)
                 checked += 1
         assert row["uses"] == ("query" if row["aim"] is None and row["features"] == "backbone" else "gallery")
         mean_ap = row["results"]["infrared_to_visible"]["mAP"]
