@@ -66,6 +66,16 @@ def test_saais_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.Mo
         assert set(shown) <= set(recorded.splitlines()), page
 
 
+def test_the_cost_of_saais_head_in_the_pages_is_the_recorded_one() -> None:
+    content = json.loads((ROOT / "benchmarks/results/heads_saai.json").read_text(encoding="utf-8"))["results"]
+    found = {name: (result["median_s"] * 1e3, result["peak_bytes"] / 2**20) for name, result in content.items()}
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results-saai.md"))
+    for name in ("vireid", "loop"):
+        assert "{:.0f} ms and {:.0f} MiB".format(*found[name]) in readme
+    for median, peak in found.values():
+        assert re.search(rf"\| {median:.0f} \| [0-9.]+ \| {peak:.0f} \|", page)
+
+
 def test_the_re_ranking_figures_in_the_pages_are_the_recorded_ones() -> None:
     page = (ROOT / "docs/re-ranking.md").read_text(encoding="utf-8")
     accuracy = json.loads((ROOT / "benchmarks/results/rerank_accuracy.json").read_text(encoding="utf-8"))
