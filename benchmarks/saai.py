@@ -349,7 +349,10 @@ def parse_table(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--quote", type=Path, default=QUOTED, help="results.json of cift.py, quoted if of the same data and trials"
     )
-    return parse(parser, own, ["rows"]), extra
+    arguments = parse(parser, own, ["rows"])
+    if not arguments.quote.is_file():
+        parser.error(f"--quote must be a file of results, found none at {arguments.quote}")
+    return arguments, extra
 
 
 def parse_sweep(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -363,8 +366,8 @@ def parse_sweep(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--table", type=Path, default=Path("runs/saai_table"), help="whose row saai serves for the value it has"
     )
-    arguments = parse(parser, own, ["values"])
-    arguments.parameter = arguments.parameter.lstrip("-")
+    arguments = parse(parser, own, [])
+    arguments.parameter = arguments.parameter.lstrip("-").replace("_", "-")
     if arguments.parameter.replace("-", "_") not in train_saai.SETTINGS:
         parser.error(
             f"--parameter must be an option of train_saai.py that decides the model, got {arguments.parameter}"
@@ -374,6 +377,8 @@ def parse_sweep(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             number(value)
         except ValueError:
             parser.error(f"--values must be numbers, got {value!r}")
+    if len({number(value) for value in arguments.values}) < len(arguments.values):
+        parser.error(f"--values must name each once, got {arguments.values}")
     return arguments, extra
 
 

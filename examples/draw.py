@@ -114,7 +114,7 @@ def draw_attention(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 def draw_tsne(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Fig. 5 of one checkpoint or of several side by side."""
     names = arguments.name or panel_names(arguments.checkpoint)
-    if len(set(names)) != len(arguments.checkpoint):
+    if not len(set(names)) == len(names) == len(arguments.checkpoint):
         parser.error(f"--name must be given for each --checkpoint, each another one, got {', '.join(names)}")
     features, first = {}, None
     for name, path in zip(names, arguments.checkpoint, strict=True):

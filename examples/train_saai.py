@@ -151,8 +151,6 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
     for name in ("parts", "part_diversity", "center_separation", "affinity_loss"):
         if not config[name] >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {config[name]}")
-    if not config["amend"] and not config["affinity_loss"]:
-        raise ValueError("--no-amendment goes with --affinity-loss, which is 0")
     baseline = config["ablation"] == "baseline"
     parts = 0 if baseline else config["parts"]
     grid = (6, 1) if baseline and not hasattr(backbone, "grid") else None
@@ -210,6 +208,8 @@ def main() -> None:
     """Train and evaluate as the command line says."""
     arguments = parse_arguments()
     affinity_inference(arguments)  # a wrong option of AIM is named before anything is trained
+    if not arguments.amend and not arguments.affinity_loss:
+        raise ValueError("--no-amendment goes with --affinity-loss, which is 0")
     training.run(arguments, METHOD)
 
 

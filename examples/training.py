@@ -219,6 +219,9 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
             for name, loss in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
         means = {name: float(value) / len(sampler) for name, value in sums.items()}
+        if not math.isfinite(means["total"]):  # before the last good checkpoint is lost
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
+            raise RuntimeError(f"the loss is not finite in epoch {epoch + 1} ({shown}): nothing of it was saved")
         epochs.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
         fabric.log_dict({f"loss/{name}": value for name, value in means.items()}, step=epoch)
         fabric.log("learning_rate", arguments.lr * factor, step=epoch)
@@ -230,6 +233,7 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
 
 def run(arguments: argparse.Namespace, method: Method) -> None:
     """Train, evaluate with the exact protocol, and write what was found."""
+    arguments.output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is named at once
     logger = TensorBoardLogger(arguments.output, name="", version="logs")
     fabric = Fabric(
         accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, loggers=logger

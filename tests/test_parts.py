@@ -321,3 +321,13 @@ def test_backward_inside_autocast_is_that_of_the_forward():
     loss = (layer.pool(x)[1] * weight).sum()
     with torch.autocast("cpu", torch.bfloat16):
         assert_close(torch.autograd.grad(loss, x), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_pool_has_a_second_derivative():
+    layer = PrototypePooling(3, parts=2, size=(2, 2), position_in_values=True).double()
+    x = torch.randn(2, 3, 2, 2, dtype=torch.double, requires_grad=True)
+
+    def call(x: Tensor, prototypes: Tensor, position: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {"prototypes": prototypes, "position": position}, (x,))
+
+    assert torch.autograd.gradgradcheck(call, (x, *layer.parameters()))

@@ -280,7 +280,8 @@ def test_the_averages_are_saved_with_the_criterion():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: SAAI(nn.ReLU(), 5), "dim|channels"),
+        (lambda: SAAI(nn.ReLU(), 5), "channels must be given for a backbone without the attribute out_channels"),
+        (lambda: saai(grid=(0, 1)), r"grid\[0\] must be at least 1, got 0"),
         (lambda: saai(parts=-1), "parts must be at least 0, got -1"),
         (lambda: SAAI(nn.Conv2d(3, 4, 3), 0), "identities must be at least 1, got 0"),
         (lambda: SAAICriterion(saai(), cri=CRILoss(16)), "cri needs a model with a transfer"),

@@ -363,3 +363,17 @@ def test_both_necks_scales_are_spared_from_decay():
         decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
         assert decay[id(step.model.neck.weight)] == 0
         assert decay[id(step.criterion.identity.shared)] == 5e-4
+
+
+def test_an_output_that_is_a_file_is_named_before_anything_is_trained(regdb, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="file"):
+        run(train_saai, *tiny(regdb, tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_ends_training_and_is_not_saved(regdb, tmp_path):
+    with pytest.raises(RuntimeError, match=r"not finite in epoch \d .*total nan"):
+        run(train_saai, *tiny(regdb, tmp_path / "run", "--lr", 1e30, "--epochs", 3))
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    assert not checkpoint.exists() or load(tmp_path / "run")["epoch"] < 3

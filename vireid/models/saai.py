@@ -84,8 +84,14 @@ class SAAI(nn.Module):
         check_count("identities", identities)
         check_count("parts", parts, minimum=0)
         self.identities = identities
-        self.channels = feature_size(backbone, (1, 1)) if channels is None else channels
-        self.grid = feature_grid(backbone) if grid is None else grid
+        if channels is None:
+            if not hasattr(backbone, "out_channels"):
+                raise ValueError("channels must be given for a backbone without the attribute out_channels, got None")
+            channels = feature_size(backbone, (1, 1))
+        check_count("channels", channels)
+        self.channels, self.grid = channels, feature_grid(backbone) if grid is None else grid
+        check_count("grid[0]", self.grid[0])
+        check_count("grid[1]", self.grid[1])
         self.dim = self.channels * (parts + self.grid[0] * self.grid[1])
         self.backbone = backbone
         self.pooling = (

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_integers, check_matrix, check_number, check_positive
@@ -103,8 +102,7 @@ class DualBNNeck(nn.Module):
                 not finite spoils the training statistics of both modalities.
 
         Returns:
-            (B, d) in the dtype of ``x``; statistics are computed in at least float32. In training the result has a
-            first derivative only: a second one raises.
+            (B, d) in the dtype of ``x``; statistics are computed in at least float32.
 
         Raises:
             ValueError: if a shape is wrong.
@@ -180,9 +178,13 @@ class _DualBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, var, member, branch)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, member, branch = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: that of the plain function
+            needed = [t for t, need in zip((x, weight), ctx.needs_input_grad[:2], strict=True) if need]
+            again = _dual_batch_norm(x, weight, mean, var, member, branch, ctx.eps)[0]
+            second = iter(torch.autograd.grad(again, needed, grad, create_graph=True))
+            return *(next(second) if need else None for need in ctx.needs_input_grad[:2]), None, None, None, None, None
         with torch.autocast(x.device.type, enabled=False):
             rows, grad = at_least_float32(x), at_least_float32(grad)
             count = member.sum(1, keepdim=True)

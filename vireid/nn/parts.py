@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from vireid._checks import check_count
 
@@ -33,7 +32,6 @@ class _Pool(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2], output[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_similarity: Tensor, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
         pixels, prototypes, similarity = ctx.saved_tensors
         with torch.autocast(pixels.device.type, enabled=False):
@@ -58,8 +56,8 @@ class PrototypePooling(nn.Module):
 
     T (n, c) are the pixels of a feature map, n = h·w of them, row by row; P (p, c) the prototypes and E (n, c) a
     position embedding, both learned and shared by the two modalities. T + E is never formed: the products with T and
-    with E are taken apart and summed. Eq. 3, the parts and the mean of the map, is what `pool` returns. A call and
-    `pool` have a first derivative only, as it is written out. Any (h, w) is served; an export is for one.
+    with E are taken apart and summed. Eq. 3, the parts and the mean of the map, is what `pool` returns. Any (h, w) is
+    served; an export is for one.
 
     Args:
         channels: c of the feature map.
@@ -117,7 +115,7 @@ class PrototypePooling(nn.Module):
         """The parts and the global feature (Eq. 3) with the logits behind them, all from one operation.
 
         As `similarity`, `aggregate` and the map's mean in turn, but the map's gradient is written once, not once for
-        each of them: in training that is most of the time. The pooled features have a first derivative only.
+        each of them: in training that is most of the time.
 
         Args:
             feature_map: (B, c, h, w), any h and w.
@@ -157,6 +155,8 @@ class PrototypePooling(nn.Module):
         """
         pixels, prototypes, _ = self._operands(feature_map)
         expected = (pixels.shape[0], len(prototypes), pixels.shape[2])
+        if not isinstance(attention, Tensor):
+            raise TypeError(f"attention must be a torch.Tensor, got {type(attention).__name__}")
         if attention.shape != expected:
             raise ValueError(f"attention must have shape (B, p, h·w) = {expected}, got {tuple(attention.shape)}")
         with torch.autocast(pixels.device.type, enabled=False):
