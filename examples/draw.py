@@ -9,9 +9,8 @@ Checkpoints of train_saai.py and train_cift.py. Without --dataset and --trial, t
 """
 
 import argparse
-import importlib
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 import common
+import trained
 from vireid import INFRARED, VISIBLE
 from vireid.data import EvalTransform
 from vireid.plots import attention_maps, tsne
@@ -43,12 +43,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     features.add_argument("--seed", type=int, default=0)
     features.add_argument("--output", type=Path, default=Path("tsne.png"))
     for picture in (attention, features):
-        common.add_data_options(picture)
-        picture.add_argument(
-            "--split", choices=["test", "all"], default="test", help="all: every identity is a test identity"
-        )
-        picture.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        picture.set_defaults(dataset=None, trial=None)
+        trained.add_options(picture)
     arguments = parser.parse_args()
     chosen = attention if arguments.picture == "attention" else features
     if arguments.output.suffix not in (".png", ".pdf", ".svg"):
@@ -59,24 +54,6 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
             f"--{'images' if arguments.picture == 'attention' else 'identities'} must be at least 1, got {count}"
         )
     return chosen, arguments
-
-
-def open_model(path: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A checkpoint's model in evaluation mode, and the settings that it was trained with."""
-    state = common.load_checkpoint(path)
-    config = {**state["config"], "weights": None}  # the checkpoint holds the weights
-    script = importlib.import_module(f"train_{common.method_of(config)}")
-    model, _ = script.build_model(config, state["identities"])
-    model.load_state_dict(state["model"])
-    return model.to(device).eval(), config
-
-
-def open_images(arguments: argparse.Namespace, config: dict[str, Any], size: list[int]) -> common.Dataset:
-    """The images that the options name, by default those which ``config`` was trained for, at ``size``."""
-    arguments.dataset = arguments.dataset or config["dataset"]
-    if arguments.trial is None:  # another trial's test split holds identities that this one was trained on
-        arguments.trial = config["trial"] if arguments.dataset == config["dataset"] else 1
-    return common.open_dataset(arguments, arguments.split, (size[0], size[1]))
 
 
 def evenly(values: np.ndarray, count: int) -> np.ndarray:
@@ -95,13 +72,13 @@ def choose_pairs(identities: np.ndarray, modality: np.ndarray, count: int) -> np
 @torch.no_grad()
 def draw_attention(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Fig. 6 of one checkpoint."""
-    model, config = open_model(arguments.checkpoint, arguments.device)
+    model, _, config, _ = trained.open_model(arguments.checkpoint, arguments.device)
     if getattr(model, "pooling", None) is None:
         parser.error(
             f"{arguments.checkpoint} holds a model without prototypes, which has no attention maps: "
             "take one that train_saai.py trained with its parts"
         )
-    dataset = open_images(arguments, config, config["size"])
+    dataset = trained.open_images(arguments, config, config["size"])
     rows = choose_pairs(dataset.identities, dataset.modality, arguments.images)
     images = torch.stack([dataset[int(row)].image for row in rows])
     modality = torch.as_tensor(dataset.modality[rows])
@@ -118,11 +95,11 @@ def draw_tsne(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         parser.error(f"--name must be given for each --checkpoint, each another one, got {', '.join(names)}")
     features, first = {}, None
     for name, path in zip(names, arguments.checkpoint, strict=True):
-        model, config = open_model(path, arguments.device)
+        model, _, config, _ = trained.open_model(path, arguments.device)
         first = first or config
         if arguments.split == "test" and (config["dataset"], config["trial"]) != (first["dataset"], first["trial"]):
             print(f"{path} was trained on {common.trained_on(config)}: it may have seen the people that are shown")
-        dataset = open_images(arguments, first, config["size"])
+        dataset = trained.open_images(arguments, first, config["size"])
         rows = np.flatnonzero(np.isin(dataset.identities, evenly(np.unique(dataset.identities), arguments.identities)))
         shown = cast(common.Dataset, Subset(dataset, rows.tolist()))
         features[name] = common.extract_features(model, shown, workers=arguments.workers)

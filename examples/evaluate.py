@@ -15,13 +15,9 @@ depend on the gallery, so that no file can hold them) for the command line, whic
 import argparse
 from pathlib import Path
 
-import torch
-
 import common
-import train_cift
 import train_saai
-
-METHODS = {script.METHOD.name: script.METHOD for script in (train_cift, train_saai)}
+import trained
 
 
 def main() -> None:
@@ -30,43 +26,26 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py or train_saai.py"
     )
-    common.add_data_options(parser)
+    trained.add_options(parser)
     train_saai.add_aim_options(parser)
-    parser.add_argument(
-        "--split", choices=["test", "all"], default="test", help="all: every identity is a test identity"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
     parser.add_argument(
         "--save-features", type=Path, metavar="FILE", help="feature file to write, .npz or .safetensors"
     )
-    parser.set_defaults(dataset=None, trial=None)
     arguments = parser.parse_args()
     if arguments.save_features is not None and arguments.save_features.suffix not in (".npz", ".safetensors"):
         parser.error(f"--save-features must end in .npz or .safetensors, got {str(arguments.save_features)!r}")
 
-    state = common.load_checkpoint(arguments.checkpoint)
-    config = {**state["config"], "weights": None}  # the checkpoint holds the weights
-    arguments.dataset = arguments.dataset or config["dataset"]
-    if arguments.trial is None:  # another trial's test split holds identities that this one was trained on
-        arguments.trial = config["trial"] if arguments.dataset == config["dataset"] else 1
-    name = common.method_of(config)
-    if name not in METHODS:
-        raise ValueError(f"{arguments.checkpoint} must be of {' or '.join(METHODS)}, got a checkpoint of {name!r}")
-    method = METHODS[name]
+    model, method, config, epoch = trained.open_model(arguments.checkpoint, arguments.device)
     given = [key for key in train_saai.AIM_OPTIONS if getattr(arguments, key) != parser.get_default(key)]
-    if given and name != "saai":
+    if given and method.name != "saai":
         options = ", ".join(f"--{key.replace('_', '-')}" for key in given)
         raise ValueError(
-            f"{options} must be left out: AIM goes with a checkpoint of train_saai.py, not train_{name}.py"
+            f"{options} must be left out: AIM goes with a checkpoint of train_saai.py, not train_{method.name}.py"
         )
-    model, _ = method.build_model(config, state["identities"])
-    model.load_state_dict(state["model"])
-    model.to(arguments.device).eval()
+    dataset = trained.open_images(arguments, config, config["size"])
     ways = method.distances(model, arguments)
-    size = (config["size"][0], config["size"][1])
-    dataset = common.open_dataset(arguments, arguments.split, size)
-    print(f"{arguments.checkpoint}: {config['ablation']}, epoch {state['epoch']}, trained on {config['dataset']}")
+    print(f"{arguments.checkpoint}: {config['ablation']}, epoch {epoch}, trained on {config['dataset']}")
     features = common.extract_features(model, dataset, workers=arguments.workers)
     if arguments.save_features is not None:
         common.write_features(arguments.save_features, dataset, features, common.trained_on(config))

@@ -2,43 +2,38 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vireid.data import EvalTransform, RegDBDataset, generate_synthetic
-from vireid.nn.parts import PrototypePooling
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import common  # noqa: E402
 import draw  # noqa: E402
+import train_saai  # noqa: E402
 
 SIZE = (32, 16)
 
 
-class Output(NamedTuple):
-    features: Tensor
-    similarity: Tensor
+MAP = (15, 7)
 
 
-class Prototypes(nn.Module):
-    """As much of SAAI as a picture needs, its map of 4 × 2."""
-
-    def __init__(self, parts: int) -> None:
-        super().__init__()
-        self.backbone = nn.Conv2d(3, 5, 8, stride=8)
-        self.pooling = PrototypePooling(5, parts=parts, size=(4, 2)) if parts else None
-
-    def forward(self, images: Tensor, modality: Tensor) -> Output:
-        maps = self.backbone(images)
-        similarity = maps[:, :0].flatten(2) if self.pooling is None else self.pooling.similarity(maps)
-        return Output(maps.mean((2, 3)), similarity)
+def build(parts: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A SAAI as train_saai.py builds it, or its baseline without prototypes, and its settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        row = "saai" if parts else "baseline"
+        options = ["--ablation", row, "--parts", parts, "--size", *SIZE, "--dataset", "regdb"]
+        patch.setattr(sys, "argv", ["train_saai.py", *map(str, options)])
+        arguments = vars(train_saai.parse_arguments())
+    config = {name: arguments[name] for name in train_saai.SETTINGS if arguments[name] is not None}
+    model, _ = train_saai.build_model(config, 5)
+    return model.eval(), config | {"method": "saai"}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -46,8 +41,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> list[tuple[tuple[A
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for name in ("attention_maps", "tsne"):
         monkeypatch.setattr(draw, name, lambda *given, **named: calls.append((given, named)))
-    stand_in = SimpleNamespace(build_model=lambda config, identities: (Prototypes(config["parts"]), nn.Identity()))
-    monkeypatch.setitem(sys.modules, "train_saai", stand_in)
     monkeypatch.setattr(sys, "argv", ["draw.py", *map(str, options), "--device", "cpu"])
     draw.main()
     return calls
@@ -65,9 +58,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     paths = {}
     for parts, trial in ((3, 1), (0, 2)):
         torch.manual_seed(parts)
-        config = {"method": "saai", "parts": parts, "dataset": "regdb", "trial": trial, "size": list(SIZE)}
+        model, config = build(parts)
         paths[parts] = tmp_path_factory.mktemp("runs") / f"parts{parts}" / "checkpoint.pt"
-        state = {"config": config, "model": Prototypes(parts).state_dict(), "criterion": {}, "optimizer": {}}
+        config["trial"] = trial
+        state = {"config": config, "model": model.state_dict(), "criterion": {}, "optimizer": {}}
         common.save_checkpoint(paths[parts], state | {"epoch": 1, "identities": 5})
     return paths
 
@@ -81,15 +75,16 @@ def test_attention_is_of_pairs_of_one_person_and_of_the_saved_model(regdb, saved
     assert output == path
     assert path.parent.is_dir()
     assert named["modality"].tolist() == [0, 1, 0, 1, 0]
-    assert (named["size"], named["scale"]) == ((4, 2), "common")
+    assert (named["size"], named["scale"]) == (MAP, "common")
     test = RegDBDataset(regdb, "test", trial=1, size=SIZE)
     rows = [next(i for i in range(len(test)) if torch.equal(test[i].image, image)) for image in images]
     people = np.unique(test.identities)
     assert test.identities[rows].tolist() == [people[0], people[0], people[2], people[2], people[4]]
     assert test.modality[rows].tolist() == [0, 1, 0, 1, 0]
-    model = Prototypes(3)
+    model, _ = build(3)
     model.load_state_dict(common.load_checkpoint(saved[3])["model"])
-    expected = model(EvalTransform()(images), named["modality"]).similarity.sigmoid()
+    with torch.no_grad():
+        expected = model(EvalTransform()(images), named["modality"]).similarity.sigmoid()
     torch.testing.assert_close(attention, expected)
 
 
@@ -114,9 +109,11 @@ def test_tsne_shows_the_same_images_of_each_model(regdb, saved, monkeypatch, cap
     assert list(features) == ["parts3", "parts0"]
     images = EvalTransform()(torch.stack([test[int(i)].image for i in rows]))
     for parts, found in zip((3, 0), features.values(), strict=True):
-        model = Prototypes(parts)
+        model, _ = build(parts)
         model.load_state_dict(common.load_checkpoint(saved[parts])["model"])
-        torch.testing.assert_close(found, model(images, torch.as_tensor(modality)).features)
+        with torch.no_grad():
+            expected = model(images, torch.as_tensor(modality)).features
+        torch.testing.assert_close(found, expected)
     assert "parts0/checkpoint.pt was trained on regdb, trial 2: it may have seen" in capsys.readouterr().out
     ((given, _),) = run(monkeypatch, "tsne", *pair, *options, "--name", "SAAI", "--name", "baseline")
     assert list(given[0]) == ["SAAI", "baseline"]
