@@ -36,11 +36,14 @@ from postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_exp
 from runs import (
     Run,
     Values,
+    add_options,
+    add_row_options,
     check_features,
     diagnose,
     environment,
     load_model,
     make_runs,
+    parse,
     parse_variants,
     read_metrics,
     split_options,
@@ -218,22 +221,9 @@ def parse_arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     """Own options, and those after ``--`` for every run."""
     own, extra = split_options(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder of RegDB, or of data in its layout")
-    parser.add_argument("--output", type=Path, default=Path("runs/cift_table"))
-    parser.add_argument("--trials", type=int, nargs="+", default=[1, 2, 3], help="1-10")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument(
-        "--variant", action="append", default=[], metavar="NAME=OPTIONS", help="a further row; may be repeated"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one CPU thread each when above 1")
-    parser.add_argument("--device", default="cpu", help="of the evaluation; training chooses by --accelerator")
-    arguments = parser.parse_args(own)
-    if arguments.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
-    for name in ("trials", "rows"):
-        if len(set(getattr(arguments, name))) < len(getattr(arguments, name)):
-            parser.error(f"--{name} must name each once, got {getattr(arguments, name)}")
-    return arguments, extra
+    add_options(parser, "runs/cift_table")
+    add_row_options(parser, ROWS)
+    return parse(parser, own, ["trials", "rows"]), extra
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import common  # noqa: E402
+import trained  # noqa: E402
 import vireid  # noqa: E402
 from cift_table import DIRECTIONS, MARGIN_IDENTITIES  # noqa: E402
 from measure import hardware, write_text  # noqa: E402
@@ -66,6 +67,34 @@ class Run:
 
 
 # ---------------------------------------------------------------------------------------------------- training
+
+
+def add_options(parser: argparse.ArgumentParser, output: str) -> None:
+    """Options of every benchmark of this kind; ``output`` is --output's default."""
+    parser.add_argument("--root", type=Path, required=True, help="folder of RegDB, or of data in its layout")
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--trials", type=int, nargs="+", default=[1, 2, 3], help="1-10")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one CPU thread each when above 1")
+    parser.add_argument("--device", default="cpu", help="of the evaluation; training chooses by --accelerator")
+
+
+def add_row_options(parser: argparse.ArgumentParser, rows: Collection[str]) -> None:
+    """Options that choose a table's rows."""
+    parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="NAME=OPTIONS", help="a further row; may be repeated"
+    )
+
+
+def parse(parser: argparse.ArgumentParser, given: Sequence[str], lists: Sequence[str]) -> argparse.Namespace:
+    """The options, if they make sense; each of ``lists`` holds nothing twice."""
+    arguments = parser.parse_args(given)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
+    for name in lists:
+        if len(set(getattr(arguments, name))) < len(getattr(arguments, name)):
+            parser.error(f"--{name} must name each once, got {getattr(arguments, name)}")
+    return arguments
 
 
 def split_options(given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -210,12 +239,7 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
 
 def load_model(run: Run, device: str) -> nn.Module:
     """The trained model of a run, in evaluation mode."""
-    state = common.load_checkpoint(run.folder / "checkpoint.pt")
-    # Without the file of the backbone's first weights: the checkpoint holds what became of them.
-    model, _ = run.script.build_model({**run.config, "weights": None}, state["identities"])
-    model.load_state_dict(state["model"])
-    trained: nn.Module = model.to(device).eval()
-    return trained
+    return trained.open_model(run.folder / "checkpoint.pt", device).model
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, Any]]:

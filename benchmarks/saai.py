@@ -41,11 +41,14 @@ from rerank_accuracy import METHODS, Features, cached_features, mean_map, write_
 from runs import (
     Run,
     Values,
+    add_options,
+    add_row_options,
     check_features,
     diagnose,
     environment,
     load_model,
     make_runs,
+    parse,
     parse_variants,
     read_metrics,
     split_options,
@@ -317,39 +320,16 @@ def number(text: str) -> int | float:
 # -------------------------------------------------------------------------------------------------- command line
 
 
-def add_options(parser: argparse.ArgumentParser, output: str) -> None:
-    """What the table and the sweep have in common."""
-    parser.add_argument("--root", type=Path, required=True, help="folder of RegDB, or of data in its layout")
-    parser.add_argument("--output", type=Path, default=Path(output))
-    parser.add_argument("--trials", type=int, nargs="+", default=[1, 2, 3], help="1-10")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one CPU thread each when above 1")
-    parser.add_argument("--device", default="cpu", help="of the evaluation; training chooses by --accelerator")
-
-
-def parse(parser: argparse.ArgumentParser, given: Sequence[str], lists: Sequence[str]) -> argparse.Namespace:
-    """The options, if they make sense; each of ``lists`` holds nothing twice."""
-    arguments = parser.parse_args(given)
-    if arguments.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
-    for name in ("trials", *lists):
-        if len(set(getattr(arguments, name))) < len(getattr(arguments, name)):
-            parser.error(f"--{name} must name each once, got {getattr(arguments, name)}")
-    return arguments
-
-
 def parse_table(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Own options, and those after ``--`` for every run."""
     own, extra = split_options(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "runs/saai_table")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument(
-        "--variant", action="append", default=[], metavar="NAME=OPTIONS", help="a further row; may be repeated"
-    )
+    add_row_options(parser, ROWS)
     parser.add_argument(
         "--quote", type=Path, default=QUOTED, help="results.json of cift.py, quoted if of the same data and trials"
     )
-    arguments = parse(parser, own, ["rows"])
+    arguments = parse(parser, own, ["trials", "rows"])
     if not arguments.quote.is_file():
         parser.error(f"--quote must be a file of results, found none at {arguments.quote}")
     return arguments, extra
@@ -366,7 +346,7 @@ def parse_sweep(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--table", type=Path, default=Path("runs/saai_table"), help="whose row saai serves for the value it has"
     )
-    arguments = parse(parser, own, [])
+    arguments = parse(parser, own, ["trials"])
     arguments.parameter = arguments.parameter.lstrip("-").replace("_", "-")
     if arguments.parameter.replace("-", "_") not in train_saai.SETTINGS:
         parser.error(
