@@ -23,13 +23,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -58,7 +56,6 @@ from runs import (
     train_all,
 )
 from saai_table import compare, make_table
-from vireid._ops import normalize_rows
 from vireid.protocols import RegDB
 from vireid.rerank import AIM_SETTINGS
 
@@ -123,20 +120,7 @@ def rank_by(parameters: Mapping[str, Any] | None, kind: Kind, model: nn.Module) 
     transfer: Any = model.transfer if kind == "transferred" else None
     if parameters is None:
         return None if transfer is None else transfer.distance
-    if parameters["k1"] is None and transfer is None:
-        return partial(aim_of_all, k2=parameters["k2"], variant=parameters["variant"])
     return train_saai.AffinityInference(**parameters, transfer=transfer)
-
-
-def aim_of_all(query: Tensor, gallery: Tensor, *, k2: int, variant: Variant) -> Tensor:
-    """`vireid.rerank.aim` whose k1 is the whole gallery, by matrices: without zeros, its sparse products are slow."""
-    q, g = normalize_rows(query), normalize_rows(gallery)
-    affinity, within = q @ g.T, g @ g.T
-    ranked = within.clone().fill_diagonal_(torch.inf)  # the image itself first
-    expanded = within[ranked.sort(dim=1, descending=True, stable=True).indices[:, :k2]].mean(1)
-    if variant == "paper":
-        return 1 - affinity - affinity @ expanded
-    return 1 - affinity - normalize_rows(affinity) @ normalize_rows(expanded).T
 
 
 def evaluate(data: Features, rerank: Any) -> Values:

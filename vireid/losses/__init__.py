@@ -1,6 +1,7 @@
 """Losses: features or logits, labels and modality in any order -> a scalar.
 
-Each is a module and, where it holds no parameters, also a function in snake case.
+Each is a module and also a function in snake case, which `CRILoss` alone is not; `mutual_identity_loss` is given the
+classifiers that its module holds.
 """
 
 from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores

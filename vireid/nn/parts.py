@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from vireid._checks import check_count
 
+__all__ = ["PrototypePooling"]
+
 
 class _Pool(torch.autograd.Function):
     """P Tᵀ + a bias, the mean of T under its sigmoid and the plain mean, for T given as pixels (B, c, n).
@@ -43,9 +45,6 @@ class _Pool(torch.autograd.Function):
                 right = torch.cat([F.pad(attention, (0, 0, 0, 1), value=1.0), grad_logits], 1)
                 grad_pixels = torch.bmm(left.mT, right)
             return grad_pixels, torch.bmm(grad_logits, pixels.mT).sum(0), grad_logits.sum(0)
-
-
-__all__ = ["PrototypePooling"]
 
 
 class PrototypePooling(nn.Module):
