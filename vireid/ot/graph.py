@@ -1,0 +1,244 @@
+"""Fused Gromov-Wasserstein distance between the graphs of a batch of pairs (G2DA, Eq. 4-7)."""
+
+import math
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vireid._checks import check_count, check_number, check_option, check_positive
+from vireid.ot.entropic import solve_entropic
+from vireid.ot.exact import solve_exact
+from vireid.ot.structure import Near, Pairs, is_permutation
+
+_EPS = 1e-12  # a row shorter than this counts as a zero row
+
+
+class GraphOT(NamedTuple):
+    """What `graph_ot` returns for B pairs of graphs with n and m nodes.
+
+    Attributes:
+        cost: (B,) D_ot of each pair, with a gradient to the features.
+        plan: (B, n, m) T; without a gradient. Rows and columns of absent nodes are 0.
+        marginal_error: (B,) Σ_i |Σ_j T_ij - u_i| or Σ_j |Σ_i T_ij - v_j|, the larger; without a gradient.
+    """
+
+    cost: Tensor
+    plan: Tensor
+    marginal_error: Tensor
+
+
+def graph_ot(
+    x: Tensor,
+    y: Tensor,
+    *,
+    phi: float = 0.5,
+    loss: Literal["abs", "square"] = "abs",
+    weights_x: Tensor | None = None,
+    weights_y: Tensor | None = None,
+    mask_x: Tensor | None = None,
+    mask_y: Tensor | None = None,
+    solver: Literal["auto", "exact", "entropic"] = "auto",
+    tolerance: float = 1e-5,
+    iterations: int = 200,
+    restarts: int = 0,
+) -> GraphOT:
+    """Optimal transport between the nodes of each pair of graphs, by their features and by their structure.
+
+        c(a, b) = 1 - cos(a, b)
+        D_w  = Σ_ij T_ij c(x_i, y_j)
+        D_gw = Σ_ii'jj' T_ij T_i'j' L,   L = |c(x_i, x_i') - c(y_j, y_j')| or its square
+        D_ot = min over T ∈ Π(u, v) of φ D_w + (1 - φ) D_gw
+
+    The gradient is that of the cost at the plan found, held fixed (envelope theorem). A zero row has cosine 0 with
+    every other node, and a node has distance 0 from itself.
+
+    For φ < 1 the problem is not convex: what is returned is a plan that the solver cannot improve, not always the best.
+    ``"exact"`` goes by assignments (conditional gradient) and by exchanges of two nodes (ours), from three starts: the
+    plan that is best for the features alone (any, for φ = 0), the nodes in the order they come in, and the first step
+    from u vᵀ. For φ = 1 its plan is optimal. The assignments are SciPy's, on the CPU. ``"entropic"`` goes by proximal
+    points from u vᵀ and stays on the device; its plan is rounded to exact marginals, so that its cost is never below
+    the optimum. Pairs do not influence each other.
+
+    Args:
+        x: (B, n, d) node features.
+        y: (B, m, d) node features, y_b to be matched with x_b.
+        phi: φ in [0, 1]: 0 compares structure alone (Gromov-Wasserstein), 1 features alone (Wasserstein).
+        loss: ``"abs"`` as in the paper, or ``"square"``.
+        weights_x: (n,) or (B, n) at least 0, scaled to sum 1 over the present nodes. Default: uniform.
+        weights_y: (m,) or (B, m), likewise.
+        mask_x: (B, n) bool, True where a node is present: an absent one gets no mass, its features are not looked at.
+            A pair with no node present on one side has cost 0.
+        mask_y: (B, m) bool, likewise.
+        solver: ``"exact"`` needs as many nodes present in x_b as in y_b, and no weights. ``"auto"`` (ours): exact where
+            that is so and the features are on the CPU, else entropic.
+        tolerance: marginal error above which a warning is given.
+        iterations: steps at most, of each kind, for either solver.
+        restarts: further starts of the exact solver, permutations of a fixed seed (ours). They pay where φ is near 0.
+
+    Returns:
+        `GraphOT`, in at least float32. A pair with features that are not finite has cost NaN.
+
+    Raises:
+        ValueError: if a shape, a range or an option is wrong, or ``solver="exact"`` cannot be used.
+        TypeError: if features or weights are not floating point, or a mask is not bool.
+
+    Warns:
+        UserWarning: if a plan misses its marginals by more than ``tolerance``.
+
+    Example:
+        >>> x = torch.eye(3)[None]
+        >>> graph_ot(x, x[:, [2, 0, 1]]).plan.argmax(2).tolist()
+        [[1, 2, 0]]
+    """
+    _check_features(x, y)
+    check_number("phi", phi)
+    if not 0 <= phi <= 1:
+        raise ValueError(f"phi must be in [0, 1], got {phi}")
+    check_option("loss", loss, ("abs", "square"))
+    check_option("solver", solver, ("auto", "exact", "entropic"))
+    check_positive("tolerance", tolerance)
+    check_count("iterations", iterations)
+    check_count("restarts", restarts, minimum=0)
+    for side, like in (("x", x), ("y", y)):
+        _check_weights(f"weights_{side}", weights_x if side == "x" else weights_y, like)
+        _check_mask(f"mask_{side}", mask_x if side == "x" else mask_y, like)
+    obstacle = _obstacle(x, y, weights_x, weights_y, mask_x, mask_y, solver)
+    if solver == "exact" and obstacle:
+        raise ValueError(f"solver='exact' needs equal counts and uniform weights, got {obstacle}")
+
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        cost, cx, cy = _cosine_costs(_present(x.to(dtype), mask_x), _present(y.to(dtype), mask_y))
+        with torch.no_grad():
+            u, v = _marginal(weights_x, mask_x, cx), _marginal(weights_y, mask_y, cy)
+            empty = (u.sum(1) == 0) | (v.sum(1) == 0)
+            u, v = (w.masked_fill(empty[:, None], 0) for w in (u, v))
+            finite = torch.stack([c.isfinite().all(2).all(1) for c in (cost, cx, cy)]).all(0)
+            known = [torch.where(finite[:, None, None], c, 0) for c in (cost, cx, cy)]
+            pairs = Pairs.build(known[0], known[1], known[2], u, v, float(phi), loss)
+            plan = solve_entropic(pairs, iterations) if obstacle else solve_exact(pairs, iterations, restarts)
+            error = torch.maximum((plan.sum(2) - u).abs().sum(1), (plan.sum(1) - v).abs().sum(1))
+        _warn(error, tolerance)
+        whole = not obstacle and bool(is_permutation(plan, u).all())
+        total = phi * (plan * cost).sum((1, 2))
+        if phi < 1:
+            structure = _permuted if whole else _structure
+            total = total + (1 - phi) * structure(cx, cy, pairs, plan)
+        return GraphOT(total, plan, error)
+
+
+def _structure(cx: Tensor, cy: Tensor, pairs: Pairs, plan: Tensor) -> Tensor:
+    """D_gw (B,) of fixed plans, with a gradient to the distances."""
+    if pairs.loss == "square":
+        u, v = plan.sum(2), plan.sum(1)
+        own = (u[:, :, None] * u[:, None] * cx.square()).sum((1, 2))
+        own = own + (v[:, :, None] * v[:, None] * cy.square()).sum((1, 2))
+        return own - 2 * ((cx @ plan @ cy) * plan).sum((1, 2))
+    # Σ T T |a - b| = Σ T T sign(a - b) a + Σ T T sign(b - a) b, and the signs change nowhere but where a = b
+    of_x, of_y = Near(pairs.cx, pairs.cy).signs(plan), Near(pairs.cy, pairs.cx).signs(plan.mT)
+    return (of_x * cx).sum((1, 2)) + (of_y * cy).sum((1, 2))
+
+
+def _permuted(cx: Tensor, cy: Tensor, pairs: Pairs, plan: Tensor) -> Tensor:
+    """`_structure` where every plan is a permutation: one difference for each two nodes."""
+    target = plan.argmax(2)
+    cy = cy.gather(1, target[:, :, None].expand_as(cy)).gather(2, target[:, None].expand_as(cy))
+    difference = (cx - cy).abs() if pairs.loss == "abs" else (cx - cy).square()
+    return (pairs.u[:, :, None] * pairs.u[:, None] * difference).sum((1, 2))
+
+
+def _cosine_costs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1 - cos between x and y (B, n, m), within x (B, n, n) and within y (B, m, m), by three products."""
+    products = x @ y.mT, x @ x.mT, y @ y.mT
+    squares = [p.diagonal(dim1=1, dim2=2) for p in products[1:]]
+    # a zero row is divided by 1, which gives it a gradient no larger than what comes in
+    lengths = [torch.where(s <= _EPS**2, 1, s).sqrt() for s in squares]
+    cost, cx, cy = (
+        1 - product / lengths[i][:, :, None] / lengths[j][:, None]
+        for product, (i, j) in zip(products, ((0, 1), (0, 0), (1, 1)), strict=True)
+    )
+    # exactly 0, and exactly symmetric, which a matrix product need not be
+    return cost, _distance(cx), _distance(cy)
+
+
+def _distance(c: Tensor) -> Tensor:
+    c = (c + c.mT) / 2
+    return c.masked_fill(torch.eye(c.shape[1], dtype=torch.bool, device=c.device), 0)
+
+
+def _present(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else torch.where(mask[:, :, None], x, 0)
+
+
+def _marginal(weights: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
+    """(B, n) weights that sum to 1, or to 0 where no node is present."""
+    w = torch.ones_like(like[:, 0]) if weights is None else weights.to(like.dtype).expand_as(like[:, 0])
+    w = w if mask is None else torch.where(mask, w, 0)
+    total = w.sum(1, keepdim=True)
+    return w / torch.where(total > 0, total, 1)
+
+
+def _obstacle(
+    x: Tensor,
+    y: Tensor,
+    weights_x: Tensor | None,
+    weights_y: Tensor | None,
+    mask_x: Tensor | None,
+    mask_y: Tensor | None,
+    solver: str,
+) -> str:
+    """Why the exact solver is not taken; empty where it is."""
+    if solver == "entropic":
+        return "solver='entropic'"
+    if weights_x is not None or weights_y is not None:
+        return "weights"
+    if solver == "auto" and x.device.type != "cpu":
+        return f"features on {x.device}"
+    if mask_x is None and mask_y is None:
+        return "" if x.shape[1] == y.shape[1] else f"{x.shape[1]} and {y.shape[1]} nodes"
+    if x.shape[1] != y.shape[1]:
+        return f"masks over {x.shape[1]} and {y.shape[1]} nodes"
+    counts = [torch.full((len(x),), x.shape[1]) if m is None else m.sum(1).cpu() for m in (mask_x, mask_y)]
+    unequal = (counts[0] != counts[1]).nonzero().flatten().tolist()
+    return f"{len(unequal)} pairs with unequal counts, the first is pair {unequal[0]}" if unequal else ""
+
+
+def _warn(error: Tensor, tolerance: float) -> None:
+    worst = float(error.max()) if len(error) else 0.0
+    if math.isnan(worst) or worst > tolerance:
+        message = f"a transport plan misses its marginals by {worst:.1e}, more than the tolerance {tolerance:.1e}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _check_features(x: Any, y: Any) -> None:
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.ndim != 3 or 0 in value.shape[1:]:
+            raise ValueError(f"{name} must have shape (B, nodes, d), at least one node, got {tuple(value.shape)}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if len(x) != len(y) or x.shape[2] != y.shape[2] or x.device != y.device:
+        got = f"{tuple(x.shape)} on {x.device} and {tuple(y.shape)} on {y.device}"
+        raise ValueError(f"x and y must have one batch size, one feature size and one device, got {got}")
+
+
+def _check_weights(name: str, weights: Any, like: Tensor) -> None:
+    if weights is None:
+        return
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(weights, 'dtype', type(weights))}")
+    if weights.shape not in (like.shape[:2], like.shape[1:2]):
+        expected = f"{tuple(like.shape[1:2])} or {tuple(like.shape[:2])}"
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(weights.shape)}")
+
+
+def _check_mask(name: str, mask: Any, like: Tensor) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {getattr(mask, 'dtype', type(mask))}")
+    if mask.shape != like.shape[:2]:
+        raise ValueError(f"{name} must have shape {tuple(like.shape[:2])}, got {tuple(mask.shape)}")
