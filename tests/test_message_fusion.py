@@ -1,0 +1,341 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from vireid.nn.message_fusion import MessageFusionAttention
+from vireid.nn.skeleton import PERSON_13, skeleton_adjacency
+
+CHAIN = skeleton_adjacency([(0, 1), (1, 2)], 3)  # four nodes, the last one global
+
+
+def layer(
+    dim: int = 8, *, heads: int = 4, adjacency: Tensor = CHAIN, seen: int = 9, **options
+) -> MessageFusionAttention:
+    """A layer that has seen a batch and whose γ are on both sides of θ."""
+    attention = MessageFusionAttention(dim, heads=heads, adjacency=adjacency, **options).double().train()
+    attention(torch.randn(seen, len(adjacency), dim).double() * 2 + 1)
+    with torch.no_grad():
+        attention.norm.weight.uniform_(-0.2, 0.3)
+        attention.norm.bias.normal_()
+    return attention
+
+
+def by_loop(net: MessageFusionAttention, nodes: Tensor, training: bool, mask: Tensor | None = None) -> Tensor:
+    """Eq. 8-11, node by node, head by head and channel by channel; the score from features put side by side."""
+    images, count, dim = nodes.shape
+    heads, size = net.heads, dim // net.heads
+    weight, left, right = net.project.weight, *net.score
+    gamma, beta, mean, var = (
+        t.view(count, heads, size)
+        for t in (net.norm.weight, net.norm.bias, net.norm.running_mean.clone(), net.norm.running_var.clone())
+    )
+    v = [[[None] * heads for _ in range(count)] for _ in range(images)]
+    for b in range(images):
+        for head in range(heads):
+            h = [weight[head * size : (head + 1) * size] @ nodes[b, i] for i in range(count)]
+            for i in range(count):
+                neighbours = [j for j in range(count) if net.adjacency[i, j] and (mask is None or mask[b, j])]
+                scores = []
+                for j in neighbours:
+                    score = torch.cat([left[head], right[head]]) @ torch.cat([h[i], h[j]])
+                    scores.append(score if score > 0 else 0.2 * score)
+                total = sum(s.exp() for s in scores)
+                message = sum((s.exp() / total * h[j] for s, j in zip(scores, neighbours, strict=True)), 0 * h[i])
+                v[b][i][head] = torch.where(message > 0, message, message.exp() - 1)  # ELU
+    y = torch.zeros(images, count, heads, size).double()
+    for i in range(count):
+        for head in range(heads):
+            for c in range(size):
+                column = [v[b][i][head][c] for b in range(images)]
+                m, s = mean[i, head, c], var[i, head, c]
+                if training and images > 1:
+                    m = sum(column) / images
+                    s = sum((x - m) ** 2 for x in column) / images
+                for b in range(images):
+                    y[b, i, head, c] = gamma[i, head, c] * (column[b] - m) / (s + 1e-5) ** 0.5 + beta[i, head, c]
+    out = torch.zeros(images, count, dim).double()
+    for b in range(images):
+        for i in range(count):
+            for head in range(heads):
+                for c in range(size):
+                    others = [y[b, i, other, c] for other in range(heads) if other != head]
+                    replaced = others and not gamma[i, head, c] > net.threshold
+                    out[b, i, head * size + c] = sum(others) / len(others) if replaced else y[b, i, head, c]
+    return out
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_it_equals_the_loop(heads, rows, training, device):
+    net = layer(heads=heads).train(training)
+    kept = net.kept()
+    assert kept.any()
+    assert not kept.all()
+    nodes = torch.randn(rows, 4, 8).double()
+    expected = by_loop(net, nodes, training)
+    assert_close(net.to(device)(nodes.to(device)).cpu(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_its_gradients_equal_the_loops(training):
+    net, nodes = layer().train(training), torch.randn(3, 4, 8).double().requires_grad_()
+    wanted, grad = [nodes, *net.parameters()], torch.randn(3, 4, 8).double()
+    expected = torch.autograd.grad(by_loop(net, nodes, training), wanted, grad)
+    assert_close(torch.autograd.grad(net(nodes), wanted, grad), expected, rtol=0, atol=1e-9)
+
+
+def test_the_papers_graph_is_the_default():
+    net = MessageFusionAttention(16).double().eval()
+    assert (net.heads, net.threshold) == (4, 0.02)
+    assert torch.equal(net.adjacency, PERSON_13.adjacency())
+    nodes = torch.randn(2, 14, 16).double()
+    assert_close(net(nodes), by_loop(net, nodes, training=False), rtol=0, atol=1e-10)
+    at = PERSON_13.names.index
+    attention = net.attention(nodes)
+    assert attention.shape == (2, 4, 14, 14)
+    assert (attention[:, :, at("left_wrist"), [at("left_wrist"), at("left_elbow"), 13]] > 0).all()
+    assert (attention[:, :, at("left_wrist")] > 0).sum() == 2 * 4 * 3
+    assert (attention[:, :, 13] > 0).all()
+    assert_close(attention.sum(-1), torch.ones(2, 4, 14).double())
+
+
+# -- Fusion --------------------------------------------------------------------------------------------------------
+
+
+def fused(gamma: float, *, heads: int = 4, threshold: float = 0.02) -> tuple[Tensor, Tensor]:
+    """The output where channel 1 of head 2 of node 3 has the scale ``gamma``, and where nothing is ever replaced."""
+    net = MessageFusionAttention(8, heads=heads, adjacency=CHAIN, threshold=threshold).double().train()
+    with torch.no_grad():
+        net.norm.weight.uniform_(0.5, 1.5)
+        net.norm.bias.normal_()
+        net.norm.weight.view(4, heads, 8 // heads)[3, 2 % heads, 1] = gamma
+    plain, nodes = copy.deepcopy(net), torch.randn(6, 4, 8).double()
+    plain.threshold = -math.inf
+    return net(nodes).unflatten(2, (heads, -1)), plain(nodes).unflatten(2, (heads, -1))
+
+
+@pytest.mark.parametrize("gamma", [0.02, 0.019, 0.0, -1.0])
+def test_a_channel_is_replaced_at_or_below_the_threshold(gamma):
+    ours, plain = fused(gamma)
+    expected = plain.clone()
+    expected[:, 3, 2, 1] = (plain[:, 3, 0, 1] + plain[:, 3, 1, 1] + plain[:, 3, 3, 1]) / 3
+    assert_close(ours, expected)
+    assert (ours[:, 3, 2, 1] - plain[:, 3, 2, 1]).abs().min() > 0  # it did change, and no other did
+    assert (ours != plain).sum() == 6
+
+
+def test_a_channel_is_kept_above_the_threshold():
+    for gamma, threshold in ((0.021, 0.02), (0.02, 0.019), (-1.0, -1.1)):
+        ours, plain = fused(gamma, threshold=threshold)
+        assert torch.equal(ours, plain)
+
+
+def test_with_one_head_all_is_kept():
+    ours, plain = fused(-1.0, heads=1)
+    assert torch.equal(ours, plain)
+    assert torch.isfinite(ours).all()
+
+
+def test_a_replaced_channel_learns_only_through_those_that_borrow_from_it():
+    net, nodes = MessageFusionAttention(8, adjacency=CHAIN).train(), torch.randn(6, 4, 8)
+    gamma = net.norm.weight
+    with torch.no_grad():
+        gamma.view(4, 4, 2)[0, 1, 0] = 0.01  # replaced, and nobody borrows
+        gamma.view(4, 4, 2)[1, :2, 1] = 0.01  # both are replaced, each by the mean that the other is part of
+    (net(nodes) * torch.randn(6, 4, 8)).sum().backward()
+    grad = gamma.grad.view(4, 4, 2)
+    assert grad[0, 1, 0] == 0
+    assert (grad[1, :2, 1] != 0).all()
+    assert (grad[2] != 0).all()
+
+
+# -- Neighbours and masks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_masked_nodes_equal_the_loop(training, device):
+    net, nodes = layer().train(training), torch.randn(4, 4, 8).double()
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    expected = by_loop(net, nodes, training, mask)
+    assert_close(net.to(device)(nodes.to(device), mask.to(device)).cpu(), expected, rtol=0, atol=1e-10)
+    attention = net.attention(nodes.to(device), mask.to(device))
+    assert (attention.cpu() * ~mask[:, None, None]).abs().sum() == 0
+    assert_close(attention.sum(-1)[:3], torch.ones(3, 4, 4, device=device).double())
+    assert (attention[3] == 0).all()
+
+
+def test_an_absent_nodes_feature_reaches_no_other():
+    net, nodes = layer().eval(), torch.randn(2, 4, 8).double()
+    mask = torch.tensor([[True, False, True, True]] * 2)
+    changed = nodes.clone()
+    changed[:, 1] = torch.randn(2, 8).double() * 100
+    others = [0, 2, 3]
+    assert torch.equal(net(changed, mask)[:, others], net(nodes, mask)[:, others])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_isolated_node_is_finite(training, device):
+    """Without self-loops and with no edge, a node receives nothing: what is left of it is its normalisation of 0."""
+    adjacency = torch.zeros(3, 3, dtype=torch.bool)
+    adjacency[0, 1] = True
+    net = layer(adjacency=adjacency, threshold=-math.inf).to(device).train(training)
+    nodes = torch.randn(5, 3, 8, device=device).double().requires_grad_()
+    out = net(nodes)
+    out.square().sum().backward()
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(nodes.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+    zero = torch.zeros_like(out[0]) if training else -net.norm.running_mean.view(3, 8)
+    scale = net.norm.weight.view(3, 8) / (1e-5 + (zero if training else net.norm.running_var.view(3, 8))).sqrt()
+    assert_close(out[:, 1:], (zero * scale + net.norm.bias.view(3, 8))[1:].expand(5, 2, 8))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), images=st.integers(2, 6))
+def test_order_of_images_and_of_nodes_is_irrelevant(seed, images):
+    torch.manual_seed(seed)
+    net, nodes = layer(), torch.randn(images, 4, 8).double()
+    out, rows, order = net(nodes), torch.randperm(images), torch.randperm(4)
+    assert_close(net(nodes[rows]), out[rows], rtol=0, atol=1e-7)
+    moved = copy.deepcopy(net)
+    moved.adjacency = net.adjacency[order][:, order]
+    with torch.no_grad():
+        for theirs, own in zip(moved.norm.parameters(), net.norm.parameters(), strict=True):
+            theirs.copy_(own.view(4, 8)[order].flatten())
+    assert_close(moved(nodes[:, order]), out[:, order], rtol=0, atol=1e-7)
+
+
+# -- As a layer ----------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_one_use_and_leave_the_running_statistics():
+    net, nodes = layer().train(), torch.randn(1, 4, 8).double()
+    before = copy.deepcopy(net.state_dict())
+    out = net(nodes)
+    assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert_close(out, net.eval()(nodes), rtol=0, atol=0)
+    net.train()(torch.randn(2, 4, 8).double())
+    assert not torch.equal(net.norm.running_mean, before["norm.running_mean"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gradcheck(rows, training):
+    net = layer(4, heads=2).train(training)
+    nodes = torch.randn(rows, 4, 4).double().requires_grad_()
+
+    def call(nodes: Tensor, *parameters: Tensor) -> Tensor:
+        state = dict(zip([name for name, _ in net.named_parameters()], parameters, strict=True))
+        state |= {name: t.clone() for name, t in net.named_buffers()}
+        return torch.func.functional_call(net, state, (nodes,))
+
+    assert torch.autograd.gradcheck(call, (nodes, *net.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_half_precision(dtype, training, device):
+    net = layer(16).to(device)
+    with torch.no_grad():
+        net.norm.weight.copy_(net.norm.weight.to(dtype))  # so that the same channels are kept
+        net.norm.weight[net.norm.weight.abs() < 0.05] = 0.01
+    net.train(training)
+    nodes = torch.randn(12, 4, 16, device=device).double()
+    mask = torch.rand(12, 4, device=device) > 0.3
+    expected = net(nodes, mask)
+    for half, autocast in ((copy.deepcopy(net).float(), True), (copy.deepcopy(net).to(dtype), False)):
+        inputs = nodes.to(next(half.parameters()).dtype).requires_grad_()
+        with torch.autocast(device.type, dtype=dtype, enabled=autocast):
+            out = half(inputs, mask)
+        assert out.dtype == dtype
+        assert_close(out.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+        out.float().square().sum().backward()
+        assert torch.isfinite(inputs.grad).all()
+
+
+def test_large_features_are_finite(device):
+    net, nodes = MessageFusionAttention(8, adjacency=CHAIN).to(device), torch.randn(5, 4, 8, device=device) * 1e6
+    nodes.requires_grad_()
+    out = net(nodes)
+    out.sum().backward()
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(nodes.grad).all()
+
+
+def test_the_activation_is_exchangeable():
+    net = MessageFusionAttention(8, adjacency=CHAIN, activation=nn.Identity(), threshold=-math.inf).double().eval()
+    nodes = torch.randn(2, 4, 8).double()
+    values = net.project(nodes).unflatten(2, (4, 2))
+    expected = torch.einsum("blij,bjlc->bilc", net.attention(nodes), values).flatten(2) / (1 + 1e-5) ** 0.5
+    assert_close(net(nodes), expected)
+
+
+def test_state_dict_round_trip_and_inputs_stay():
+    net, again = layer(), MessageFusionAttention(8, adjacency=CHAIN).double()
+    again.load_state_dict(net.state_dict())
+    nodes, mask = torch.randn(3, 4, 8).double(), torch.rand(3, 4) > 0.5
+    before = nodes.clone(), mask.clone(), CHAIN.clone()
+    assert torch.equal(again.eval()(nodes, mask), net.eval()(nodes, mask))
+    assert all(torch.equal(a, b) for a, b in zip(before, (nodes, mask, CHAIN), strict=True))
+    assert sorted(name for name, p in net.named_parameters() if p.requires_grad) == [
+        "norm.bias",
+        "norm.weight",
+        "project.weight",
+        "score",
+    ]
+    assert "8, heads=4, nodes=4, threshold=0.02" in repr(net)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_with_any_batch():
+    net, batch = layer().eval(), torch.export.Dim("batch")
+    example = torch.randn(3, 4, 8).double(), torch.rand(3, 4) > 0.5
+    exported = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch})).module()
+    for rows in (2, 7):
+        inputs = torch.randn(rows, 4, 8).double(), torch.rand(rows, 4) > 0.5
+        assert_close(exported(*inputs), net(*inputs))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="dim must be a multiple of heads = 4, got 6"):
+        MessageFusionAttention(6)
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        MessageFusionAttention(8, heads=0)
+    with pytest.raises(TypeError, match="threshold must be a number, got None"):
+        MessageFusionAttention(8, threshold=None)
+    with pytest.raises(ValueError, match="negative_slope must be above 0 and finite, got 0"):
+        MessageFusionAttention(8, negative_slope=0)
+    with pytest.raises(TypeError, match=r"adjacency must be a tensor of bool, got torch\.int64"):
+        MessageFusionAttention(8, adjacency=CHAIN.long())
+    with pytest.raises(TypeError, match="adjacency must be a tensor of bool, got list"):
+        MessageFusionAttention(8, adjacency=CHAIN.tolist())
+    with pytest.raises(ValueError, match=r"adjacency must be square, one row a node, got \(3, 4\)"):
+        MessageFusionAttention(8, adjacency=CHAIN[:3])
+    net, nodes = MessageFusionAttention(8, adjacency=CHAIN), torch.randn(2, 4, 8)
+    with pytest.raises(ValueError, match=r"nodes must have shape \(B, 4, 8\), got \(2, 5, 8\)"):
+        net(torch.randn(2, 5, 8))
+    with pytest.raises(TypeError, match=r"nodes must be floating point, got torch\.int64"):
+        net(nodes.long())
+    with pytest.raises(TypeError, match=r"mask must be a tensor of bool, got torch\.float32"):
+        net(nodes, torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\), got \(2, 3\)"):
+        net(nodes, torch.ones(2, 3).bool())
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu():
+    net = MessageFusionAttention(16).cuda()
+    nodes, mask = torch.randn(3, 14, 16, device="cuda", requires_grad=True), torch.rand(3, 14, device="cuda") > 0.1
+    net(nodes, mask).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        net(nodes, mask).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

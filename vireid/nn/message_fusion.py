@@ -1,0 +1,148 @@
+"""Message fusion attention: graph attention whose heads lend each other channels (G2DA, Wan et al., 2021), Eq. 8-11."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_count, check_number, check_positive
+from vireid._ops import at_least_float32
+from vireid.nn.necks import BNNeck
+from vireid.nn.skeleton import PERSON_13, check_nodes
+
+__all__ = ["MessageFusionAttention"]
+
+
+class MessageFusionAttention(nn.Module):
+    """Attention among the nodes of a skeleton graph, and fusion of its heads (G2DA §III-C, Eq. 8-11).
+
+        α^l_ij = softmax over j ∈ nb(i) of LeakyReLU(a_l · [W^l v_i ‖ W^l v_j])        Eq. 8
+        v_i^l = σ(Σ_j α^l_ij W^l v_j)                                                 Eq. 9
+        y_ilc = γ_ilc (v_ilc - μ_ilc) / √(var_ilc + eps) + β_ilc                      Eq. 10
+        v̄_ilc = y_ilc where γ_ilc > θ, else the mean of y_il'c over the other heads   Eq. 11
+
+    The score is taken in two halves, a_l · [x ‖ y] = left_l · x + right_l · y, so that no pair of features is ever put
+    together. Each node, head and channel has a batch normalisation of its own, over the images of the batch. Its scale
+    γ decides whether the channel is worth keeping. The comparison has no gradient: a channel that is replaced learns
+    its γ and β only through the heads that it is lent to. With one head there is none to borrow from, and all is kept
+    (ours). A training batch of 0 or 1 graphs is normalised by the running statistics, as in `BNNeck`.
+
+    Args:
+        dim: feature size d, of the input and, heads side by side, of the output.
+        heads: L; a head is of size d / L.
+        adjacency: (K + 1, K + 1) bool, row i marks the nodes that node i attends to; see `skeleton_adjacency`. Default:
+            the paper's 13 key points, which makes 14 nodes.
+        threshold: θ, the paper's 0.02. With ``-math.inf`` nothing is replaced, which is Table III without "MF".
+        activation: σ, "a nonlinear activation function" in the paper. Default: ELU (ours), as in the graph attention
+            network (Velickovic et al., ICLR 2018) that the layer extends.
+        negative_slope: of the LeakyReLU; 0.2 (ours) for the same reason.
+
+    Attributes:
+        project: the linear layer of W^1 to W^L, without bias.
+        score: (2, L, d / L) parameter, the left and the right halves of a_l.
+        norm: the batch normalisation, (K + 1)·d channels: node by node, in it head by head. γ starts at 1, β at 0.
+        adjacency: the buffer; not in the state dict.
+
+    Raises:
+        ValueError: if ``dim`` is not a multiple of ``heads``, the adjacency is not square or a number is out of range.
+        TypeError: if an argument is of another type.
+    """
+
+    adjacency: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        adjacency: Tensor | None = None,
+        threshold: float = 0.02,
+        activation: nn.Module | None = None,
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        check_count("heads", heads)
+        if dim % heads:
+            raise ValueError(f"dim must be a multiple of heads = {heads}, got {dim}")
+        check_number("threshold", threshold)
+        check_positive("negative_slope", negative_slope)
+        adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
+        if not isinstance(adjacency, Tensor) or adjacency.dtype != torch.bool:
+            kind = adjacency.dtype if isinstance(adjacency, Tensor) else type(adjacency).__name__
+            raise TypeError(f"adjacency must be a tensor of bool, got {kind}")
+        if adjacency.ndim != 2 or adjacency.shape[0] != adjacency.shape[1] or not adjacency.shape[0]:
+            raise ValueError(f"adjacency must be square, one row a node, got {tuple(adjacency.shape)}")
+        self.dim, self.heads, self.threshold, self.negative_slope = dim, heads, threshold, negative_slope
+        self.nodes = adjacency.shape[0]
+        self.register_buffer("adjacency", adjacency.clone(), persistent=False)
+        self.project = nn.Linear(dim, dim, bias=False)
+        self.score = nn.Parameter(torch.empty(2, heads, dim // heads))
+        self.activation = nn.ELU() if activation is None else activation
+        self.norm = BNNeck(self.nodes * dim)
+        self.norm.bias.requires_grad_(True)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.normal_(self.score, std=(dim // heads) ** -0.5)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer beside its parts."""
+        return f"{self.dim}, heads={self.heads}, nodes={self.nodes}, threshold={self.threshold}"
+
+    def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let the nodes of each graph attend to their neighbours, then fuse the heads.
+
+        Args:
+            nodes: (B, K + 1, d) the graphs' node features, in the order of the adjacency.
+            mask: (B, K + 1) bool, False for an absent node, which no node attends to; it attends to its neighbours
+                itself. Default: all are present, as in the paper.
+
+        Returns:
+            (B, K + 1, d) v̄. A node without a neighbour that is present, itself included, has Σ_j … = 0 in Eq. 9.
+
+        Raises:
+            ValueError: if a shape is wrong.
+            TypeError: if ``nodes`` is not floating point or ``mask`` not bool.
+        """
+        values = self._values(nodes)
+        attention = self._attention(values, mask).to(values.dtype)
+        messages = self.activation(torch.einsum("blij,bjlc->bilc", attention, values))
+        return self._fuse(self.norm(messages.flatten(1)).view_as(messages)).flatten(2)
+
+    def attention(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """α (B, L, K + 1, K + 1) of Eq. 8, as `forward` takes it; rows sum to 1, or are 0 where there is no neighbour.
+
+        In at least float32.
+        """
+        return self._attention(self._values(nodes), mask)
+
+    def kept(self) -> Tensor:
+        """(K + 1, L, d / L) bool: the channels whose γ is above θ, that keep their own value."""
+        gamma = self.norm.weight.detach().view(self.nodes, self.heads, -1)
+        return gamma > self.threshold
+
+    def _values(self, nodes: Tensor) -> Tensor:
+        """W^l v_i (B, K + 1, L, d / L)."""
+        check_nodes("nodes", nodes, self.nodes, self.dim)
+        return self.project(nodes).unflatten(2, (self.heads, -1))
+
+    def _attention(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        neighbours = self.adjacency
+        if mask is not None:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"mask must be a tensor of bool, got {kind}")
+            if mask.shape != values.shape[:2]:
+                raise ValueError(f"mask must have shape {tuple(values.shape[:2])}, got {tuple(mask.shape)}")
+            neighbours = neighbours & mask[:, None, None, :]
+        with torch.autocast(values.device.type, enabled=False):
+            halves = at_least_float32(torch.einsum("bnlc,slc->sbln", values, self.score.to(values.dtype)))
+            scores = F.leaky_relu(halves[0][..., :, None] + halves[1][..., None, :], self.negative_slope)
+            lowest = torch.finfo(scores.dtype).min
+            return scores.masked_fill(~neighbours, lowest).softmax(-1) * neighbours  # no neighbour: zeros
+
+    def _fuse(self, own: Tensor) -> Tensor:
+        """Eq. 11 of the normalised values (B, K + 1, L, d / L)."""
+        if self.heads == 1:
+            return own
+        values = at_least_float32(own)
+        others = (values.sum(2, keepdim=True) - values) / (self.heads - 1)
+        return torch.where(self.kept(), own, others.to(own.dtype))

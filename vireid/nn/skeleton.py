@@ -1,0 +1,337 @@
+"""The skeleton graph of a person (G2DA, Wan et al., 2021): its nodes from key points, its bones, its aggregation."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_count, check_matrix, check_number, check_positive
+from vireid._ops import at_least_float32
+from vireid.nn.necks import BNNeck
+
+__all__ = [
+    "COCO_17",
+    "PERSON_13",
+    "Skeleton",
+    "SkeletonAggregation",
+    "gaussian_heatmaps",
+    "keypoint_pooling",
+    "merge_coco_heatmaps",
+    "merge_coco_keypoints",
+    "present_keypoints",
+    "skeleton_adjacency",
+]
+
+_FACE = 5  # the first five key points of COCO are nose, eyes and ears; the other twelve are those of `PERSON_13`
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Key points and the bones between them.
+
+    Attributes:
+        names: one of each key point; a pair has names that begin with ``left_`` and ``right_``.
+        bones: pairs of indices into ``names``.
+    """
+
+    names: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+
+    def mirror(self) -> list[int]:
+        """Where each key point is found in a mirrored image's: ``heatmaps.flip(-1)[:, skeleton.mirror()]``."""
+        other = {"left": "right", "right": "left"}
+        sides = [name.partition("_") for name in self.names]
+        return [self.names.index(other.get(side, side) + gap + part) for side, gap, part in sides]
+
+    def adjacency(self) -> Tensor:
+        """`skeleton_adjacency` of the bones."""
+        return skeleton_adjacency(self.bones, len(self.names))
+
+
+_LIMBS = tuple(f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist") for side in ("left", "right")) + tuple(
+    f"{side}_{joint}" for joint in ("hip", "knee", "ankle") for side in ("left", "right")
+)
+PERSON_13 = Skeleton(
+    ("head", *_LIMBS),
+    (
+        *((0, 1), (0, 2), (1, 2), (1, 3), (3, 5), (2, 4), (4, 6)),  # head, shoulders, arms
+        *((1, 7), (2, 8), (7, 8), (7, 9), (9, 11), (8, 10), (10, 12)),  # trunk, hips, legs
+    ),
+)
+"""The 13 key points of G2DA (§IV-A), in the order in which the synthetic pedestrians have theirs. The paper lists no
+bones, "natural body-part adjacency": these are ours."""
+
+COCO_17 = Skeleton(
+    ("nose", "left_eye", "right_eye", "left_ear", "right_ear", *_LIMBS),
+    (
+        *((0, 1), (0, 2), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+        *((5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
+        *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
+    ),
+)
+"""The 17 key points of the COCO data set, which most pose estimators give, and its bones."""
+
+
+def skeleton_adjacency(edges: Iterable[Sequence[int]], nodes: int, *, self_loops: bool = True) -> Tensor:
+    """Which nodes of a skeleton graph are joined (G2DA §III-C, "graph refinement").
+
+    Args:
+        edges: pairs (i, j) of key points that a bone joins, either way round; 0 ≤ i, j < ``nodes``.
+        nodes: number K of key points.
+        self_loops: a node is its own neighbour too (ours).
+
+    Returns:
+        (K + 1, K + 1) bool, symmetric. The last node is the global one, joined to all others.
+
+    Raises:
+        ValueError: if ``nodes`` is below 1, or an edge is not a pair or has an end out of range.
+        TypeError: if an end of an edge is not an integer.
+
+    Example:
+        >>> skeleton_adjacency([(0, 1)], 3).int().tolist()
+        [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+    """
+    check_count("nodes", nodes)
+    adjacency = torch.zeros(nodes + 1, nodes + 1, dtype=torch.bool)
+    adjacency[-1, :-1] = adjacency[:-1, -1] = True
+    for edge in edges:
+        if len(edge) != 2 or not all(0 <= index(end) < nodes for end in edge):
+            raise ValueError(f"edges must be pairs of key points from 0 to {nodes - 1}, got {tuple(edge)}")
+        i, j = edge
+        adjacency[i, j] = adjacency[j, i] = True
+    return adjacency.fill_diagonal_(self_loops)
+
+
+def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor) -> Tensor:
+    """A feature for each key point: the map's mean under the key point's heatmap (G2DA, Eq. 2).
+
+        v_k = (1/hw) Σ_yx F[:, y, x] · heat_k[y, x]
+
+    A heatmap of another size is brought to the map's grid by area: a cell gets the mean of the heatmap over just the
+    part of the image that the cell covers, whole pixels and shares of pixels (ours; the paper does not say). So the
+    result is that of the full-size heatmap on a map whose cells are blown up to its size, no pixel of it is skipped or
+    counted twice however small a peak is, and its mean is kept. Bilinear weights would keep neither.
+
+    Args:
+        feature_map: (B, c, h, w).
+        heatmaps: (B, K, H, W), any size and any dtype, integers at their value.
+
+    Returns:
+        (B, K, c) in the dtype of ``feature_map``, or that of autocast. An absent key point, whose heatmap is zero, has
+        the feature zero.
+
+    Raises:
+        ValueError: if a shape is wrong or the two do not hold as many images.
+        TypeError: if one is no tensor, or ``feature_map`` not floating point.
+    """
+    _check_maps("feature_map", feature_map)
+    _check_maps("heatmaps", heatmaps)
+    if not feature_map.is_floating_point():
+        raise TypeError(f"feature_map must be floating point, got {feature_map.dtype}")
+    if heatmaps.is_complex():
+        raise TypeError(f"heatmaps must hold real numbers, got {heatmaps.dtype}")
+    if feature_map.shape[0] != heatmaps.shape[0]:
+        raise ValueError(
+            f"heatmaps must hold one image for each of the {feature_map.shape[0]} in feature_map, "
+            f"got {heatmaps.shape[0]}"
+        )
+    height, width = feature_map.shape[2:]
+    with torch.autocast(heatmaps.device.type, enabled=False):
+        heat = at_least_float32(heatmaps)
+        if heat.shape[3] != width:
+            heat = heat @ _area_weights(heat.shape[3], width, heat).T
+        if heat.shape[2] != height:
+            heat = _area_weights(heat.shape[2], height, heat) @ heat
+    # 1/n inside the product: a sum over the pixels may be more than half precision can hold.
+    weights, pixels = heat.flatten(2).to(feature_map.dtype), feature_map.flatten(2)
+    return torch.baddbmm(weights.new_zeros(()), weights, pixels.mT, beta=0, alpha=1 / (height * width))
+
+
+def _area_weights(pixels: int, cells: int, like: Tensor) -> Tensor:
+    """(cells, pixels): the share of each cell that lies in each pixel, where both divide one length; rows sum to 1."""
+    # A cell is `pixels` long and a pixel `cells`: the lengths are whole numbers.
+    cell = torch.arange(cells, device=like.device)[:, None] * pixels
+    pixel = torch.arange(pixels, device=like.device) * cells
+    overlap = torch.minimum(cell + pixels, pixel + cells) - torch.maximum(cell, pixel)
+    return overlap.clamp_min(0).to(like.dtype) / pixels
+
+
+def present_keypoints(heatmaps: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Which key points an image has: those whose heatmap (B, K, H, W) rises above ``threshold``.
+
+    Returns:
+        (B, K) bool. ``torch.nn.functional.pad(mask, (0, 1), value=True)`` adds the global node, which is always there.
+
+    Raises:
+        ValueError: if ``heatmaps`` is not (B, K, H, W).
+        TypeError: if it is no tensor, or ``threshold`` no number.
+    """
+    _check_maps("heatmaps", heatmaps)
+    check_number("threshold", threshold)
+    return heatmaps.amax((2, 3)) > threshold
+
+
+def gaussian_heatmaps(
+    keypoints: Tensor,
+    size: Sequence[int],
+    *,
+    image_size: Sequence[int] | None = None,
+    sigma: float = 2.0,
+) -> Tensor:
+    """Draw key points as a pose estimator would give them: a Gaussian around each, of height 1.
+
+    Args:
+        keypoints: (B, K, 2) x and y, or (B, K, 3) with a third number that is above 0 where the key point is visible:
+            a mark or a score. The left and top edge of the image is 0, its right edge W and its bottom H, so that the
+            centre of the first pixel is (0.5, 0.5).
+        size: (H, W) of the heatmaps.
+        image_size: (H, W) of the image that x and y are pixels of. Default: ``size``.
+        sigma: standard deviation in pixels of the heatmaps; 2 for maps of 64 × 48 is what HRNet, the paper's
+            estimator, is trained on.
+
+    Returns:
+        (B, K, H, W) in [0, 1], float32 or the input's float64. Zero throughout for a key point that is not visible,
+        outside the image or NaN.
+
+    Raises:
+        ValueError: if a shape or a number is out of range.
+        TypeError: if ``keypoints`` is not a floating-point tensor or a size no integer.
+    """
+    if not isinstance(keypoints, Tensor):
+        raise TypeError(f"keypoints must be a torch.Tensor, got {type(keypoints).__name__}")
+    if keypoints.ndim != 3 or keypoints.shape[2] not in (2, 3):
+        raise ValueError(f"keypoints must have shape (B, K, 2) or (B, K, 3), got {tuple(keypoints.shape)}")
+    if not keypoints.is_floating_point():
+        raise TypeError(f"keypoints must be floating point, got {keypoints.dtype}")
+    check_positive("sigma", sigma)
+    _check_size("size", size)
+    image_size = size if image_size is None else image_size
+    _check_size("image_size", image_size)
+    points = at_least_float32(keypoints)
+    height, width = image_size
+    x, y = points[..., 0] / width, points[..., 1] / height
+    seen = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    if keypoints.shape[2] == 3:
+        seen = seen & (points[..., 2] > 0)
+    # A Gaussian in the plane is the product of one down and one across.
+    down, across = (_bell(torch.where(seen, at, 0), n, sigma) for at, n in zip((y, x), size, strict=True))
+    return (down * seen[..., None])[..., :, None] * across[..., None, :]
+
+
+def _bell(position: Tensor, pixels: int, sigma: float) -> Tensor:
+    """(…, pixels) values of a Gaussian around ``position`` (…), a share of the length, at the pixels' centres."""
+    centres = torch.arange(pixels, device=position.device, dtype=position.dtype) + 0.5
+    return (-((centres - position[..., None] * pixels) / sigma).square() / 2).exp()
+
+
+def merge_coco_heatmaps(heatmaps: Tensor) -> Tensor:
+    """COCO's 17 heatmaps (B, 17, H, W) as those of `PERSON_13` (B, 13, H, W).
+
+    "head" is the maximum over nose, eyes and ears, pixel by pixel; the others are as they were.
+
+    Raises:
+        ValueError: if ``heatmaps`` is not (B, 17, H, W).
+        TypeError: if it is no tensor.
+    """
+    _check_maps("heatmaps", heatmaps, len(COCO_17.names))
+    return torch.cat([heatmaps[:, :_FACE].amax(1, keepdim=True), heatmaps[:, _FACE:]], 1)
+
+
+def merge_coco_keypoints(keypoints: Tensor) -> Tensor:
+    """COCO's 17 key points (B, 17, 3), each x, y and a score, as those of `PERSON_13` (B, 13, 3).
+
+    "head" is the one of nose, eyes and ears, in this order, that has the highest score.
+
+    Raises:
+        ValueError: if ``keypoints`` is not (B, 17, 3).
+        TypeError: if it is no tensor.
+    """
+    if not isinstance(keypoints, Tensor):
+        raise TypeError(f"keypoints must be a torch.Tensor, got {type(keypoints).__name__}")
+    if keypoints.ndim != 3 or keypoints.shape[1:] != (len(COCO_17.names), 3):
+        raise ValueError(f"keypoints must have shape (B, 17, 3), got {tuple(keypoints.shape)}")
+    face = keypoints[:, :_FACE]
+    best = face[..., 2].sort(dim=1, descending=True, stable=True).indices[:, :1]  # of equals the first
+    return torch.cat([face.gather(1, best[..., None].expand(-1, -1, 3)), keypoints[:, _FACE:]], 1)
+
+
+class SkeletonAggregation(nn.Module):
+    """One feature from the pooled map and the nodes of the skeleton graph (G2DA, Eq. 12).
+
+        V_G = BN(GAP(F)) + Σ_i ω_i v̄_i
+
+    BN has a learnable scale and shift. Batches of 0 or 1 rows are normalised by the running statistics, as in `BNNeck`.
+
+    Args:
+        dim: feature size d.
+        nodes: number of nodes, the global one included: K + 1.
+
+    Attributes:
+        weight: (K + 1,) parameter ω. It starts at 1/(K + 1), the mean of the nodes (ours).
+
+    Raises:
+        ValueError: if an argument is below 1.
+        TypeError: if one is not an integer.
+    """
+
+    def __init__(self, dim: int, nodes: int) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        check_count("nodes", nodes)
+        self.dim = dim
+        self.norm = BNNeck(dim)
+        self.norm.bias.requires_grad_(True)
+        self.weight = nn.Parameter(torch.full((nodes,), 1 / nodes))
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer beside its parts."""
+        return f"{self.dim}, nodes={self.weight.shape[0]}"
+
+    def forward(self, pooled: Tensor, nodes: Tensor) -> Tensor:
+        """The graph's feature.
+
+        Args:
+            pooled: (B, d) GAP(F), the mean of the map's pixels, not yet normalised.
+            nodes: (B, K + 1, d) the nodes' features, from `MessageFusionAttention`.
+
+        Returns:
+            (B, d) V_G.
+
+        Raises:
+            ValueError: if a shape is wrong.
+            TypeError: if a tensor is not floating point.
+        """
+        check_matrix("pooled", pooled, columns=self.dim)
+        check_nodes("nodes", nodes, self.weight.shape[0], self.dim)
+        if pooled.shape[0] != nodes.shape[0]:
+            raise ValueError(f"pooled must have a row for each of the {nodes.shape[0]} graphs, got {pooled.shape[0]}")
+        return F.linear(nodes.mT, self.weight) + self.norm(pooled)
+
+
+def check_nodes(name: str, x: Any, nodes: int, dim: int) -> None:
+    """Raise unless ``x`` is a floating-point tensor of shape (B, ``nodes``, ``dim``)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != 3 or x.shape[1:] != (nodes, dim):
+        raise ValueError(f"{name} must have shape (B, {nodes}, {dim}), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+
+
+def _check_maps(name: str, x: Any, channels: int | None = None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != 4 or 0 in x.shape[2:] or (channels is not None and x.shape[1] != channels):
+        expected = f"(B, {'channels' if channels is None else channels}, height, width) and a pixel at least"
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
+
+
+def _check_size(name: str, size: Any) -> None:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"{name} must be (H, W), got {size!r}")
+    for side in size:
+        check_count(name, side)
