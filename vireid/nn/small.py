@@ -1,6 +1,7 @@
 """The embedded default backbone: small enough for two CPU cores, and made for the gap between the modalities."""
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +64,32 @@ class _Refinement(nn.Module):
         return x + 0.1 * self.branch(x)
 
 
-class SmallBackbone(nn.Module):
+class _Cells(nn.Module):
+    """Edges in a grid of overlapping cells, (B, 3, H, W) -> (B, directions, rows, columns); nothing is learned."""
+
+    def __init__(self, directions: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.gradients = OrientedGradients(directions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = self.grid
+        if images.ndim != 4 or images.shape[2] <= rows or images.shape[3] <= columns:
+            raise ValueError(f"images must be (B, 3, H > {rows}, W > {columns}), got {tuple(images.shape)}")
+        # Half-cells first, then each cell as the mean of the four that it covers.
+        halves = F.adaptive_avg_pool2d(self.gradients(images), (rows + 1, columns + 1))
+        return F.avg_pool2d(halves, 2, 1).clamp_min(1e-6).sqrt()
+
+
+class SmallBackbone(nn.Sequential):
     """Oriented gradients in a grid of overlapping cells, refined by a small residual network (ours).
 
     With a few thousand images and no pre-training, a network that has to discover which differences between the
     modalities do not matter learns its training identities by heart. This one starts from edges, which both modalities
     share, and ranks well before it is trained.
+
+    The result is an ``nn.Sequential`` with the children ``cells``, where nothing is learned, ``norm`` and
+    ``refinements``, so that it can be cut as `TwoStream` does.
 
     Args:
         directions: of the gradients; see `OrientedGradients`.
@@ -91,24 +112,15 @@ class SmallBackbone(nn.Module):
     def __init__(
         self, *, directions: int = 9, grid: tuple[int, int] = (15, 7), width: int = 64, depth: int = 2
     ) -> None:
-        super().__init__()
         check_count("grid[0]", grid[0])
         check_count("grid[1]", grid[1])
         check_count("width", width)
         check_count("depth", depth, minimum=0)
-        self.grid = (grid[0], grid[1])
-        self.out_channels = directions
-        self.gradients = OrientedGradients(directions)
-        self.norm = nn.BatchNorm2d(directions)
-        self.refinements = nn.Sequential(*(_Refinement(directions, width) for _ in range(depth)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``images`` (B, 3, H, W) to (B, directions, rows, columns)."""
-        rows, columns = self.grid
-        if images.ndim != 4 or images.shape[2] <= rows or images.shape[3] <= columns:
-            raise ValueError(f"images must be (B, 3, H > {rows}, W > {columns}), got {tuple(images.shape)}")
-        # Half-cells first, then each cell as the mean of the four that it covers.
-        halves = F.adaptive_avg_pool2d(self.gradients(images), (rows + 1, columns + 1))
-        cells = F.avg_pool2d(halves, 2, 1).clamp_min(1e-6).sqrt()
-        refined: Tensor = self.refinements(self.norm(cells))
-        return refined
+        cells = (grid[0], grid[1])
+        layers = OrderedDict[str, nn.Module](
+            cells=_Cells(directions, cells),
+            norm=nn.BatchNorm2d(directions),
+            refinements=nn.Sequential(*(_Refinement(directions, width) for _ in range(depth))),
+        )
+        super().__init__(layers)
+        self.grid, self.out_channels = cells, directions

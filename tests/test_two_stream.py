@@ -1,0 +1,253 @@
+import copy
+import importlib.util
+
+import pytest
+import torch
+from test_resnet import import_torchvision
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from vireid.nn import SmallBackbone, resnet50
+from vireid.nn.two_stream import TwoStream
+
+MIXED = [0, 1, 1, 0, 1, 0, 0]
+
+
+def stem() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def two_streams() -> TwoStream:
+    """A network of two different stems that has seen batches."""
+    net = TwoStream(stem(), nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)), infrared_stem=stem()).double().train()
+    net(torch.rand(7, 3, 9, 8).double(), torch.tensor(MIXED))
+    return net
+
+
+def one_by_one(net: TwoStream, images: Tensor, kinds: list[int]) -> Tensor:
+    """Every image's map in evaluation mode, image by image."""
+    return torch.cat([net.trunk(net.stems[m](images[i : i + 1])) for i, m in enumerate(kinds)])
+
+
+@pytest.mark.parametrize("kinds", [MIXED, [0, 0, 1], [1, 1, 0], [0, 0], [1, 1], [0], [1]], ids=str)
+def test_each_image_takes_the_stem_of_its_modality(kinds, device):
+    net = two_streams().eval().to(device)
+    images = torch.rand(len(kinds), 3, 9, 8, device=device).double()
+    before = images.clone()
+    expected = one_by_one(net, images, kinds)
+    assert_close(net(images, torch.tensor(kinds, device=device)), expected, rtol=0, atol=1e-12)
+    assert_close(net(images, torch.tensor(kinds)), expected, rtol=0, atol=1e-12)  # may stay in main memory
+    assert torch.equal(images, before)
+    assert (net.stems[0](images) - net.stems[1](images)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kinds", [MIXED, [0, 0, 0], [1, 1], [1, 0], [1]], ids=str)
+def test_in_training_a_stem_sees_its_modality_alone(kinds, device):
+    net, images = two_streams().to(device), torch.rand(len(kinds), 3, 9, 8, device=device).double()
+    expected, modality = copy.deepcopy(net), torch.tensor(kinds, device=device)
+    maps = torch.empty(len(kinds), 4, 5, 4, device=device).double()
+    for m in range(2):
+        if m in kinds:
+            maps[modality == m] = expected.stems[m](images[modality == m])
+    wanted = expected.trunk(maps)
+    ours, grad = net(images, modality), torch.randn_like(wanted)
+    assert_close(ours, wanted, rtol=0, atol=1e-12)
+    ours.backward(grad)
+    wanted.backward(grad)
+    assert_close(net.state_dict(), expected.state_dict(), rtol=0, atol=1e-12)  # running statistics
+    for (name, p), q in zip(net.named_parameters(), expected.parameters(), strict=True):
+        there = name.startswith("trunk") or int(name.split(".")[1]) in kinds
+        assert (p.grad is not None) == (q.grad is not None) == there, name
+        if there:
+            assert_close(p.grad, q.grad, rtol=0, atol=1e-9)
+
+
+def test_order_is_irrelevant_and_gradients_reach_the_images():
+    net, images, modality = two_streams(), torch.rand(7, 3, 9, 8).double().requires_grad_(), torch.tensor(MIXED)
+    order = torch.randperm(7)
+    weights = torch.randn(7, 5, 3, 2).double()
+    maps = net(images, modality)
+    (grad,) = torch.autograd.grad((maps * weights).sum(), images)
+    shuffled = net(images[order], modality[order])
+    assert_close(shuffled, maps[order], rtol=0, atol=1e-10)
+    (again,) = torch.autograd.grad((shuffled * weights[order]).sum(), images)
+    assert_close(again, grad, rtol=0, atol=1e-10)
+
+
+def test_gradcheck():
+    net = TwoStream(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 2)).double()
+    with torch.no_grad():
+        net.stems[1].weight.normal_()
+    modality = torch.tensor([1, 0, 1])
+    assert torch.autograd.gradcheck(lambda x: net(x, modality), (torch.rand(3, 3, 3, 2).double().requires_grad_(),))
+
+
+def test_the_infrared_stem_is_a_copy_with_weights_of_its_own():
+    first = stem()
+    net = TwoStream(first, nn.Identity())
+    assert net.stems[0] is first
+    assert_close(net.stems[1].state_dict(), first.state_dict(), rtol=0, atol=0)
+    assert not {p.data_ptr() for p in net.stems[0].parameters()} & {p.data_ptr() for p in net.stems[1].parameters()}
+    with pytest.raises(ValueError, match="infrared_stem must be another module than stem, got the same"):
+        TwoStream(first, nn.Identity(), infrared_stem=first)
+
+
+def test_what_it_says_of_its_map():
+    trunk = nn.Conv2d(4, 5, 3)
+    assert TwoStream(stem(), trunk).out_channels == 5  # a convolution says so itself
+    assert TwoStream(stem(), nn.Sequential(trunk)).out_channels is None
+    net = TwoStream(stem(), nn.Sequential(trunk), out_channels=5, grid=(2, 1))
+    assert (net.out_channels, net.grid) == (5, (2, 1))
+    assert TwoStream(stem(), trunk).grid == (1, 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch(training):
+    net = two_streams().train(training)
+    maps = net(torch.rand(0, 3, 9, 8).double(), torch.zeros(0, dtype=torch.long))
+    assert maps.shape == (0, 5, 3, 2)
+    assert all(torch.isfinite(t).all() for t in net.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_memory_format(dtype, device):
+    net = two_streams().float().to(device).eval()
+    images, modality = torch.rand(7, 3, 9, 8, device=device), torch.tensor(MIXED, device=device, dtype=torch.uint8)
+    expected = net(images, modality)
+    with torch.autocast(device.type, dtype=dtype):
+        maps = net(images, modality)
+    assert maps.dtype == dtype
+    assert_close(maps.float(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+    net.to(memory_format=torch.channels_last)
+    seen = []
+    net.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert_close(net(images.to(memory_format=torch.channels_last), modality), expected)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bad_input():
+    net, images = two_streams(), torch.rand(3, 3, 9, 8).double()
+    with pytest.raises(ValueError, match=r"modality must hold 0.*1.* got another number in 2 of 3 rows"):
+        net(images, torch.tensor([2, 0, -1]))
+    with pytest.raises(ValueError, match=r"modality must have shape \(3,\)"):
+        net(images, torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match=r"modality must hold integers, got torch\.bool"):
+        net(images, torch.tensor([True, False, True]))
+    with pytest.raises(TypeError, match=r"trunk must be a torch\.nn\.Module, got function"):
+        TwoStream(stem(), lambda x: x)
+    with pytest.raises(ValueError, match="modality must be one of 0, 1, got 2"):
+        net.stream(2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_stream_exports_with_any_batch():
+    net, batch = two_streams().eval(), torch.export.Dim("batch")
+    images = torch.rand(4, 3, 9, 8).double()
+    for m in range(2):
+        exported = torch.export.export(net.stream(m), (images[:3],), dynamic_shapes=({0: batch},)).module()
+        assert_close(exported(images), net(images, torch.full((4,), m)))
+
+
+# -- Cutting networks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared_from", ["norm", "refinements"])
+def test_the_small_backbone_in_two_streams(shared_from):
+    small = SmallBackbone(depth=1).double()
+    whole = copy.deepcopy(small)
+    net = TwoStream.from_sequential(small, shared_from=shared_from)
+    assert (net.out_channels, net.grid) == (9, (15, 7))
+    images, modality = torch.rand(6, 3, 64, 32).double(), torch.tensor([1, 0, 0, 1, 1, 1])
+    net.train()(images, modality)
+    whole.train()(images)
+    assert_close(net.trunk.refinements[0].branch[1].num_batches_tracked, torch.tensor(1))
+    if shared_from == "norm":  # what is in the stem has no weights
+        assert_close(net.eval()(images, modality), whole.eval()(images))
+    else:
+        cells = small.cells(images)
+        assert_close(net.stems[0].norm.running_mean, 0.1 * cells[1:3].mean((0, 2, 3)))
+        assert_close(net.stems[1].norm.running_mean, 0.1 * cells[[0, 3, 4, 5]].mean((0, 2, 3)))
+    copy.deepcopy(net).load_state_dict(net.state_dict())
+
+
+def test_bad_cuts():
+    with pytest.raises(ValueError, match="shared_from must be one of 'norm', 'refinements', got 'cells'"):
+        TwoStream.from_sequential(SmallBackbone(), shared_from="cells")
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Sequential, got Conv2d"):
+        TwoStream.from_sequential(nn.Conv2d(1, 1, 1), shared_from="norm")
+    with pytest.raises(
+        ValueError, match=r"net must be a ResNet with children conv1 to layer4, got one without \['conv1'"
+    ):
+        TwoStream.from_resnet(SmallBackbone())
+
+
+@pytest.fixture(scope="module", params=["torchvision", "timm"])
+def source(request):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    if importlib.util.find_spec("torchvision") is not None:
+        import_torchvision()  # timm imports it as well
+    pytest.importorskip(request.param)
+    return request.param
+
+
+def raw(source: str, name: str) -> nn.Module:
+    if source == "torchvision":
+        return getattr(import_torchvision().models, name)(weights=None)
+    import timm
+
+    return timm.create_model(name, pretrained=False)
+
+
+def layers(net: nn.Module) -> set[str]:
+    return {name.split(".")[0] for name in net.state_dict()}
+
+
+@pytest.mark.parametrize("shared_from", ["layer1", "layer3"])
+def test_resnet50_in_two_streams(source, shared_from):
+    whole = resnet50(source=source).double()
+    net = TwoStream.from_resnet(whole, shared_from=shared_from).eval()
+    assert net.out_channels == 2048
+    everything = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
+    cut = everything.index(shared_from)
+    assert layers(net.stems[0]) == layers(net.stems[1]) == set(everything[:cut])
+    assert layers(net.trunk) == set(everything[cut:])
+    images, modality = torch.rand(3, 3, 64, 32).double(), torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        expected = whole.eval()(images)
+        assert expected.shape == (3, 2048, 4, 2)
+        assert_close(net(images, modality), expected, rtol=1e-9, atol=1e-9)  # until trained, both stems are the same
+        net.stems[1].conv1.weight.zero_()
+        changed = net(images, modality)
+    assert_close(changed[1], expected[1], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(changed[0], expected[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("resnet50", 2048)])
+def test_the_libraries_own_resnets(source, name, channels):
+    whole = raw(source, name).double().eval()
+    net = TwoStream.from_resnet(whole).eval()
+    assert net.out_channels == channels
+    assert layers(net.trunk) == {"layer1", "layer2", "layer3", "layer4"}
+    images, modality = torch.rand(2, 3, 64, 32).double(), torch.tensor([1, 0])
+    with torch.no_grad():
+        maps = net(images, modality)
+        assert_close(whole.fc(maps.mean((2, 3))), whole(images), rtol=1e-9, atol=1e-9)
+
+
+def test_a_bad_cut_of_a_resnet(source):
+    with pytest.raises(ValueError, match=r"shared_from must be one of 'bn1', .*'layer4', got 'conv1'"):
+        TwoStream.from_resnet(resnet50(source=source), shared_from="conv1")
+    with pytest.raises(ValueError, match=r"shared_from must be one of .*, got 'fc'"):
+        TwoStream.from_resnet(raw(source, "resnet18"), shared_from="fc")
+
+
+@pytest.mark.gpu
+def test_a_modality_in_main_memory_makes_nobody_wait():
+    net, images = two_streams().cuda(), torch.rand(7, 3, 9, 8, device="cuda").double()
+    net(images, torch.tensor(MIXED))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        net(images, torch.tensor(MIXED)).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
