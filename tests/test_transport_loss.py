@@ -1,0 +1,369 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from vireid.losses.transport import GraphOTLoss, graph_ot_loss
+from vireid.ot import graph_ot
+
+LOSSES, SOLVERS, PAIRS = ("abs", "square"), ("exact", "entropic"), ("all", "one_to_one")
+
+
+def people(labels: Tensor, *, nodes: int = 5, dim: int = 8, seed: int = 0) -> Tensor:
+    """Graphs (B, n, d) of images: a person's own nodes, each image with noise and in an order of its own."""
+    g = torch.Generator().manual_seed(seed)
+    persons, place = labels.unique(return_inverse=True)
+    base = torch.randn(len(persons), nodes, dim, generator=g, dtype=torch.double)[place]
+    order = torch.rand(len(labels), nodes, generator=g).argsort(1)
+    noise = 0.5 * torch.randn(len(labels), nodes, dim, generator=g, dtype=torch.double)
+    return base.gather(1, order[:, :, None].expand_as(base)) + noise
+
+
+def batch(seed: int, size: int, ids: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Any identities in any modality in any order: some have one image, some one modality."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(ids, (size,), generator=g) * 7 + 3
+    return people(labels, nodes=4, seed=seed), labels, torch.randint(2, (size,), generator=g)
+
+
+def papers_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three identities with two visible and two infrared images each, in no order; and a mask."""
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    labels, modality = torch.arange(3).repeat(4)[order], torch.arange(2).repeat_interleave(6)[order]
+    mask = torch.rand(12, 5, generator=torch.Generator().manual_seed(2)) > 0.3
+    return people(labels), labels, modality, mask
+
+
+def chosen(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: str) -> list[tuple[int, int]]:
+    """The pairs, by lists of each identity's images."""
+    out = []
+    for label in sorted(set(labels.tolist())):
+        own = [i for i in range(len(labels)) if labels[i] == label and (mask is None or mask[i].any())]
+        visible, infrared = ([i for i in own if modality[i] == kind] for kind in (0, 1))
+        out += itertools.product(visible, infrared) if pairs == "all" else zip(visible, infrared, strict=False)
+    return out
+
+
+def loop(
+    nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None, pairs: str = "all", **options
+) -> Tensor:
+    """Pair by pair; absent nodes are cut out."""
+    costs = []
+    for i, j in chosen(labels, modality, mask, pairs):
+        x, y = (nodes[a] if mask is None else nodes[a][mask[a]] for a in (i, j))
+        costs.append(graph_ot(x[None], y[None], **options).cost[0])
+    return sum(costs) / len(costs) if costs else nodes.sum() * 0
+
+
+def distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1 - cos, node by node: between the graphs and within each."""
+    return tuple(
+        torch.stack([torch.stack([1 - (p @ q) / (p.norm() * q.norm()) for q in b]) for p in a])
+        for a, b in ((x, y), (x, x), (y, y))
+    )
+
+
+def definition(x: Tensor, y: Tensor, phi: float, loss: str) -> Tensor:
+    """D_ot of two graphs with equally many nodes: Eq. 4-7 at every permutation, and the lowest of them."""
+    cost, cx, cy = distances(x, y)
+    n, values = len(x), []
+    for p in itertools.permutations(range(n)):
+        points = sum(cost[i, p[i]] for i in range(n)) / n
+        edges = [cx[i, k] - cy[p[i], p[k]] for i in range(n) for k in range(n)]
+        structure = sum(e.abs() if loss == "abs" else e * e for e in edges) / n**2
+        values.append(phi * points + (1 - phi) * structure)
+    return torch.stack(values).min()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    size=st.integers(1, 8),
+    ids=st.integers(1, 3),
+    loss=st.sampled_from(LOSSES),
+    pairs=st.sampled_from(PAIRS),
+    phi=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_equals_graph_ot_pair_by_pair(device, seed, size, ids, loss, pairs, phi):
+    nodes, labels, modality = batch(seed, size, ids)
+    options = {"loss": loss, "pairs": pairs, "phi": phi, "solver": "exact"}
+    ours, theirs = nodes.clone().to(device).requires_grad_(), nodes.clone().requires_grad_()
+    out = graph_ot_loss(ours, labels.to(device), modality.to(device), **options)
+    expected = loop(theirs, labels, modality, **options)
+    assert out.shape == ()
+    assert_close(out.cpu(), expected.detach(), rtol=1e-9, atol=1e-12)
+    assert torch.equal(out, GraphOTLoss(**options)(ours, labels.to(device), modality.to(device)))
+    out.backward()
+    expected.backward()
+    assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_masked_nodes_are_as_if_removed(loss, pairs, device):
+    nodes, labels, modality, mask = papers_batch()
+    mask[4] = False  # in no pair, and another image takes its place in one-to-one pairs
+    nodes = nodes.masked_fill(~mask[:, :, None], math.nan)
+    ours, theirs = nodes.clone().to(device).requires_grad_(), nodes.clone().requires_grad_()
+    options = {"loss": loss, "pairs": pairs, "solver": "entropic"}
+    out = graph_ot_loss(ours, labels.to(device), modality.to(device), mask=mask.to(device), **options)
+    assert_close(out.cpu(), loop(theirs, labels, modality, mask=mask, **options), rtol=0, atol=1e-9)
+    assert len(chosen(labels, modality, mask, pairs)) == (10 if pairs == "all" else 5)
+    module = GraphOTLoss(**options)
+    assert torch.equal(out, module(ours, labels.to(device), modality.to(device), mask=mask.to(device)))
+    out.backward()
+    loop(theirs, labels, modality, mask=mask, **options).backward()
+    assert_close(ours.grad.cpu(), theirs.grad.nan_to_num(), rtol=0, atol=1e-6)
+    assert ours.grad[~mask].eq(0).all()
+    assert ours.grad[4].eq(0).all()
+
+
+def test_masks_of_equal_counts_are_solved_exactly():
+    nodes, labels, modality, _ = papers_batch()
+    mask = torch.rand(12, 5).argsort(1) < 3
+    out = graph_ot_loss(nodes, labels, modality, mask=mask, solver="exact")
+    assert_close(out, loop(nodes, labels, modality, mask=mask, solver="exact"), rtol=0, atol=1e-12)
+    mask[0, :] = True
+    with pytest.raises(ValueError, match=r"solver='exact' needs equal counts .* pairs with unequal counts"):
+        graph_ot_loss(nodes, labels, modality, mask=mask, solver="exact")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("phi", [0.0, 0.5, 1.0])
+def test_value_and_gradient_of_the_definition(loss, phi):
+    nodes, labels, modality, _ = papers_batch()
+    nodes = nodes[:, :4]
+    ours, theirs = nodes.clone().requires_grad_(), nodes.clone().requires_grad_()
+    out = graph_ot_loss(ours, labels, modality, phi=phi, loss=loss, solver="exact", restarts=30)
+    costs = [definition(theirs[i], theirs[j], phi, loss) for i, j in chosen(labels, modality, None, "all")]
+    assert len(costs) == 12
+    expected = sum(costs) / 12
+    assert_close(out, expected, rtol=0, atol=1e-10)
+    out.backward()
+    expected.backward()
+    assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-10)
+    assert theirs.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_by_finite_differences(masked, loss):
+    nodes, labels, modality, mask = papers_batch()
+    rows = torch.cat([(labels == i).nonzero()[:, 0] for i in (0, 2)])[1:]
+    x, labels, modality = nodes[rows, :4, :3], labels[rows], modality[rows]
+    # equal counts, for the exact solver: the envelope theorem wants an optimal plan, the entropic one's is near it
+    mask = torch.rand(len(rows), 4).argsort(1) < 3 if masked else None
+    assert torch.autograd.gradcheck(
+        lambda x: graph_ot_loss(x, labels, modality, mask=mask, loss=loss), (x.requires_grad_(),)
+    )
+
+
+def test_by_hand():
+    """Two nodes at a right angle in one image, at 60° in the other, shared out to three images of two persons."""
+    right, narrow = torch.eye(2), torch.tensor([[0.5, math.sqrt(0.75)], [2.0, 0.0]])
+    nodes, labels = torch.stack([right, narrow, right]), torch.tensor([4, 4, 4])
+    apart = 0.5 * (1 - math.sqrt(0.75)) / 2 + 0.5 * 2 * 0.25 * 0.5  # node 0 to node 1 at cost 0
+    for modality, expected in (([0, 1, 1], apart / 2), ([1, 0, 1], apart), ([1, 1, 0], apart / 2), ([0, 0, 0], 0.0)):
+        out = graph_ot_loss(nodes, labels, torch.tensor(modality))
+        assert_close(out.item(), expected, rtol=0, atol=1e-6)
+    out = graph_ot_loss(nodes, torch.tensor([4, 5, 4]), torch.tensor([0, 1, 1]))  # only the equal ones are a pair
+    assert_close(out.item(), 0.0, rtol=0, atol=1e-6)
+    out = graph_ot_loss(nodes, labels, torch.tensor([0, 1, 1]), pairs="one_to_one")  # the first infrared image
+    assert_close(out.item(), apart, rtol=0, atol=1e-6)
+
+
+def test_defaults_are_the_papers():
+    nodes, labels, modality, _ = papers_batch()
+    stated = graph_ot_loss(nodes, labels, modality, phi=0.5, loss="abs", solver="auto", pairs="all")
+    for out in (graph_ot_loss(nodes, labels, modality), GraphOTLoss()(nodes, labels, modality)):
+        assert torch.equal(out, stated)
+
+
+def test_each_option_matters():
+    nodes, labels, modality, _ = papers_batch()
+    nodes += torch.randn(nodes.shape, dtype=torch.double)  # so hard that solvers differ
+    base = {"solver": "exact", "phi": 0.1}
+    changes = ({}, {"phi": 0.2}, {"loss": "square"}, {"solver": "entropic"}, {"pairs": "one_to_one"}, {"restarts": 20})
+    changes += ({"solver": "entropic", "iterations": 1},)
+    values = [graph_ot_loss(nodes, labels, modality, **base | change).item() for change in changes]
+    assert len({round(v, 9) for v in values}) == len(values)
+    modules = [GraphOTLoss(**base | change)(nodes, labels, modality).item() for change in changes]
+    assert modules == values
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=st.integers(1, 9), ids=st.integers(1, 3), solver=st.sampled_from(SOLVERS))
+def test_batch_order_and_names_are_irrelevant(seed, size, ids, solver):
+    nodes, labels, modality = batch(seed, size, ids)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    ours, other = nodes.clone().requires_grad_(), nodes[order].requires_grad_()
+    out = graph_ot_loss(ours, labels, modality, solver=solver)
+    permuted = graph_ot_loss(other, labels[order], modality[order], solver=solver)
+    assert_close(permuted, out)
+    out.backward()
+    permuted.backward()
+    assert_close(other.grad, ours.grad[order])
+    assert_close(graph_ot_loss(nodes, 1000 - labels, modality, solver=solver), out)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=st.integers(2, 9))
+def test_one_to_one_depends_on_the_order_within_a_group_alone(seed, size):
+    nodes, labels, modality = batch(seed, size, 2)
+    order = (2 * labels + modality).argsort(stable=True)
+    out = graph_ot_loss(nodes, labels, modality, pairs="one_to_one")
+    assert_close(graph_ot_loss(nodes[order], labels[order], modality[order], pairs="one_to_one"), out)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_without_a_pair_costs_nothing(masked, pairs, solver, device):
+    labels, zeros = torch.tensor([0, 0, 1, 1]), torch.zeros(4).long()
+    nodes = people(labels).to(device)
+    cases = [
+        (nodes, labels, zeros, None),  # one modality
+        (nodes, labels, zeros + 1, None),
+        (nodes, torch.arange(4), torch.tensor([0, 1, 0, 1]), None),  # one image an identity
+        (nodes, labels, torch.tensor([0, 0, 1, 1]), None),  # one modality an identity
+        (nodes[:1], labels[:1], zeros[:1], None),
+        (nodes[:0], labels[:0], zeros[:0], None),
+        (nodes, labels, torch.tensor([0, 1, 0, 1]), torch.tensor([True, False, False, True])),  # no node
+    ]
+    for x, label, modality, present in cases:
+        mask = None
+        if masked or present is not None:
+            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
+            mask = mask if present is None else mask & present[:, None].to(device)
+        x = x.clone().requires_grad_()
+        out = graph_ot_loss(x, label.to(device), modality.to(device), mask=mask, pairs=pairs, solver=solver)
+        out.backward()
+        assert out.shape == ()
+        assert out == 0
+        assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
+def test_degenerate_batches_are_finite(half, solver, device):
+    labels, alternate = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3)
+    x = people(labels)
+    cases = [
+        (x, labels * 0, alternate),  # one identity
+        (x, labels, torch.tensor([0, 0, 1, 1, 0, 1])),  # two identities in one modality
+        (x[[0] * 6], labels, alternate),  # one image over and over
+        (x[:, [0] * 5], labels, alternate),  # one node over and over
+        (x * 0, labels, alternate),
+        (x * 1e3, labels, alternate),
+        (x[:, :1], labels, alternate),  # no part but the whole
+    ]
+    for nodes, label, modality in cases:
+        leaf = nodes.float().to(device).requires_grad_()
+        inputs = label.to(device), modality.to(device)
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+            out = graph_ot_loss(leaf, *inputs, solver=solver)
+            if half is not None:
+                rows = nodes.to(device, half).requires_grad_()
+                in_half = graph_ot_loss(rows, *inputs, solver=solver)
+                assert in_half.isfinite()
+                assert in_half.dtype == torch.float32
+                in_half.backward()
+                assert rows.grad.isfinite().all()
+        out.backward()
+        assert leaf.grad.isfinite().all()
+        if half is not None:  # float32 rows are computed in float32 even under autocast
+            assert torch.equal(out, graph_ot_loss(leaf, *inputs, solver=solver))
+        else:
+            expected = loop(nodes, label, modality, solver=solver)
+            assert_close(out.double().cpu(), expected, rtol=2e-3, atol=1e-5)
+
+
+def test_gradient_of_an_image_in_many_pairs_is_the_same_each_time():
+    labels, modality = torch.zeros(16).long(), torch.arange(16) % 2
+    nodes = people(labels, nodes=14, dim=2048).float()  # so many that threads share the work
+    threads = torch.get_num_threads()
+    gradients = []
+    try:
+        torch.set_num_threads(2)
+        for _ in range(4):
+            leaf = nodes.clone().requires_grad_()
+            graph_ot_loss(leaf, labels, modality, phi=1.0).backward()
+            gradients.append(leaf.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradients[0], g) for g in gradients[1:])
+
+
+def test_a_lower_loss_aligns_the_graphs():
+    """Steps along the gradient bring the images of a person together, and leave who has no partner alone."""
+    nodes, labels, modality, _ = papers_batch()
+    labels[labels == 2] += modality[labels == 2]
+    x = nodes.clone().requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=5.0)
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = graph_ot_loss(x, labels, modality)
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.5 * values[0]
+    alone = labels >= 2
+    assert torch.equal(x[alone], nodes[alone])
+
+
+def test_inputs_are_not_modified():
+    inputs = papers_batch()
+    copies = [t.clone() for t in inputs]
+    nodes, labels, modality, mask = inputs
+    for pairs in PAIRS:
+        graph_ot_loss(nodes.requires_grad_(), labels, modality, mask=mask, pairs=pairs).backward()
+    for now, before in zip(inputs, copies, strict=True):
+        assert torch.equal(now, before)
+
+
+X, LABELS = torch.ones(4, 3, 2), torch.zeros(4).long()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: f(X.numpy(), LABELS, LABELS), TypeError, "nodes must be a torch.Tensor, got ndarray"),
+        (lambda f: f(X[0], LABELS, LABELS), ValueError, r"nodes must have shape \(B, K \+ 1, d\).* got \(3, 2\)"),
+        (lambda f: f(X[:, :0], LABELS, LABELS), ValueError, r"nodes must have shape .* got \(4, 0, 2\)"),
+        (lambda f: f(X[..., :0], LABELS, LABELS), ValueError, r"nodes must have shape .* got \(4, 3, 0\)"),
+        (lambda f: f(X.long(), LABELS, LABELS), TypeError, "nodes must be floating point, got torch.int64"),
+        (lambda f: f(X, LABELS[:3], LABELS), ValueError, r"labels must have shape \(4,\).* got \(3,\)"),
+        (lambda f: f(X, LABELS, LABELS.double()), TypeError, "modality must hold integers, got torch.float64"),
+        (lambda f: f(X, LABELS, LABELS, mask=X[..., 0]), TypeError, "mask must be a bool tensor, got torch.float32"),
+        (lambda f: f(X, LABELS, LABELS, mask=X > 0), ValueError, r"mask must have shape \(4, 3\), got \(4, 3, 2\)"),
+    ],
+)
+def test_bad_input(call, error, message):
+    for form in (graph_ot_loss, GraphOTLoss()):
+        with pytest.raises(error, match=message):
+            call(form)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"phi": 1.5}, ValueError, r"phi must be in \[0, 1\], got 1.5"),
+        ({"phi": "1"}, TypeError, "phi must be a number, got '1'"),
+        ({"loss": "kl"}, ValueError, "loss must be one of 'abs', 'square', got 'kl'"),
+        ({"solver": "emd"}, ValueError, "solver must be one of 'auto', 'exact', 'entropic', got 'emd'"),
+        ({"pairs": "some"}, ValueError, "pairs must be one of 'all', 'one_to_one', got 'some'"),
+        ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
+        ({"restarts": -1}, ValueError, "restarts must be at least 0, got -1"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        graph_ot_loss(X, LABELS, LABELS, **options)
+    with pytest.raises(error, match=message):
+        GraphOTLoss(**options)

@@ -1,0 +1,153 @@
+"""Alignment of the graphs of one identity across the modalities by optimal transport."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid import VISIBLE
+from vireid._checks import check_count, check_number, check_option
+from vireid._ops import at_least_float32
+from vireid.losses.parts import check_nodes
+from vireid.ot import graph_ot
+
+__all__ = ["GraphOTLoss", "graph_ot_loss"]
+
+
+def graph_ot_loss(
+    nodes: Tensor,
+    labels: Tensor,
+    modality: Tensor,
+    *,
+    mask: Tensor | None = None,
+    phi: float = 0.5,
+    loss: Literal["abs", "square"] = "abs",
+    solver: Literal["auto", "exact", "entropic"] = "auto",
+    pairs: Literal["all", "one_to_one"] = "all",
+    iterations: int = 200,
+    restarts: int = 0,
+) -> Tensor:
+    """Graph optimal transport loss as a function; see `GraphOTLoss`."""
+    check_nodes(nodes, labels, modality, mask)
+    _check_options(phi, loss, solver, pairs, iterations, restarts)
+    visible, infrared = _choose_pairs(labels, modality, mask, pairs)
+    # before an image is taken into several pairs, so that the gradients of these add up in float32
+    graphs = at_least_float32(nodes)
+    costs = graph_ot(
+        _take(graphs, visible),
+        _take(graphs, infrared),
+        phi=phi,
+        loss=loss,
+        mask_x=None if mask is None else mask[visible],
+        mask_y=None if mask is None else mask[infrared],
+        solver=solver,
+        iterations=iterations,
+        restarts=restarts,
+    ).cost
+    return costs.sum() / max(len(costs), 1)
+
+
+def _choose_pairs(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: str) -> tuple[Tensor, Tensor]:
+    """Rows (P,) of the visible and (P,) of the infrared images of the pairs."""
+    first = modality == VISIBLE
+    second = ~first
+    if mask is not None:
+        some = mask.any(1)
+        first, second = first & some, second & some
+    same = labels[:, None] == labels
+    chosen = same & first[:, None] & second
+    if pairs == "one_to_one":
+        # how many of its identity and modality stand before an image, of those that have a node
+        before = torch.ones_like(same).tril(-1)
+        place = torch.where(first, (same & first & before).sum(1), (same & second & before).sum(1))
+        chosen &= place[:, None] == place
+    visible, infrared = chosen.nonzero().unbind(1)
+    return visible, infrared
+
+
+def _take(graphs: Tensor, rows: Tensor) -> Tensor:
+    """``graphs[rows]``, whose gradient adds in a fixed order on every device, which that of an index does not."""
+    return F.embedding(rows, graphs.flatten(1)).unflatten(1, graphs.shape[1:])
+
+
+class GraphOTLoss(nn.Module):
+    """Optimal transport between the graphs of one identity's visible and infrared images (G2DA, Eq. 4-7).
+
+        L = mean over the pairs of D_ot,   D_ot = min over T of φ Σ_ij T_ij c(v_i, v_j) + (1 - φ) Σ T_ij T_i'j' L_ii'jj'
+
+    All pairs are one batch for `vireid.ot.graph_ot`, which says what D_ot is and how it is solved; its gradient is that
+    of the cost at the plan found, held fixed. A batch without a pair costs 0, with gradient 0.
+
+    P identities with K visible and K infrared images each have P K² pairs. The paper aligns "every cross-modality image
+    pair", and so does ``pairs="all"``: 128 for its batch of 8 identities with 4 + 4 images, and the same in any order
+    of the batch. ``"one_to_one"`` (ours) joins the k-th visible image of an identity, in the order of the batch, to its
+    k-th infrared one: P K pairs, 32, at a K-th of the cost, with other partners each time the order is drawn anew.
+
+    On a GPU, choosing the pairs waits for the device once, as their number depends on the data, and the solver does in
+    its turn.
+
+    Args:
+        phi: φ in [0, 1]: 0 compares structure alone, 1 features alone.
+        loss: L is the absolute difference of the distances within the graphs (``"abs"``, the paper's) or its square.
+        solver: of `graph_ot`. ``"exact"`` needs as many nodes present in both images of every pair; ``"auto"`` takes it
+            where that is so and the features are on the CPU, else ``"entropic"``.
+        pairs: ``"all"`` or ``"one_to_one"``.
+        iterations: steps of the solver at most.
+        restarts: further starts of the exact solver.
+
+    Shape:
+        nodes (B, n, d) features, n = K + 1 for a skeleton graph; labels (B,) integers; modality (B,) integers, 0
+        visible, any other infrared. mask (B, n) bool, True where a node is present: an absent one gets no mass and its
+        features are not looked at; an image without any takes part in no pair. The loss is a scalar, at least 0 up to
+        rounding, in at least float32.
+
+    Raises:
+        ValueError: if a shape, a range or an option is wrong, or ``solver="exact"`` cannot be used.
+        TypeError: if ``nodes`` is not floating point, ``labels`` or ``modality`` hold no integers, ``mask`` is not
+            bool, or a number is none.
+
+    Warns:
+        UserWarning: if a plan misses its marginals, as `graph_ot` does.
+    """
+
+    def __init__(
+        self,
+        *,
+        phi: float = 0.5,
+        loss: Literal["abs", "square"] = "abs",
+        solver: Literal["auto", "exact", "entropic"] = "auto",
+        pairs: Literal["all", "one_to_one"] = "all",
+        iterations: int = 200,
+        restarts: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_options(phi, loss, solver, pairs, iterations, restarts)
+        self.phi, self.loss, self.solver, self.pairs = phi, loss, solver, pairs
+        self.iterations, self.restarts = iterations, restarts
+
+    def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The loss of a batch."""
+        return graph_ot_loss(
+            nodes,
+            labels,
+            modality,
+            mask=mask,
+            phi=self.phi,
+            loss=self.loss,
+            solver=self.solver,
+            pairs=self.pairs,
+            iterations=self.iterations,
+            restarts=self.restarts,
+        )
+
+
+def _check_options(phi: float, loss: str, solver: str, pairs: str, iterations: int, restarts: int) -> None:
+    check_number("phi", phi)
+    if not 0 <= phi <= 1:
+        raise ValueError(f"phi must be in [0, 1], got {phi}")
+    check_option("loss", loss, ("abs", "square"))
+    check_option("solver", solver, ("auto", "exact", "entropic"))
+    check_option("pairs", pairs, ("all", "one_to_one"))
+    check_count("iterations", iterations)
+    check_count("restarts", restarts, minimum=0)
