@@ -13,12 +13,12 @@ import vireid
 
 PACKAGE = Path(vireid.__file__).parent
 PUBLIC = [
-    *("nn", "losses", "neighbors", "rerank", "metrics", "protocols", "report"),
-    *("features", "data", "models", "plots", "cli"),
+    *("nn", "losses", "ot", "neighbors", "rerank", "metrics", "protocols", "report"),
+    *("features", "data", "models", "plots", "pose", "cli"),
 ]
 OPTIONAL = [
     *("PIL", "click", "faiss", "kornia", "lightning_fabric", "matplotlib", "safetensors", "sklearn", "tensorboard"),
-    *("timm", "torchmetrics", "torchvision", "tqdm"),
+    *("timm", "torchmetrics", "torchvision", "tqdm", "transformers"),
 ]
 
 # Files that are all about one extra, and are themselves imported in a function only.
@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "report": BASE,
     "protocols": BASE | {"neighbors", "metrics", "rerank", "report"},
     "features": BASE,
-    "data": BASE,
+    "data": BASE | {"nn"},  # nn: skeletons, which key points are named by
+    "pose": BASE | {"data", "nn"},
     "models": BASE | {"nn", "losses"},
     "plots": BASE | {"metrics"},
     "cli": BASE | {"features", "neighbors", "protocols", "report", "rerank"},
@@ -56,6 +57,8 @@ PROMISED = {
         *("PartDiversityLoss", "affinity_inference_loss", "center_separation_loss", "hcc_loss"),
         *("mutual_identity_loss", "part_diversity_loss"),
     ],
+    "ot": ["GraphOT", "graph_ot"],
+    "pose": ["cache_heatmaps", "estimate_heatmaps"],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": ["AIM", "GraphTransfer", "QueryExpansion", "SIM", "aim", "gnn", "graph_transfer", "k_reciprocal", "sim"],
     "metrics": [

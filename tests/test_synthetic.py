@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scipy.io import loadmat
 
 from vireid.data import _rendering, synthetic
 from vireid.data._pedestrian import JOINTS, Label, Person
+from vireid.data.keypoints import load_keypoints
 from vireid.data.synthetic import generate_synthetic
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "sysu-mm01-split" / "rand_perm_cam.mat"
@@ -63,7 +65,7 @@ def test_an_image_does_not_depend_on_how_many_others_are_drawn(sysu, tmp_path):
 def test_sysu_layout(sysu):
     images = {f"cam{c}/{i:04d}/{k:04d}.jpg" for c in range(1, 7) for i in range(1, 6) for k in range(1, 4)}
     lists = {f"exp/{name}_id.txt" for name in ("train", "val", "test", "available")}
-    assert contents(sysu).keys() == images | lists | {"exp/rand_perm_cam.mat", "synthetic.json"}
+    assert contents(sysu).keys() == images | lists | {"exp/rand_perm_cam.mat", "keypoints.npz", "synthetic.json"}
 
     ids = {}
     for name in ("train", "val", "test", "available"):
@@ -111,7 +113,7 @@ def test_regdb_layout(regdb):
 
     images = {name(m, i, k) for m in ("Visible", "Thermal") for i in range(1, 6) for k in (1, 2, 3)}
     lists = {f"idx/{p}_{m}_{t}.txt" for p in ("train", "test") for m in ("visible", "thermal") for t in range(1, 11)}
-    assert contents(regdb).keys() == images | lists | {"synthetic.json"}
+    assert contents(regdb).keys() == images | lists | {"keypoints.npz", "synthetic.json"}
 
     splits = set()
     for trial in range(1, 11):
@@ -161,14 +163,95 @@ def test_joints_lie_on_the_body():
     for k in range(20):
         image, joints = _rendering.render(person, camera, (128, 64), False, np.random.default_rng(k))
         assert image.size == (64, 128)
-        assert joints.shape == (len(JOINTS), 2) == (13, 2)
-        named = dict(zip(JOINTS, joints, strict=True))
+        assert joints.shape == (len(JOINTS), 3) == (13, 3)
+        named = dict(zip(JOINTS, joints[:, :2], strict=True))
         assert (np.abs(joints[:, 0] - 32) < 40).all()
         for side in ("left", "right"):
             column = [named["head"][1], *(named[f"{side}_{part}"][1] for part in ("shoulder", "hip", "ankle"))]
             assert column == sorted(column)  # y grows downwards
         heights.append(joints[11:, 1].max() - named["head"][1])
     assert 75 < min(heights) <= max(heights) < 125
+
+
+@pytest.mark.parametrize("layout", ["sysu", "regdb"])
+def test_every_image_has_its_key_points(layout, request):
+    root = request.getfixturevalue(layout)
+    table = load_keypoints(root / "keypoints.npz")
+    assert set(table.paths) == {name for name in contents(root) if name.endswith(".jpg")}
+    assert table.keypoints.shape == (len(table.paths), 13, 3)
+    assert (table.sizes == [48, 24]).all()
+    assert set(np.unique(table.keypoints[..., 2])) <= {0, 1}
+    assert table.keypoints[..., 2].mean() > 0.9
+    # An image's key points are its own: those of its drawing.
+    name = "cam6/0004/0002.jpg" if layout == "sysu" else "Thermal/4/drawn_t_00002_4.jpg"
+    camera = 6 if layout == "sysu" else 3
+    person = Person.draw(synthetic._rng(0, 0, 4))
+    view = _rendering.Camera.draw(synthetic._rng(0, 1, camera), inverted=camera == 6)
+    _, joints = _rendering.render(person, view, (48, 24), True, synthetic._rng(0, 2, 4, camera, 2))
+    np.testing.assert_array_equal(table.keypoints[table.paths.index(name)], joints)
+
+
+@pytest.mark.parametrize("aside", [0.0, 0.2])
+def test_a_joint_behind_an_obstacle_or_outside_is_not_visible(aside, monkeypatch):
+    """Beside the map of labels, whose pixels are a third as large; an occluder is also looked for around the joint."""
+    walk = _rendering.pose
+    monkeypatch.setattr(_rendering, "pose", lambda *arguments: walk(*arguments) + np.array([aside, 0, 0]))
+    camera = _rendering.Camera.draw(np.random.default_rng(1), inverted=False)
+    hidden = outside = 0
+    for k in range(150):
+        rng = np.random.default_rng(k)
+        labels, joints = _rendering._draw_labels(Person.draw(rng), camera, (48, 16), rng)
+        canvas = np.asarray(labels)
+        for x, y, visible in joints:
+            if not (0 <= x < 16 and 0 <= y < 48):
+                outside += 1
+                assert visible == 0
+                continue
+            column, row = int(x * 3), int(y * 3)
+            around = canvas[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] == Label.OCCLUDER
+            hidden += bool(around.all())
+            assert visible or around.any()
+            assert not (visible and around.all())
+    assert hidden > 5
+    assert (outside > 0) == (aside > 0)
+
+
+def test_a_joint_is_where_it_is_drawn():
+    """The middle of a disc painted at a joint, in pixels from the edges; Pillow rounds by up to one of the map's."""
+    person, camera = (
+        Person.draw(np.random.default_rng(0)),
+        _rendering.Camera.draw(np.random.default_rng(1), inverted=True),
+    )
+    painted: list[tuple[float, float]] = []
+
+    def paint(painter: Any, _: Person) -> None:
+        for label, point in enumerate(painter.points, 20):
+            painter.disc(point, 0.012, label)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_rendering, "paint_person", paint)
+        labels, joints = _rendering._draw_labels(person, camera, (512, 256), np.random.default_rng(3))
+    canvas = np.asarray(labels)
+    for k in range(13):
+        rows, columns = np.nonzero(canvas == 20 + k)
+        if len(rows) > 150:  # not under another joint's disc
+            painted.append((columns.mean() + 0.5 - joints[k, 0] * 3, rows.mean() + 0.5 - joints[k, 1] * 3))
+    assert len(painted) >= 8
+    np.testing.assert_allclose(np.mean(painted, 0), 0, atol=0.15)
+    np.testing.assert_allclose(painted, 0, atol=1)
+
+
+@pytest.mark.parametrize("layout", ["sysu", "regdb"])
+def test_an_older_data_set_is_given_its_key_points(layout, request, tmp_path, monkeypatch):
+    root = tmp_path / "older"
+    shutil.copytree(request.getfixturevalue(layout), root)
+    before = contents(root)
+    (root / "keypoints.npz").unlink()
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    monkeypatch.setattr(synthetic, "render", None)  # no image is drawn again
+    assert generate_synthetic(root, layout=layout, **SMALL) == root
+    assert contents(root) == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 CHANGED = "the drawing has changed: raise synthetic._VERSION, then renew the numbers of this test"

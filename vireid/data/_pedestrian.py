@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-JOINTS = (
-    *("head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
-    *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
-)
+from vireid.nn.skeleton import PERSON_13
+
+JOINTS = PERSON_13.names
 
 
 class Label(IntEnum):

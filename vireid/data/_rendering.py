@@ -91,9 +91,18 @@ def _background(camera: Camera, size: tuple[int, int], channels: int, rng: np.ra
 def render(
     person: Person, camera: Camera, size: tuple[int, int], infrared: bool, rng: np.random.Generator
 ) -> tuple["Image.Image", np.ndarray]:
-    """One image, and where its joints are: (13, 2) pixels x, y, in the order of ``JOINTS``."""
+    """One image, and its joints as `locate` gives them."""
     labels, joints = _draw_labels(person, camera, size, rng)
     return _expose(labels, person, camera, size, infrared, rng), joints
+
+
+def locate(person: Person, camera: Camera, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """The joints (13, 3) of what `render` draws from the same ``rng``, in the order of ``JOINTS``.
+
+    x, y in pixels from the image's left and top edge, and 1 if visible, else 0: outside the image or behind what stands
+    in front. A joint behind the person's own body counts as visible.
+    """
+    return _draw_labels(person, camera, size, rng)[1]
 
 
 def _draw_labels(
@@ -119,7 +128,12 @@ def _draw_labels(
             draw.rectangle((0, y, canvas.width, canvas.height), fill=Label.OCCLUDER)
         else:
             draw.rectangle((x, 0, x + rng.uniform(0.1, 0.3) * canvas.width, canvas.height), fill=Label.OCCLUDER)
-    return canvas, paint.points / _SUPERSAMPLE
+    # Pillow cuts off the fractions of what it draws, so that it is centred, on average, on its place from the edges.
+    points = paint.points
+    inside = ((points >= 0) & (points < canvas.size)).all(1)
+    column, row = np.clip(points.astype(int), 0, np.array(canvas.size) - 1).T
+    visible = inside & (np.asarray(canvas)[row, column] != Label.OCCLUDER)
+    return canvas, np.column_stack([points / _SUPERSAMPLE, visible]).astype(np.float32)
 
 
 def _expose(

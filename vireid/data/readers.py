@@ -3,6 +3,7 @@
 The file lists are read and checked when a dataset is made, the images when they are asked for.
 """
 
+import io
 import operator
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,9 @@ from torch.utils.data import Dataset
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_option
+from vireid.data.keypoints import HeatmapFolder, load_keypoints
 
-__all__ = ["LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "Sample"]
+__all__ = ["KeypointSample", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "Sample"]
 
 
 class Sample(NamedTuple):
@@ -38,6 +40,27 @@ class Sample(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a sample
 
 
+class KeypointSample(NamedTuple):
+    """A `Sample` of a dataset that was given key points.
+
+    Attributes:
+        image: (3, H, W) uint8, RGB.
+        label: identity, 0 … C-1.
+        modality: 0 visible, 1 infrared.
+        camera: number of the camera, from 1.
+        index: position in the dataset.
+        keypoints: float32; coordinates (K, 3) as pixels x, y of ``image`` and a number above 0 where visible, or
+            heatmaps (K, h, w) over the image, whichever the dataset was given.
+    """
+
+    image: Tensor
+    label: int
+    modality: int
+    camera: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a sample
+    keypoints: Tensor
+
+
 class _Record(NamedTuple):
     path: Path
     identity: int
@@ -46,13 +69,20 @@ class _Record(NamedTuple):
     number: int
 
 
-class _ImageDataset(Dataset[Sample]):
+class _ImageDataset(Dataset[Sample | KeypointSample]):
     """What the datasets share once their layout has been read: the arrays, and reading and keeping images."""
 
     name: str
 
     def __init__(
-        self, records: list[_Record], root: Path, *, modality: int | None, size: tuple[int, int], cache: bool
+        self,
+        records: list[_Record],
+        root: Path,
+        *,
+        modality: int | None,
+        size: tuple[int, int],
+        cache: bool,
+        keypoints: str | Path | None,
     ) -> None:
         if modality is not None:
             check_option("modality", modality, (VISIBLE, INFRARED))
@@ -67,6 +97,7 @@ class _ImageDataset(Dataset[Sample]):
             kind = "" if modality is None else (" visible", " infrared")[modality]
             raise ValueError(f"no{kind} image found in {root}")
         self.num_identities = len(known)
+        self.root = root
         self.paths = [record.path for record in records]
         self.identities, self.modality, self.cameras, self.image_numbers = np.array(
             [record[1:] for record in records], dtype=np.int64
@@ -74,39 +105,54 @@ class _ImageDataset(Dataset[Sample]):
         self.labels = np.searchsorted(known, self.identities)
         self.size = (size[0], size[1])
         self._cache: dict[int, Tensor] | None = {} if cache else None
+        self._keypoints: Tensor | HeatmapFolder | None = None
+        if keypoints is not None and Path(keypoints).is_dir():
+            self._keypoints = HeatmapFolder(keypoints, self.paths, root, keep=cache)
+        elif keypoints is not None:
+            names = [path.relative_to(root).as_posix() for path in self.paths]
+            try:
+                self._keypoints = load_keypoints(keypoints).at(names, self.size)
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(f"keypoints: {error} (keypoints={str(keypoints)!r})") from error
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | KeypointSample:
         position = operator.index(index)
         if not -len(self) <= position < len(self):
             raise IndexError(f"index must be within the {len(self)} images, got {position}")
         position %= len(self)
-        return Sample(
+        sample = Sample(
             self._image(position),
             int(self.labels[position]),
             int(self.modality[position]),
             int(self.cameras[position]),
             position,
         )
+        if self._keypoints is None:
+            return sample
+        return KeypointSample(*sample, self._keypoints[position].clone())
 
     def preload(self, progress: bool = False) -> None:
         """Read all images into memory now, N·3·H·W bytes, and keep them, with or without ``cache``.
 
-        Call it before a `DataLoader` starts its workers: what a worker reads, it keeps for itself alone.
+        Heatmaps, where the dataset was given them, are kept too: 2·N·K·h·w bytes. Call it before a `DataLoader` starts
+        its workers: what a worker reads, it keeps for itself alone.
 
         Args:
             progress: show a bar; needs tqdm, of the extra ``train``.
 
         Raises:
-            ValueError: if an image cannot be read.
+            ValueError: if an image or its heatmaps cannot be read.
             ImportError: if the bar is wanted and tqdm is not installed.
         """
         if self._cache is None:
             self._cache = {}
+        if isinstance(self._keypoints, HeatmapFolder) and self._keypoints.kept is None:
+            self._keypoints.kept = {}
         with ThreadPoolExecutor() as pool:  # decoding and resizing let go of the interpreter lock
-            done = pool.map(self._image, range(len(self)))
+            done = pool.map(self.__getitem__, range(len(self)))
             if progress:
                 try:
                     from tqdm import tqdm
@@ -148,6 +194,10 @@ class SYSUMM01Dataset(_ImageDataset):
         modality: 0 or 1 to keep only visible or infrared images; None for both.
         size: (height, width) that images are resized to, bilinear with antialiasing.
         cache: keep an image in memory once it has been read.
+        keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
+            heatmaps (`vireid.pose.cache_heatmaps`), which covers every image of the split. Samples are then
+            `KeypointSample`. A source that is missing, damaged or lacks an image raises FileNotFoundError or
+            ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
     Attributes:
         labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
@@ -156,6 +206,7 @@ class SYSUMM01Dataset(_ImageDataset):
         cameras: (N,) int64, 1 … 6.
         image_numbers: (N,) int64, the number in the file's name, from 1.
         paths: the N files.
+        root: folder of the dataset.
         num_identities: C, all identities of the split.
         name: "sysu".
 
@@ -176,6 +227,7 @@ class SYSUMM01Dataset(_ImageDataset):
         modality: int | None = None,
         size: tuple[int, int] = (288, 144),
         cache: bool = False,
+        keypoints: str | Path | None = None,
     ) -> None:
         root = Path(root)
         check_option("split", split, ("train", "val", "trainval", "test", "all"))
@@ -201,7 +253,7 @@ class SYSUMM01Dataset(_ImageDataset):
         if missing := sorted(listed - {record.identity for record in records}):
             raise ValueError(f"{root} holds no image of {len(missing)} listed identities, first {missing[0]:04d}")
         records.sort(key=lambda record: (record.identity, record.camera, record.number))
-        super().__init__(records, root, modality=modality, size=size, cache=cache)
+        super().__init__(records, root, modality=modality, size=size, cache=cache, keypoints=keypoints)
 
 
 class RegDBDataset(_ImageDataset):
@@ -222,6 +274,10 @@ class RegDBDataset(_ImageDataset):
         modality: 0 or 1 to keep only visible or infrared images; None for both.
         size: (height, width) that images are resized to, bilinear with antialiasing.
         cache: keep an image in memory once it has been read.
+        keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
+            heatmaps (`vireid.pose.cache_heatmaps`), which covers every image of the split. Samples are then
+            `KeypointSample`. A source that is missing, damaged or lacks an image raises FileNotFoundError or
+            ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
     Attributes:
         labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
@@ -230,6 +286,7 @@ class RegDBDataset(_ImageDataset):
         cameras: (N,) int64, 1 visible, 2 thermal.
         image_numbers: (N,) int64, position among the identity's images of this modality in its list, from 1.
         paths: the N files.
+        root: folder of the dataset.
         num_identities: C, all identities of the split.
         name: "regdb".
 
@@ -251,6 +308,7 @@ class RegDBDataset(_ImageDataset):
         modality: int | None = None,
         size: tuple[int, int] = (288, 144),
         cache: bool = False,
+        keypoints: str | Path | None = None,
     ) -> None:
         root = Path(root)
         check_option("split", split, ("train", "test", "all"))
@@ -281,7 +339,7 @@ class RegDBDataset(_ImageDataset):
                         f"{index} and the visible list of this trial disagree on {len(differing)} identities "
                         f"or their labels, first identity {differing[0]}"
                     )
-        super().__init__(records, root, modality=modality, size=size, cache=cache)
+        super().__init__(records, root, modality=modality, size=size, cache=cache, keypoints=keypoints)
 
 
 class LLCMDataset(_ImageDataset):
@@ -309,6 +367,10 @@ class LLCMDataset(_ImageDataset):
         modality: 0 or 1 to keep only visible or infrared images; None for both.
         size: (height, width) that images are resized to, bilinear with antialiasing.
         cache: keep an image in memory once it has been read.
+        keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
+            heatmaps (`vireid.pose.cache_heatmaps`), which covers every image of the split. Samples are then
+            `KeypointSample`. A source that is missing, damaged or lacks an image raises FileNotFoundError or
+            ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
     Attributes:
         labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
@@ -318,6 +380,7 @@ class LLCMDataset(_ImageDataset):
         image_numbers: (N,) int64, place of the file's name among those of its identity, camera and modality in the
             split, from 1.
         paths: the N files.
+        root: folder of the dataset.
         num_identities: C, all identities of the split.
         name: "llcm".
 
@@ -339,6 +402,7 @@ class LLCMDataset(_ImageDataset):
         modality: int | None = None,
         size: tuple[int, int] = (288, 144),
         cache: bool = False,
+        keypoints: str | Path | None = None,
     ) -> None:
         root = Path(root)
         check_option("split", split, ("train", "test", "all"))
@@ -352,7 +416,7 @@ class LLCMDataset(_ImageDataset):
         if len(people) == 2 and (both := sorted(people[0] & people[1])):
             raise ValueError(f"{root / 'idx'}: {len(both)} identities both train and test, first {both[0]:04d}")
         records = sorted((r for part in found.values() for r in part), key=lambda record: record.modality)
-        super().__init__(records, root, modality=modality, size=size, cache=cache)
+        super().__init__(records, root, modality=modality, size=size, cache=cache, keypoints=keypoints)
 
 
 def _llcm_train(root: Path) -> list[_Record]:
@@ -479,15 +543,22 @@ def _read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, i
 
 def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 RGB, resized to (height, width)."""
+    return decode_image(path, path, size)
+
+
+def decode_image(file: Path | io.BytesIO, path: Path, size: tuple[int, int] | None) -> Tensor:
+    """(3, H, W) uint8 RGB of an open or closed file, resized to (height, width) if given; ``path`` is for messages."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install 'vireid[train]'") from error
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # convert("RGB") would cut such values off at 255
-                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
-            resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):  # convert("RGB") would cut such values off at 255
+                raise ValueError(f"expected 8 bits a channel, got mode {opened.mode}")
+            image = opened.convert("RGB")
+            if size is not None:
+                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read image {path}: {error}") from error
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

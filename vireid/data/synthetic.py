@@ -10,19 +10,20 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vireid._checks import check_count, check_option
 from vireid.data._pedestrian import Person
-from vireid.data._rendering import Camera, render
+from vireid.data._rendering import Camera, locate, render
+from vireid.data.keypoints import save_keypoints
 
 __all__ = ["generate_synthetic"]
 
-_MANIFEST = "synthetic.json"
+_MANIFEST, _KEYPOINTS = "synthetic.json", "keypoints.npz"
 _VERSION = 1  # raise it whenever the same arguments would draw other pictures
 _TRIALS = 10
 _INFRARED_CAMERAS = (3, 6)
@@ -54,9 +55,14 @@ def generate_synthetic(
     In both, infrared images are thermal pictures (those of SYSU-MM01 itself are near infrared), stored with three equal
     channels; camera 6 shows warm as dark.
 
+    Both come with the true key points of every image, the 13 of `vireid.nn.skeleton.PERSON_13`: ``keypoints.npz``, for
+    `vireid.data.keypoints.load_keypoints` or a dataset's argument ``keypoints``. One counts as visible unless it is
+    outside the image or behind what stands in front; behind the person's own body it is visible.
+
     Args:
         root: folder to make, with its parents. It appears in one step at the end, so an interrupted run leaves nothing
-            of it. If it holds what the same arguments wrote before, nothing is done.
+            of it. If it holds what the same arguments wrote before, nothing is done; where a version that wrote no key
+            points did, they are added.
         layout: "sysu" or "regdb".
         identities: people drawn, at least 4.
         images_per_camera: images of a person by each camera; RegDB has one camera for each modality. Default: 4 for
@@ -96,6 +102,12 @@ def generate_synthetic(
     manifest = {"version": _VERSION, "layout": layout, "identities": identities, "images_per_camera": images_per_camera}
     manifest |= {"size": list(size), "seed": seed}
     if _is_finished(root, manifest):
+        if not (root / _KEYPOINTS).exists():
+            shots = [
+                shot for identity in range(1, identities + 1) for shot in _shots(layout, identity, images_per_camera)
+            ]
+            joints = [locate(*_scene(shot, size, seed)) for shot in shots]
+            _write_keypoints(root, shots, joints, size)
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
@@ -104,8 +116,12 @@ def generate_synthetic(
         people: Iterable[int] = range(1, identities + 1)
         if progress:
             people = tqdm(people, desc="drawing", unit="person")
+        shots, joints = [], []
         for identity in people:
-            _write_person(work, layout, identity, images_per_camera, size, seed)
+            for shot in _shots(layout, identity, images_per_camera):
+                shots.append(shot)
+                joints.append(_write_image(work, shot, size, seed))
+        _write_keypoints(work, shots, joints, size)
         if layout == "sysu":
             _write_sysu_split(work / "exp", identities, images_per_camera, seed)
         else:
@@ -147,21 +163,53 @@ def _rng(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *key]))
 
 
-def _write_person(work: Path, layout: str, identity: int, count: int, size: tuple[int, int], seed: int) -> None:
-    """Draw and write all images of one identity."""
-    person = Person.draw(_rng(seed, 0, identity))
+class _Shot(NamedTuple):
+    """One image: who, by which camera, the how-manieth, and its path below the data set's folder."""
+
+    identity: int
+    camera: int
+    number: int
+    path: str
+
+    @property
+    def infrared(self) -> bool:
+        return self.camera in _INFRARED_CAMERAS
+
+
+def _shots(layout: str, identity: int, count: int) -> Iterator[_Shot]:
+    """All images of one identity."""
     for camera in range(1, 7) if layout == "sysu" else (1, 3):
         infrared = camera in _INFRARED_CAMERAS
-        if layout == "sysu":
-            folder, name = work / f"cam{camera}" / f"{identity:04d}", "{0:04d}.jpg"
-        else:
-            folder = work / ("Thermal" if infrared else "Visible") / str(identity)
-            name = _regdb_name(identity, infrared)
-        folder.mkdir(parents=True)
-        view = Camera.draw(_rng(seed, 1, camera), inverted=camera == 6)
         for number in range(1, count + 1):
-            image, _ = render(person, view, size, infrared, _rng(seed, 2, identity, camera, number))
-            image.save(folder / name.format(number), **_JPEG)
+            if layout == "sysu":
+                path = f"cam{camera}/{identity:04d}/{number:04d}.jpg"
+            else:
+                folder = "Thermal" if infrared else "Visible"
+                path = f"{folder}/{identity}/{_regdb_name(identity, infrared).format(number)}"
+            yield _Shot(identity, camera, number, path)
+
+
+def _scene(
+    shot: _Shot, size: tuple[int, int], seed: int
+) -> tuple[Person, Camera, tuple[int, int], np.random.Generator]:
+    """What `locate` draws an image from, and `render` with it."""
+    person = Person.draw(_rng(seed, 0, shot.identity))
+    view = Camera.draw(_rng(seed, 1, shot.camera), inverted=shot.camera == 6)
+    return person, view, size, _rng(seed, 2, shot.identity, shot.camera, shot.number)
+
+
+def _write_image(work: Path, shot: _Shot, size: tuple[int, int], seed: int) -> np.ndarray:
+    """Draw and write one image; returns its joints (13, 3)."""
+    person, view, size, rng = _scene(shot, size, seed)
+    image, joints = render(person, view, size, shot.infrared, rng)
+    (work / shot.path).parent.mkdir(parents=True, exist_ok=True)
+    image.save(work / shot.path, **_JPEG)
+    return joints
+
+
+def _write_keypoints(folder: Path, shots: Sequence[_Shot], joints: Sequence[np.ndarray], size: tuple[int, int]) -> None:
+    paths, sizes = [shot.path for shot in shots], np.tile(size, (len(shots), 1))
+    save_keypoints(folder / _KEYPOINTS, paths, np.stack(joints), sizes)
 
 
 def _regdb_name(identity: int, infrared: bool) -> str:

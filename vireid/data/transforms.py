@@ -4,6 +4,7 @@ All randomness comes from PyTorch's global CPU generator, on any device, so ``to
 """
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from vireid import VISIBLE
 from vireid._checks import check_count, check_integers, check_option
+from vireid.data.keypoints import move_heatmaps, move_keypoints
+from vireid.nn.skeleton import PERSON_13, Skeleton
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -131,6 +134,9 @@ class TrainAugmentation(nn.Module):
     channel exchange. Padding and erased boxes are 0 after normalisation, the mean colour. The defaults are AGW's crop
     and flip with CAJ's erasing and channel exchange. ``eval()`` does not switch it off: use `EvalTransform`.
 
+    Key points, where given, follow the crop and the flip; the images are the same with and without them. Erasing leaves
+    key points as they are.
+
     Args:
         size: (h, w) of the result.
         padding: pixels of mean colour added on each side before the crop.
@@ -144,6 +150,7 @@ class TrainAugmentation(nn.Module):
         exchange_infrared: its probability for an infrared image.
         mean: of the three channels on the scale 0 … 1.
         std: of the three channels on that scale.
+        skeleton: of the key points: a flip exchanges its left and right.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -170,6 +177,7 @@ class TrainAugmentation(nn.Module):
         exchange_infrared: float = 0.5,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        skeleton: Skeleton = PERSON_13,
     ) -> None:
         super().__init__()
         if len(size) != 2:
@@ -185,7 +193,7 @@ class TrainAugmentation(nn.Module):
         if not 0 < erasing_aspect <= 1:
             raise ValueError(f"erasing_aspect must be above 0 and at most 1, got {erasing_aspect}")
         check_option("exchange", exchange, ("caj", "none"))
-        self.size, self.padding = (size[0], size[1]), padding
+        self.size, self.padding, self.skeleton = (size[0], size[1]), padding, skeleton
         self.normalize = EvalTransform(mean=mean, std=std)
         self.grayscale = _kornia("RandomGrayscale", p=grayscale) if grayscale else None
         self.flip = _kornia("RandomHorizontalFlip", p=flip) if flip else None
@@ -195,34 +203,66 @@ class TrainAugmentation(nn.Module):
             ChannelExchange(visible=exchange_visible, infrared=exchange_infrared) if exchange == "caj" else None
         )
 
-    def forward(self, images: Tensor, modality: Tensor) -> Tensor:
+    @overload
+    def forward(self, images: Tensor, modality: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, images: Tensor, modality: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self, images: Tensor, modality: Tensor, keypoints: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Augment a batch; the input is left as it is.
 
         Args:
             images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1.
             modality: (B,) integer, 0 visible, 1 infrared, in any order.
+            keypoints: coordinates (B, K, 3), pixels x, y of the images and a number above 0 where visible; or heatmaps
+                (B, K, h', w') over the images, of any resolution.
 
         Returns:
-            (B, 3, h, w) float32.
+            (B, 3, h, w) float32; with key points, also those, in pixels of the new images or as heatmaps (B, K, h', w')
+            over them.
 
         Raises:
             ValueError: if a shape does not fit, or the padded images are smaller than ``size``.
-            TypeError: if the images are neither uint8 nor floating point, or the modality is not integer.
+            TypeError: if the images are neither uint8 nor floating point, the modality is not integer, or the key
+                points are not floating point.
         """
         _check_images(images)
         check_integers("modality", modality, len(images))
+        if keypoints is not None and len(keypoints) != len(images):
+            raise ValueError(f"keypoints must be those of {len(images)} images, got {len(keypoints)}")
+        image_size = (images.shape[2], images.shape[3])
         if self.grayscale is not None and len(images):
             images = self.grayscale(_unit_range(images))
-        images = _random_crop(self.normalize(images), self.size, self.padding)
+        images, corner = _random_crop(self.normalize(images), self.size, self.padding)
+        flipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.flip is not None and len(images):
             images = self.flip(images)
+            if keypoints is not None:
+                matrix: Tensor = self.flip.transform_matrix  # type: ignore[assignment]  # of each image's flip
+                flipped = matrix[:, 0, 0] < 0
         if self.erasing is not None and len(images):
             images = self.erasing(images)
-        return images if self.exchange is None else self.exchange(images, modality)
+        if self.exchange is not None:
+            images = self.exchange(images, modality)
+        if keypoints is None:
+            return images
+        if keypoints.ndim == 4:
+            return images, move_heatmaps(
+                keypoints,
+                image_size=image_size,
+                corner=corner,
+                size=self.size,
+                flipped=flipped,
+                skeleton=self.skeleton,
+            )
+        return images, move_keypoints(keypoints, corner=corner, size=self.size, flipped=flipped, skeleton=self.skeleton)
 
 
-def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> Tensor:
-    """Pad with 0 and cut a (h, w) window from each image, all places equally likely.
+def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> tuple[Tensor, Tensor]:
+    """Pad with 0 and cut a (h, w) window from each image, all places equally likely; also where: y, x (B, 2).
 
     The windows are views (``unfold``) and one gather picks a window an image. kornia's RandomCrop cuts the images one
     after the other (``cropping_mode="slice"``) or warps them, which is slower and blurs.
@@ -230,13 +270,13 @@ def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> Tensor:
     height, width = images.shape[2] + 2 * padding, images.shape[3] + 2 * padding
     if height < size[0] or width < size[1]:
         raise ValueError(f"images must be at least {size} after padding by {padding}, got {(height, width)}")
-    if (height, width) == size:
-        return images
     count, device = len(images), images.device
+    if padding == 0 and (height, width) == size:
+        return images, torch.zeros(count, 2, dtype=torch.int64, device=device)
     windows = F.pad(images, (padding,) * 4).unfold(2, size[0], 1).unfold(3, size[1], 1)
     top = torch.randint(height - size[0] + 1, (count,)).to(device)
     left = torch.randint(width - size[1] + 1, (count,)).to(device)
-    return windows[torch.arange(count, device=device), :, top, left]
+    return windows[torch.arange(count, device=device), :, top, left], torch.stack([top, left], 1) - padding
 
 
 def _kornia(name: str, **settings: object) -> nn.Module:
