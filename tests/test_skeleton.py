@@ -18,6 +18,7 @@ from vireid.nn.skeleton import (
     keypoint_pooling,
     merge_coco_heatmaps,
     merge_coco_keypoints,
+    part_grid,
     present_keypoints,
     skeleton_adjacency,
 )
@@ -124,6 +125,47 @@ def test_a_heatmaps_mean_is_kept_whatever_the_sizes(size, grid, seed):
     heat = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
     pooled = keypoint_pooling(torch.ones(1, 1, *grid, dtype=torch.double), heat)
     assert_close(pooled[..., 0], heat.mean((2, 3)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (1, 1), (3, 1), (2, 2), (1, 2)])
+def test_pooling_on_a_grid_stacks_the_means_of_its_cells(grid, device):
+    """A cell of adaptive pooling is the mean of the pixels that it touches."""
+    features, heat = torch.randn(2, 5, 3, 2).double(), torch.rand(2, 4, 3, 2).double()
+    expected = torch.zeros(2, 4, 5, *grid).double()
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            rows = range(i * 3 // grid[0], -(-(i + 1) * 3 // grid[0]))
+            columns = range(j * 2 // grid[1], -(-(j + 1) * 2 // grid[1]))
+            pixels = [features[:, None, :, y, x] * heat[:, :, None, y, x] for y in rows for x in columns]
+            expected[..., i, j] = sum(pixels) / len(pixels)
+    pooled = keypoint_pooling(features.to(device), heat.to(device), grid=grid)
+    assert_close(pooled.cpu(), expected.flatten(2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 3), (1, 3), (6, 1)])
+def test_a_grid_of_parts(rows, columns):
+    heatmaps, adjacency = part_grid(rows, columns)
+    count = rows * columns
+    assert heatmaps.shape[0] == count
+    height, width = heatmaps.shape[1:]
+    for k in range(count):
+        i, j = divmod(k, columns)
+        for y in range(height):
+            for x in range(width):
+                down = max(0, 1 - abs((y + 0.5) / height * rows - i - 0.5)) if rows > 1 else 1
+                across = max(0, 1 - abs((x + 0.5) / width * columns - j - 0.5)) if columns > 1 else 1
+                assert heatmaps[k, y, x] == pytest.approx(down * across, abs=1e-6)
+        for other in range(count):
+            a, b = divmod(other, columns)
+            assert adjacency[k, other] == (abs(i - a) + abs(j - b) <= 1)
+    assert adjacency[-1].all()
+    assert adjacency[:, -1].all()
+
+
+@pytest.mark.parametrize("size", [(0, 2), (2, 0)])
+def test_a_grid_of_parts_has_one_at_least(size):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        part_grid(*size)
 
 
 def test_a_key_point_takes_what_is_at_its_place(device):

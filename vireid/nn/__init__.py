@@ -15,6 +15,7 @@ from vireid.nn.skeleton import (
     keypoint_pooling,
     merge_coco_heatmaps,
     merge_coco_keypoints,
+    part_grid,
     present_keypoints,
     skeleton_adjacency,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "keypoint_pooling",
     "merge_coco_heatmaps",
     "merge_coco_keypoints",
+    "part_grid",
     "present_keypoints",
     "resnet50",
     "skeleton_adjacency",

@@ -22,6 +22,7 @@ __all__ = [
     "keypoint_pooling",
     "merge_coco_heatmaps",
     "merge_coco_keypoints",
+    "part_grid",
     "present_keypoints",
     "skeleton_adjacency",
 ]
@@ -106,7 +107,7 @@ def skeleton_adjacency(edges: Iterable[Sequence[int]], nodes: int, *, self_loops
     return adjacency.fill_diagonal_(self_loops)
 
 
-def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor) -> Tensor:
+def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, int] = (1, 1)) -> Tensor:
     """A feature for each key point: the map's mean under the key point's heatmap (G2DA, Eq. 2).
 
         v_k = (1/hw) Σ_yx F[:, y, x] · heat_k[y, x]
@@ -119,13 +120,16 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor) -> Tensor:
     Args:
         feature_map: (B, c, h, w).
         heatmaps: (B, K, H, W), any size and any dtype, integers at their value.
+        grid: (rows, columns) of the means that a feature is made of; (1, 1) is the paper's. Where a model stacks the
+            cells of its map instead of taking one mean, so are those of the map under a heatmap (ours).
 
     Returns:
-        (B, K, c) in the dtype of ``feature_map``, or that of autocast. An absent key point, whose heatmap is zero, has
-        the feature zero.
+        (B, K, c · rows · columns) in the dtype of ``feature_map``, or that of autocast; channels first, in the order of
+        ``adaptive_avg_pool2d(feature_map, grid).flatten(1)``. An absent key point, whose heatmap is zero, has the
+        feature zero.
 
     Raises:
-        ValueError: if a shape is wrong or the two do not hold as many images.
+        ValueError: if a shape is wrong, the two do not hold as many images, or the grid is not two numbers above 0.
         TypeError: if one is no tensor, or ``feature_map`` not floating point.
     """
     _check_maps("feature_map", feature_map)
@@ -139,6 +143,7 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor) -> Tensor:
             f"heatmaps must hold one image for each of the {feature_map.shape[0]} in feature_map, "
             f"got {heatmaps.shape[0]}"
         )
+    _check_size("grid", grid)
     height, width = feature_map.shape[2:]
     with torch.autocast(heatmaps.device.type, enabled=False):
         heat = at_least_float32(heatmaps)
@@ -146,9 +151,15 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor) -> Tensor:
             heat = heat @ _area_weights(heat.shape[3], width, heat).T
         if heat.shape[2] != height:
             heat = _area_weights(heat.shape[2], height, heat) @ heat
-    # 1/n inside the product: a sum over the pixels may be more than half precision can hold.
-    weights, pixels = heat.flatten(2).to(feature_map.dtype), feature_map.flatten(2)
-    return torch.baddbmm(weights.new_zeros(()), weights, pixels.mT, beta=0, alpha=1 / (height * width))
+    heat = heat.to(feature_map.dtype)
+    if tuple(grid) == (height, width):
+        return (heat[:, :, None] * feature_map[:, None]).flatten(2)
+    if tuple(grid) == (1, 1):
+        # 1/n inside the product: a sum over the pixels may be more than half precision can hold.
+        weights, pixels = heat.flatten(2), feature_map.flatten(2)
+        return torch.baddbmm(weights.new_zeros(()), weights, pixels.mT, beta=0, alpha=1 / (height * width))
+    parts = heat[:, :, None] * feature_map[:, None]
+    return F.adaptive_avg_pool2d(parts.flatten(1, 2), grid).unflatten(1, parts.shape[1:3]).flatten(2)
 
 
 def _area_weights(pixels: int, cells: int, like: Tensor) -> Tensor:
@@ -158,6 +169,42 @@ def _area_weights(pixels: int, cells: int, like: Tensor) -> Tensor:
     pixel = torch.arange(pixels, device=like.device) * cells
     overlap = torch.minimum(cell + pixels, pixel + cells) - torch.maximum(cell, pixel)
     return overlap.clamp_min(0).to(like.dtype) / pixels
+
+
+def part_grid(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Parts in a fixed grid, for images of which no key points are known (ours).
+
+    The windows overlap: each is 1 in its centre and falls linearly to 0 at the centres of its neighbours, so that what
+    lies between two parts belongs to both.
+
+    Args:
+        rows: of the grid.
+        columns: of the grid.
+
+    Returns:
+        heatmaps (K, H, W) of the K = rows · columns parts, row by row, which `keypoint_pooling` brings to any size; and
+        their adjacency (K + 1, K + 1) as `skeleton_adjacency` makes it, where neighbours share an edge of the grid.
+
+    Raises:
+        ValueError: if a number is below 1.
+        TypeError: if one is not an integer.
+    """
+    check_count("rows", rows)
+    check_count("columns", columns)
+    down, across = (_windows(count) for count in (rows, columns))
+    heatmaps = torch.einsum("iy,jx->ijyx", down, across).flatten(0, 1)
+    place = torch.arange(rows * columns).view(rows, columns)
+    edges = [*zip(place[:-1].flatten(), place[1:].flatten(), strict=True)]
+    edges += zip(place[:, :-1].flatten(), place[:, 1:].flatten(), strict=True)
+    return heatmaps, skeleton_adjacency([(int(i), int(j)) for i, j in edges], rows * columns)
+
+
+def _windows(count: int, pixels: int = 8) -> Tensor:
+    """(count, count · pixels) weights of equal parts of a length; 1 in all where there is one part."""
+    if count == 1:
+        return torch.ones(1, pixels)
+    position = (torch.arange(count * pixels) + 0.5) / pixels
+    return (1 - (position - torch.arange(count)[:, None] - 0.5).abs()).clamp_min(0)
 
 
 def present_keypoints(heatmaps: Tensor, *, threshold: float = 0.0) -> Tensor:
