@@ -2,16 +2,20 @@
 
 from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput, feature_size
 from vireid.models.cift import CIFT, CIFTCriterion, CIFTOutput
+from vireid.models.g2da import G2DA, G2DACriterion, G2DAOutput
 from vireid.models.saai import SAAI, SAAICriterion, SAAIOutput
 
 __all__ = [
     "CIFT",
+    "G2DA",
     "SAAI",
     "Baseline",
     "BaselineCriterion",
     "BaselineOutput",
     "CIFTCriterion",
     "CIFTOutput",
+    "G2DACriterion",
+    "G2DAOutput",
     "SAAICriterion",
     "SAAIOutput",
     "feature_size",

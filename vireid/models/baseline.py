@@ -17,10 +17,12 @@ class BaselineOutput(NamedTuple):
     Attributes:
         features: (B, d) F_b, the features that rank at test time.
         logits: (B, C) Y_b.
+        feature_map: (B, c, h, w) of the backbone, for losses on parts; None in an output made without.
     """
 
     features: Tensor
     logits: Tensor
+    feature_map: Tensor | None = None
 
 
 class Baseline(nn.Module):
@@ -60,7 +62,7 @@ class Baseline(nn.Module):
         if maps.ndim != 4 or maps.shape[1] * cells != self.dim:
             raise ValueError(f"backbone must return (B, {self.dim // cells}, h, w), got {tuple(maps.shape)}")
         features = self.neck(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
-        return BaselineOutput(features, self.classifier(features))
+        return BaselineOutput(features, self.classifier(features), maps)
 
 
 class BaselineCriterion(nn.Module):

@@ -20,6 +20,7 @@ class CIFTOutput(NamedTuple):
         transfer: f_q, F_G and the affinities of this batch.
         query_logits: (B, C) Y_g of f_q.
         gallery_logits: (R, C) Y_g of F_G.
+        feature_map: (B, c, h, w) of the backbone, for losses on parts; None in an output made without.
     """
 
     features: Tensor
@@ -27,6 +28,7 @@ class CIFTOutput(NamedTuple):
     transfer: H2FTOutput
     query_logits: Tensor
     gallery_logits: Tensor
+    feature_map: Tensor | None = None
 
 
 class CIFT(nn.Module):
@@ -61,10 +63,10 @@ class CIFT(nn.Module):
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
         """Embed ``images`` (B, 3, H, W) and transfer features between them by ``modality`` (B,)."""
-        features, logits = self.baseline(images, modality)
+        features, logits, maps = self.baseline(images, modality)
         transfer = self.transfer(features, modality)
         query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
-        return CIFTOutput(features, logits, transfer, query, gallery)
+        return CIFTOutput(features, logits, transfer, query, gallery, maps)
 
 
 class CIFTCriterion(nn.Module):

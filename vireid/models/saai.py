@@ -30,6 +30,7 @@ class SAAIOutput(NamedTuple):
         transfer: with CIFT's transfer on top: f_q, F_G and the affinities of this batch; else None.
         query_logits: (B, C) Y_g of f_q, or None.
         gallery_logits: (R, C) Y_g of F_G, or None.
+        feature_map: (B, c, h, w) of the backbone, for losses on parts; None in an output made without.
     """
 
     features: Tensor
@@ -38,6 +39,7 @@ class SAAIOutput(NamedTuple):
     transfer: H2FTOutput | None = None
     query_logits: Tensor | None = None
     gallery_logits: Tensor | None = None
+    feature_map: Tensor | None = None
 
 
 class SAAI(nn.Module):
@@ -121,10 +123,10 @@ class SAAI(nn.Module):
                 pooled = torch.cat([parts[:, :-1].flatten(1), cells], 1)
         features = self.neck(pooled, modality) if isinstance(self.neck, DualBNNeck) else self.neck(pooled)
         if self.transfer is None or self.graph_classifier is None:
-            return SAAIOutput(features, pooled, similarity)
+            return SAAIOutput(features, pooled, similarity, feature_map=maps)
         transfer = self.transfer(features, modality)
         query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
-        return SAAIOutput(features, pooled, similarity, transfer, query, gallery)
+        return SAAIOutput(features, pooled, similarity, transfer, query, gallery, maps)
 
 
 class SAAICriterion(nn.Module):

@@ -1,0 +1,214 @@
+"""G2DA: geometry-guided dual alignment (Wan et al., 2021)."""
+
+from math import sqrt
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_at_least_zero, check_count, check_integers
+from vireid._ops import at_least_float32, normalize_rows
+from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
+from vireid.models.baseline import classifier, feature_grid, feature_size, sum_losses
+from vireid.nn import (
+    BNNeck,
+    MessageFusionAttention,
+    SkeletonAggregation,
+    TwoStream,
+    keypoint_pooling,
+    present_keypoints,
+)
+from vireid.nn.skeleton import PERSON_13
+
+
+class G2DAOutput(NamedTuple):
+    """What `G2DA` returns, in training and in evaluation.
+
+    Attributes:
+        features: (B, d) what ranks at test time: V_G, or BN(GAP(F)) of a model without graph.
+        pooled: (B, d) GAP(F), before the neck.
+        logits: (B, C) of BN(GAP(F)).
+        nodes: (B, K + 1, d) the graph: key points, and BN(GAP(F)) last.
+        mask: (B, K + 1) bool, False for a key point that the image does not show.
+        graph_logits: (B, C) of V_G, or None without graph.
+    """
+
+    features: Tensor
+    pooled: Tensor
+    logits: Tensor
+    nodes: Tensor
+    mask: Tensor
+    graph_logits: Tensor | None = None
+
+
+class G2DA(nn.Module):
+    """Backbone, skeleton graph, message fusion attention, aggregation (G2DA §III).
+
+        v_k = mean of F under heatmap k,   v_{K+1} = BN(GAP(F)),   V_G = BN(GAP(F)) + Σ_i ω_i v̄_i
+
+    Args:
+        backbone: `vireid.nn.TwoStream` as in the paper, or any module (B, 3, H, W) -> (B, c, h, w), shared by both
+            modalities.
+        identities: number C of training identities.
+        adjacency: (K + 1, K + 1) bool, see `vireid.nn.skeleton_adjacency`. Default: the paper's 13 key points.
+        parts: (K, H, W) heatmaps that every image has, in place of its own: such as `vireid.nn.part_grid` gives, with
+            its adjacency. Then the model needs images and modality alone. Default: each image brings its own.
+        graph: False leaves the graph's layers out, and the features are BN(GAP(F)) (Table III's rows before "G").
+        heads: L of `vireid.nn.MessageFusionAttention`; d must be a multiple.
+        threshold: θ of its message fusion; -inf fuses nothing (Table III's "G" without "MF").
+        normalize_nodes: bring every key point's node to the length √d, which BN(GAP(F)) has about, before the graph
+            (ours). A mean under a heatmap that is 1 at its peak alone is a hundredth of the map's values, so that the
+            global node, joined to all, would drown the others.
+        dim: feature size d, c · rows · columns of the grid. Default: c is the backbone's ``out_channels``.
+        grid: (rows, columns) of the means that GAP and Eq. 2 take and stack. Default: the backbone's ``grid`` where it
+            has one, else (1, 1), which is the paper's.
+
+    Raises:
+        ValueError: if the size is neither given nor known, heads do not divide it or ``parts`` are not as many as the
+            adjacency has key points; when called, if the backbone returns another size, or there are no heatmaps.
+    """
+
+    parts: Tensor | None
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        identities: int,
+        *,
+        adjacency: Tensor | None = None,
+        parts: Tensor | None = None,
+        graph: bool = True,
+        heads: int = 4,
+        threshold: float = 0.02,
+        normalize_nodes: bool = False,
+        dim: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("identities", identities)
+        adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
+        if parts is not None and (parts.ndim != 3 or len(parts) != len(adjacency) - 1):
+            raise ValueError(f"parts must be ({len(adjacency) - 1}, H, W) as the adjacency, got {tuple(parts.shape)}")
+        self.grid = feature_grid(backbone) if grid is None else grid
+        self.dim = feature_size(backbone, grid) if dim is None else dim
+        self.key_points, self.normalize_nodes = len(adjacency) - 1, normalize_nodes
+        self.backbone = backbone
+        self.register_buffer("parts", parts, persistent=False)
+        self.neck = BNNeck(self.dim)
+        self.classifier = classifier(self.dim, identities)
+        self.attention = self.aggregation = self.graph_classifier = None
+        if graph:
+            self.attention = MessageFusionAttention(self.dim, heads=heads, adjacency=adjacency, threshold=threshold)
+            self.aggregation = SkeletonAggregation(self.dim, len(adjacency))
+            self.graph_classifier = classifier(self.dim, identities)
+
+    def forward(self, images: Tensor, modality: Tensor, heatmaps: Tensor | None = None) -> G2DAOutput:
+        """Embed images.
+
+        Args:
+            images: (B, 3, H, W).
+            modality: (B,) integers, 0 visible, 1 infrared; a backbone with one stream does not look at it.
+            heatmaps: (B, K, h, w) of any resolution; not needed by a model with ``parts``.
+
+        Returns:
+            `G2DAOutput`.
+
+        Raises:
+            ValueError: if the heatmaps are missing or not K, or the backbone returns another size.
+        """
+        if heatmaps is None:
+            if self.parts is None:
+                raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w) for a model without parts, got None")
+            heatmaps = self.parts.expand(len(images), -1, -1, -1)
+        if heatmaps.ndim != 4 or heatmaps.shape[1] != self.key_points:
+            raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w), got {tuple(heatmaps.shape)}")
+        maps = self.backbone(images, modality) if isinstance(self.backbone, TwoStream) else self.backbone(images)
+        cells = self.grid[0] * self.grid[1]
+        if maps.ndim != 4 or maps.shape[1] * cells != self.dim:
+            raise ValueError(f"backbone must return (B, {self.dim // cells}, h, w), got {tuple(maps.shape)}")
+        pooled = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+        whole = self.neck(pooled)
+        local = keypoint_pooling(maps, heatmaps, grid=self.grid)
+        if self.normalize_nodes:
+            local = sqrt(self.dim) * normalize_rows(local.flatten(0, 1)).view_as(local)
+        nodes = torch.cat([local, whole[:, None].to(local.dtype)], 1)
+        mask = F.pad(present_keypoints(heatmaps), (0, 1), value=True)
+        logits = self.classifier(whole)
+        if self.attention is None or self.aggregation is None or self.graph_classifier is None:
+            return G2DAOutput(whole, pooled, logits, nodes, mask)
+        features = self.aggregation(pooled, self.attention(nodes, mask))
+        return G2DAOutput(features, pooled, logits, nodes, mask, self.graph_classifier(features))
+
+
+class G2DACriterion(nn.Module):
+    """L = λ_b (CE + L_tri) + λ_o D_ot + λ_c L_c + λ_g L_g (G2DA, Eq. 13).
+
+    L_b: cross-entropy behind the neck and triplets before it, as is usual with a BNNeck (ours; the paper does not say
+    which). L_g: cross-entropy of V_G, of a model with graph. A weight of 0 leaves its loss out.
+
+    Args:
+        base: λ_b.
+        transport: λ_o.
+        contrastive: λ_c.
+        graph: λ_g.
+        margin: of L_tri.
+        epsilon: ε of L_c.
+        normalize_triplet: L_tri of features of length 1 (ours). The paper does not say it; but the margin is a length,
+            and the length of GAP(F) is the backbone's affair.
+        normalize_nodes: L_c of nodes of length 1 (ours), the scale on which no two are farther apart than its ε.
+        phi: φ of D_ot.
+        loss: the structure's difference in D_ot, ``"abs"`` or ``"square"``.
+        pairs: which pairs D_ot aligns, see `vireid.losses.GraphOTLoss`.
+
+    Raises:
+        ValueError: if a number is out of its range.
+        TypeError: if a number is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: float = 1.0,
+        transport: float = 1.0,
+        contrastive: float = 0.1,
+        graph: float = 1.0,
+        margin: float = 0.3,
+        epsilon: float = 2.0,
+        normalize_triplet: bool = False,
+        normalize_nodes: bool = False,
+        phi: float = 0.5,
+        loss: Literal["abs", "square"] = "abs",
+        pairs: Literal["all", "one_to_one"] = "all",
+    ) -> None:
+        super().__init__()
+        self.weights = {
+            "ce": base,
+            "triplet": base,
+            "transport": transport,
+            "contrastive": contrastive,
+            "graph": graph,
+        }
+        for name, weight in self.weights.items():
+            check_at_least_zero("base" if name in ("ce", "triplet") else name, weight)
+        if not any(self.weights.values()):
+            raise ValueError("one weight at least must be above 0, got base, transport, contrastive and graph of 0")
+        self.triplet = CrossModalityTripletLoss(margin=margin, normalize=normalize_triplet)
+        self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs)
+        self.contrastive = PartContrastiveLoss(epsilon=epsilon, normalize=normalize_nodes)
+
+    def forward(self, output: G2DAOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
+        """Named losses, as they enter the sum, and that sum ``"total"``; labels (B,), modality (B,)."""
+        check_integers("labels", labels, len(output.features))
+        losses: dict[str, Tensor] = {}
+        if self.weights["ce"]:
+            losses["ce"] = F.cross_entropy(at_least_float32(output.logits), labels.long())
+            losses["triplet"] = self.triplet(output.pooled, labels, modality)
+        if self.weights["transport"]:
+            losses["transport"] = self.transport(output.nodes, labels, modality, mask=output.mask)
+        if self.weights["contrastive"]:
+            losses["contrastive"] = self.contrastive(output.nodes, labels, modality, mask=output.mask)
+        if self.weights["graph"] and output.graph_logits is not None:
+            losses["graph"] = F.cross_entropy(at_least_float32(output.graph_logits), labels.long())
+        losses = {name: self.weights[name] * loss for name, loss in losses.items()}
+        return losses | {"total": sum_losses(losses)}
