@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vireid import INFRARED, VISIBLE
-from vireid.data import EvalTransform, RegDBDataset, SYSUMM01Dataset, generate_synthetic
+from vireid.data import EvalTransform, KeypointSample, RegDBDataset, SYSUMM01Dataset, generate_synthetic
 from vireid.features import save_features
 from vireid.neighbors import topk
-from vireid.nn import SmallBackbone, resnet50
+from vireid.nn import SmallBackbone, gaussian_heatmaps, resnet50
 from vireid.plots import cmc_curves, ranked_lists
 from vireid.protocols import SYSUMM01, RegDB, Report
 
@@ -44,7 +44,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def open_dataset(arguments: argparse.Namespace, split: str, size: tuple[int, int]) -> Dataset:
     """The data set that the options name; synthetic data are drawn first where they are not there yet."""
-    root, cache = arguments.root, not arguments.no_cache
+    root, cache, keypoints = arguments.root, not arguments.no_cache, getattr(arguments, "keypoints", None)
     if arguments.dataset == "synthetic":
         root = root or Path("runs/synthetic")
         generate_synthetic(root, layout="regdb", progress=True)
@@ -52,12 +52,41 @@ def open_dataset(arguments: argparse.Namespace, split: str, size: tuple[int, int
         raise ValueError(f"--root must name the folder of --dataset {arguments.dataset}")
     if arguments.dataset == "sysu":
         # As published: 395 training identities, those of train_id.txt and val_id.txt.
-        dataset: Dataset = SYSUMM01Dataset(root, "trainval" if split == "train" else split, size=size, cache=cache)
+        split = "trainval" if split == "train" else split
+        dataset: Dataset = SYSUMM01Dataset(root, split, size=size, cache=cache, keypoints=keypoints)
     else:
-        dataset = RegDBDataset(root, split, trial=arguments.trial, size=size, cache=cache)
+        dataset = RegDBDataset(root, split, trial=arguments.trial, size=size, cache=cache, keypoints=keypoints)
     if cache and arguments.workers:
         dataset.preload(progress=True)  # what a worker reads would be kept by it alone, and for one epoch
     return dataset
+
+
+def find_keypoints(arguments: argparse.Namespace, part_grid: list[int] | None) -> None:
+    """Fill in ``--keypoints`` of the synthetic data; a fixed grid of parts needs none.
+
+    Raises:
+        ValueError: if there is a grid and ``--keypoints``, or neither, and the data have no key points of their own.
+    """
+    if part_grid:
+        if arguments.keypoints is not None:
+            raise ValueError(f"--keypoints must be left out with a grid of parts, got {arguments.keypoints}")
+    elif arguments.keypoints is None:
+        if arguments.dataset != "synthetic":
+            raise ValueError(
+                "--keypoints must name the key points of the images (examples/estimate_keypoints.py makes them), or "
+                "--part-grid ROWS COLUMNS must be given instead"
+            )
+        arguments.keypoints = (arguments.root or Path("runs/synthetic")) / "keypoints.npz"
+
+
+def draw_heatmaps(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
+    """Heatmaps (B, K, h, w) of coordinates (B, K, 3) in images of ``size`` (H, W); heatmaps stay as they are.
+
+    As high as those that G2DA's pose estimator gives, 64, with its σ of 2.
+    """
+    if keypoints.ndim == 4:
+        return keypoints
+    return gaussian_heatmaps(keypoints, (64, max(1, round(64 * size[1] / size[0]))), image_size=size)
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
@@ -76,10 +105,12 @@ def extract_features(model: nn.Module, dataset: Dataset, *, workers: int = 0, ba
     transform = EvalTransform()
     model.eval()
     loader = DataLoader(dataset, batch_size=batch, num_workers=workers)
-    features = [
-        model(transform(sample.image.to(device)), sample.modality.to(device)).features.float()
-        for sample in tqdm(loader, desc="features", leave=False)
-    ]
+    features = []
+    for sample in tqdm(loader, desc="features", leave=False):
+        inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
+        if isinstance(sample, KeypointSample):
+            inputs.append(draw_heatmaps(sample.keypoints.to(device), dataset.size))
+        features.append(model(*inputs).features.float())
     return torch.cat(features)
 
 

@@ -29,7 +29,7 @@ ABLATION = {
 }
 
 # What a checkpoint keeps: the options that decide what is trained, and how.
-SETTINGS = (*training.SETTINGS, *training.TRANSFER_SETTINGS)
+SETTINGS = (*training.SETTINGS, *training.TRANSFER_SETTINGS, *training.ALIGNMENT_SETTINGS)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     training.add_backbone_options(group)
     training.add_transfer_options(group)
+    training.add_alignment_options(parser)
     training.add_training_options(parser, output=Path("runs/cift"))
     return parser.parse_args()
 
@@ -53,14 +54,14 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
     if row not in ABLATION:
         raise ValueError(f"ablation must be one of {', '.join(ABLATION)}, got {row!r}")
     if row == "baseline":
-        return Baseline(backbone, identities), BaselineCriterion()
+        return Baseline(backbone, identities), training.with_alignment(BaselineCriterion(), config)
     if row in ("gft", "ubs"):
         transfer: FeatureTransfer = GFT(dim, k=k, tau=config["tau_het"], unbalanced=row == "ubs")
     else:
         transfer = H2FT(dim, k=k, tau_hom=config["tau_hom"], tau_het=config["tau_het"])
     model = CIFT(backbone, identities, transfer=transfer)
     cri = CRILoss(dim, samples=config["samples"], detach_values=config["detach_values"]) if row == "cri" else None
-    return model, CIFTCriterion(model, cri=cri)
+    return model, training.with_alignment(CIFTCriterion(model, cri=cri), config)
 
 
 def distances(model: nn.Module, arguments: argparse.Namespace | None = None) -> dict[str, common.Distance | None]:

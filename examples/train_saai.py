@@ -37,6 +37,7 @@ ABLATION = {
 SETTINGS = (
     *training.SETTINGS,
     *training.TRANSFER_SETTINGS,
+    *training.ALIGNMENT_SETTINGS,
     *"parts position_in_values part_diversity center_separation normalize_centers affinity_loss amend transfer".split(),
 )
 
@@ -75,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("CIFT on SAAI's features")
     group.add_argument("--transfer", action="store_true", help="add CIFT's H2FT, the losses of its graph, and CRI")
     training.add_transfer_options(group)
+    training.add_alignment_options(parser)
     training.add_training_options(parser, output=Path("runs/saai"))
     return parser.parse_args()
 
@@ -181,7 +183,7 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
         affinity_weight=config["affinity_loss"],
         cri=cri,
     )
-    return model, criterion
+    return model, training.with_alignment(criterion, config)
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ from torch import nn
 
 import common
 import train_cift
+import train_g2da
 import train_saai
 from training import Method
 
-METHODS = {script.METHOD.name: script.METHOD for script in (train_cift, train_saai)}
+METHODS = {script.METHOD.name: script.METHOD for script in (train_cift, train_saai, train_g2da)}
 
 
 class Trained(NamedTuple):
@@ -54,6 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=["test", "all"], default="test", help="all: every identity is a test identity"
     )
+    parser.add_argument("--keypoints", type=Path, help="of the images, for a checkpoint of train_g2da.py")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.set_defaults(dataset=None, trial=None)
 
@@ -63,4 +65,8 @@ def open_images(arguments: argparse.Namespace, config: dict[str, Any], size: lis
     arguments.dataset = arguments.dataset or config["dataset"]
     if arguments.trial is None:  # another trial's test split holds identities that this one was trained on
         arguments.trial = config["trial"] if arguments.dataset == config["dataset"] else 1
+    if common.method_of(config) == train_g2da.METHOD.name:
+        common.find_keypoints(arguments, config.get("part_grid"))
+    elif arguments.keypoints is not None:
+        raise ValueError(f"--keypoints goes with a checkpoint of train_g2da.py, got {arguments.keypoints}")
     return common.open_dataset(arguments, arguments.split, (size[0], size[1]))

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import common
-from vireid.data import CrossModalIdentitySampler, TrainAugmentation
-from vireid.nn import DualBNNeck
+from vireid.data import CrossModalIdentitySampler, KeypointSample, TrainAugmentation
+from vireid.losses import GraphOTLoss
+from vireid.nn import DualBNNeck, keypoint_pooling, part_grid
 
 # What a checkpoint keeps of every method: the options that decide what is trained, and how.
 SETTINGS = (
@@ -27,6 +28,9 @@ SETTINGS = (
 
 # Of CIFT's feature transfer, which may also stand on SAAI's features.
 TRANSFER_SETTINGS = "k tau_hom tau_het samples detach_values".split()
+
+# Of G2DA's alignment of parts, which may be added to any method.
+ALIGNMENT_SETTINGS = "alignment part_grid".split()
 
 
 class Method(NamedTuple):
@@ -58,6 +62,13 @@ def add_transfer_options(group: Any) -> None:
     group.add_argument("--tau-het", type=float, default=0.2, help="also GFT's only temperature")
     group.add_argument("--samples", type=int, default=1, help="draws of CRI's counterfactual")
     group.add_argument("--detach-values", action="store_true", help="CRI trains the affinities only")
+
+
+def add_alignment_options(parser: argparse.ArgumentParser) -> None:
+    """Options of G2DA's alignment loss beside the method's own."""
+    group = parser.add_argument_group("G2DA's alignment")
+    group.add_argument("--alignment", type=float, metavar="W", help="add D_ot between parts of a person's images")
+    group.add_argument("--part-grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="those parts (default: 4 3)")
 
 
 def add_training_options(parser: argparse.ArgumentParser, output: Path) -> None:
@@ -102,10 +113,51 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.criterion = model, criterion
 
-    def forward(self, images: Tensor, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        """Named losses of a batch."""
-        losses: dict[str, Tensor] = self.criterion(self.model(images, modality), labels, modality)
+    def forward(
+        self, images: Tensor, labels: Tensor, modality: Tensor, heatmaps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Named losses of a batch; ``heatmaps`` where the data have key points."""
+        output = self.model(images, modality) if heatmaps is None else self.model(images, modality, heatmaps)
+        losses: dict[str, Tensor] = self.criterion(output, labels, modality)
         return losses
+
+
+class Aligned(nn.Module):
+    """A criterion and G2DA's alignment of the parts of the backbone's map (ours).
+
+    Args:
+        criterion: takes an output that has a ``feature_map``.
+        weight: of D_ot.
+        grid: (rows, columns) of the parts; the mean of the whole map is a node too.
+    """
+
+    parts: Tensor
+
+    def __init__(self, criterion: nn.Module, *, weight: float, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.criterion, self.weight, self.transport = criterion, weight, GraphOTLoss()
+        self.register_buffer("parts", part_grid(*grid)[0], persistent=False)
+
+    def forward(self, output: Any, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
+        """The criterion's losses and ``"transport"``, in the sum ``"total"``."""
+        losses: dict[str, Tensor] = self.criterion(output, labels, modality)
+        maps = output.feature_map
+        local = keypoint_pooling(maps, self.parts.expand(len(maps), -1, -1, -1))
+        nodes = torch.cat([local, maps.mean((2, 3))[:, None]], 1)
+        aligned = self.weight * self.transport(nodes, labels, modality)
+        return losses | {"transport": aligned, "total": losses["total"] + aligned}
+
+
+def with_alignment(criterion: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """The criterion, with G2DA's alignment where a checkpoint's settings ask for it."""
+    weight, grid = config.get("alignment"), config.get("part_grid")
+    if weight is None and grid is not None:
+        raise ValueError("--part-grid goes with --alignment, which was not given")
+    if weight is None:
+        return criterion
+    if not weight > 0:
+        raise ValueError(f"--alignment must be above 0, got {weight}")
+    return Aligned(criterion, weight=weight, grid=grid or (4, 3))
 
 
 def learning_rate(step: int, total: int, warmup: int, schedule: str, milestones: Sequence[str] | None = None) -> float:
@@ -212,7 +264,12 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
             )
             for parameters in optimizer.param_groups:
                 parameters["lr"] = parameters["full_lr"] * factor
-            losses = wrapped(augment(batch.image, batch.modality), batch.label, batch.modality)
+            if isinstance(batch, KeypointSample):
+                images, keypoints = augment(batch.image, batch.modality, batch.keypoints)
+                heatmaps = common.draw_heatmaps(keypoints, size)
+                losses = wrapped(images, batch.label, batch.modality, heatmaps)
+            else:
+                losses = wrapped(augment(batch.image, batch.modality), batch.label, batch.modality)
             optimizer.zero_grad()
             fabric.backward(losses["total"])
             optimizer.step()
