@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of train_cift.py or train_saai.py with the exact protocol, also on another data set.
+"""Evaluate a checkpoint of a training script with the exact protocol, also on another data set.
 
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt                          # its own test split
     python examples/evaluate.py --checkpoint runs/cift/checkpoint.pt --dataset regdb --root RegDB --split all
@@ -24,7 +24,7 @@ def main() -> None:
     """Evaluate as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py or train_saai.py"
+        "--checkpoint", type=Path, required=True, help="checkpoint.pt of train_cift.py, train_saai.py or train_g2da.py"
     )
     trained.add_options(parser)
     train_saai.add_aim_options(parser)

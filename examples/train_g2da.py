@@ -36,7 +36,7 @@ ABLATION = {
 # What a checkpoint keeps: the options that decide what is trained, and how.
 SETTINGS = (
     *training.SETTINGS,
-    *"part_grid two_stream heads threshold normalize_nodes".split(),
+    *"part_grid two_stream heads threshold normalize_nodes graph_lr".split(),
     *"base normalize_triplet transport phi structure pairs contrastive epsilon graph".split(),
 )
 
@@ -87,6 +87,12 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--structure", choices=["abs", "square"], default="abs", help="difference of structure in D_ot")
     group.add_argument("--pairs", choices=["all", "one_to_one"], default="all", help="that D_ot aligns")
     training.add_training_options(parser, output=Path("runs/g2da"))
+    parser.add_argument(
+        "--graph-lr",
+        type=float,
+        default=0.03,
+        help="the graph's share of --lr, the paper's is 1: it learns by heart else",
+    )
     return parser.parse_args()
 
 

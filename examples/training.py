@@ -169,13 +169,22 @@ def learning_rate(step: int, total: int, warmup: int, schedule: str, milestones:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def learning_share(name: str, arguments: argparse.Namespace) -> float:
+    """A parameter's share of the learning rate, by its name in `Step`."""
+    if "backbone." in name:
+        return float(arguments.backbone_lr)
+    if name.startswith(("model.attention.", "model.aggregation.")):
+        return float(arguments.graph_lr)
+    return 1.0
+
+
 def build_optimizer(step: Step, arguments: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW; norms and biases without weight decay, the backbone at its share of the learning rate."""
+    """SGD, Adam or AdamW; norms and biases without weight decay, some parts at a share of the learning rate."""
     dual = {id(part.weight) for part in step.modules() if isinstance(part, DualBNNeck)}  # a norm of two rows
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:
-            lr = arguments.lr * (arguments.backbone_lr if "backbone." in name else 1.0)
+            lr = arguments.lr * learning_share(name, arguments)
             decay = arguments.weight_decay if parameter.ndim > 1 and id(parameter) not in dual else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     listed = [
@@ -296,6 +305,9 @@ def run(arguments: argparse.Namespace, method: Method) -> None:
         accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, loggers=logger
     )
     fabric.launch()
+    if getattr(arguments, "keypoints", None) is not None:  # those that a test image lacks are named now
+        with fabric.rank_zero_first():
+            common.open_dataset(arguments, "test", (arguments.size[0], arguments.size[1]))
     model = train(arguments, fabric, method)
     if fabric.is_global_zero:
         test = common.open_dataset(arguments, "test", (arguments.size[0], arguments.size[1]))

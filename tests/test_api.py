@@ -44,18 +44,22 @@ MAY_IMPORT = {
     "data": BASE | {"nn"},  # nn: skeletons, which key points are named by
     "pose": BASE | {"data", "nn"},
     "models": BASE | {"nn", "losses"},
-    "plots": BASE | {"metrics"},
+    "plots": BASE | {"metrics", "nn"},  # nn: skeletons, likewise
     "cli": BASE | {"features", "neighbors", "protocols", "report", "rerank"},
     "__main__": {"cli"},
 }
 
 # The names that scripts rely on; one may be added, none may vanish.
 PROMISED = {
-    "nn": ["BNNeck", "DualBNNeck", "GFT", "H2FT", "H2FTOutput", "PrototypePooling", "resnet50"],
+    "nn": [
+        *("BNNeck", "DualBNNeck", "GFT", "H2FT", "H2FTOutput", "MessageFusionAttention", "PrototypePooling"),
+        *("SkeletonAggregation", "TwoStream", "keypoint_pooling", "part_grid", "resnet50", "skeleton_adjacency"),
+    ],
     "losses": [
-        *("AffinityInferenceLoss", "CRILoss", "CenterSeparationLoss", "HCCLoss", "MutualIdentityLoss"),
+        *("AffinityInferenceLoss", "CRILoss", "CenterSeparationLoss", "CrossModalityTripletLoss", "GraphOTLoss"),
+        *("HCCLoss", "MutualIdentityLoss", "PartContrastiveLoss", "cross_modality_triplet_loss", "graph_ot_loss"),
         *("PartDiversityLoss", "affinity_inference_loss", "center_separation_loss", "hcc_loss"),
-        *("mutual_identity_loss", "part_diversity_loss"),
+        *("mutual_identity_loss", "part_contrastive_loss", "part_diversity_loss"),
     ],
     "ot": ["GraphOT", "graph_ot"],
     "pose": ["cache_heatmaps", "estimate_heatmaps"],
@@ -74,7 +78,16 @@ PROMISED = {
     "features": ["Features", "load_features", "save_features"],
     "cli": ["main"],
     "data": ["CrossModalIdentitySampler", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "generate_synthetic"],
-    "models": ["Baseline", "BaselineCriterion", "CIFT", "CIFTCriterion", "SAAI", "SAAICriterion"],
+    "models": [
+        "Baseline",
+        "BaselineCriterion",
+        "CIFT",
+        "CIFTCriterion",
+        "G2DA",
+        "G2DACriterion",
+        "SAAI",
+        "SAAICriterion",
+    ],
     "plots": [
         *("attention_maps", "cmc_curves", "cost_curves", "embedding_map", "ranked_lists", "sensitivity_curves"),
         "tsne",

@@ -19,7 +19,7 @@ from vireid.data.keypoints import heatmap_path, load_heatmaps
 from vireid.data.readers import SYSUMM01Dataset
 from vireid.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from vireid.nn.skeleton import PERSON_13
-from vireid.pose import _to_network, cache_heatmaps, estimate_heatmaps
+from vireid.pose import _fingerprint, _to_network, cache_heatmaps, estimate_heatmaps
 
 LEFT_HIP = 11  # COCO's
 
@@ -31,6 +31,7 @@ class StandIn(nn.Module):
         super().__init__()
         backbone = SimpleNamespace(image_size=list(image_size), num_attention_heads=1, num_experts=experts)
         self.config = SimpleNamespace(backbone_config=backbone, scale_factor=4)
+        self.config.to_dict = lambda: {"backbone_config": dict(vars(backbone)), "scale_factor": 4}
         self.weight = nn.Parameter(torch.arange(1.0, keypoints + 1) / keypoints)
         self.drop = nn.Dropout(0.5)
         self.batches: list[int] = []
@@ -264,6 +265,8 @@ def test_faults_of_a_data_set_are_named(data, tmp_path):
         cache_heatmaps(data.paths, folder, **arguments)
     with pytest.raises(ValueError, match="image must lie below root"):
         cache_heatmaps(data, folder, root=tmp_path / "other", **arguments)
+    with pytest.raises(ValueError, match="folder must be another one than the data set's"):
+        cache_heatmaps(data, data.root, **arguments)
     gone = data.paths[4]
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=rf"1 of 24 images do not exist, first {re.escape(str(gone))}"):
@@ -352,6 +355,37 @@ def test_a_saved_model_is_loaded_by_name(transformers, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):  # pickled weights are not read
         estimate_heatmaps(images, model=str(tmp_path / "model"))
+
+
+def test_what_the_weights_do_not_show_makes_other_heatmaps(transformers, tmp_path):
+    """The same weights under another setting are another source; the same model saved and loaded is not."""
+    model = tiny(transformers)
+    own, backbone = _fingerprint(model), model.config.backbone_config
+    model.save_pretrained(tmp_path)
+    assert _fingerprint(transformers.VitPoseForPoseEstimation.from_pretrained(tmp_path)) == own
+    for name, value in (("layer_norm_eps", 0.1), ("hidden_act", "relu")):
+        before = getattr(backbone, name)
+        setattr(backbone, name, value)
+        assert _fingerprint(model) != own, name
+        setattr(backbone, name, before)
+    assert _fingerprint(model) == own
+
+
+def test_a_folder_that_holds_half_a_model_is_named(transformers, tmp_path):
+    """transformers itself goes on with random numbers in place of what is missing."""
+    images, model = torch.rand(1, 3, 32, 16), tiny(transformers)
+    for name in ("less", "cut"):
+        model.save_pretrained(tmp_path / name)
+    weights = {key: x for key, x in model.state_dict().items() if not key.startswith("head.")}
+    model.save_pretrained(tmp_path / "less", state_dict=weights)
+    with pytest.raises(ValueError, match=r"must hold all weights .*less' lacks \d of them, first head\.conv\.bias"):
+        estimate_heatmaps(images, model=str(tmp_path / "less"))
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"model must be a VitPoseForPoseEstimation, cannot load '.*cut'"):
+        estimate_heatmaps(images, model=str(tmp_path / "cut"))
+    with pytest.raises(OSError, match=r"model must be a folder with a config.json .*, got '\./nothing'"):
+        estimate_heatmaps(images, model="./nothing")
 
 
 def test_real_mixture_of_experts(transformers):

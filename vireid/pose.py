@@ -7,6 +7,7 @@ NeurIPS 2022) has the same 17 key points of COCO, which are merged to the paper'
 """
 
 import hashlib
+import json
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -65,9 +66,11 @@ def estimate_heatmaps(
         (B, 13, h, w) float32 in [0, 1], on the images' device.
 
     Raises:
-        ValueError: if a shape or a number does not fit, or the model does not have COCO's 17 key points.
+        ValueError: if a shape or a number does not fit, the model does not have COCO's 17 key points, or what is loaded
+            is no such model or lacks weights.
         TypeError: if ``images`` is no tensor of a type above, or ``model`` is neither a name nor a pose estimator.
         ImportError: if a name is given and ``transformers``, of the extra ``pose``, is not installed.
+        OSError: if there is nothing under the model's name, on this machine or to be downloaded.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; of files: cache_heatmaps")
@@ -121,14 +124,17 @@ def cache_heatmaps(
 
     Raises:
         FileNotFoundError: if an image is missing; nothing is estimated then.
-        ValueError: if an image cannot be read or lies elsewhere than below ``root``, or a setting does not fit.
+        ValueError: if an image cannot be read or lies elsewhere than below ``root``, ``folder`` is ``root``, a setting
+            does not fit, or what is loaded is no such model or lacks weights.
         TypeError: if ``images`` is no dataset and no paths, or ``model`` is neither a name nor a pose estimator.
         ImportError: if ``transformers``, ``tqdm`` or Pillow, of the extra ``pose``, is needed and not installed.
-        OSError: if a file cannot be written.
+        OSError: if there is nothing under the model's name, or a file cannot be written.
     """
     paths, root = _image_files(images, root)
     size, margin = _check_settings(size, margin, batch)
     folder = root.resolve().parent / f"{root.resolve().name}-heatmaps" if folder is None else Path(folder)
+    if folder.resolve() == root.resolve():
+        raise ValueError(f"folder must be another one than the data set's, got {str(folder)!r}")
     for path in paths:
         heatmap_path(folder, path, root)  # raises for one that lies elsewhere
     if missing := [path for path in paths if not path.is_file()]:
@@ -212,7 +218,19 @@ def _load(model: str | nn.Module, device: torch.device | str | None) -> nn.Modul
         from transformers import VitPoseForPoseEstimation
     except ImportError as error:
         raise ImportError("pose estimation needs transformers: pip install 'vireid[pose]'") from error
-    loaded: nn.Module = VitPoseForPoseEstimation.from_pretrained(model, use_safetensors=True)
+    loaded: nn.Module
+    try:
+        loaded, found = VitPoseForPoseEstimation.from_pretrained(model, use_safetensors=True, output_loading_info=True)
+    except OSError as error:
+        raise OSError(
+            "model must be a folder with a config.json and a model.safetensors, or a name that can be downloaded or "
+            f"has been, got {model!r}: {error}"
+        ) from error
+    except Exception as error:  # whatever transformers makes of another model's folder, or a damaged one
+        raise ValueError(f"model must be a VitPoseForPoseEstimation, cannot load {model!r}: {error}") from error
+    if missing := sorted(found["missing_keys"]):  # which it fills with random numbers
+        lacks = f"{len(missing)} of them, first {missing[0]}"
+        raise ValueError(f"model must hold all weights of a VitPoseForPoseEstimation, but {model!r} lacks {lacks}")
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -225,12 +243,17 @@ def _input_size(model: nn.Module) -> tuple[int, int]:
 def _fingerprint(model: nn.Module) -> str:
     """A digest of all that the heatmaps of an image follow from."""
     config: Any = model.config
-    shape = config.backbone_config.image_size, config.backbone_config.num_attention_heads, config.scale_factor
-    digest = hashlib.sha256(repr(shape).encode())
+    digest = hashlib.sha256(json.dumps(_settings(config.to_dict()), sort_keys=True, default=str).encode())
     for name, x in sorted(model.state_dict().items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what says where it came from: the same model saved and loaded again is the same."""
+    origin = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+    return {k: _settings(v) if isinstance(v, dict) else v for k, v in config.items() if k not in origin}
 
 
 @contextmanager
