@@ -90,7 +90,7 @@ PROMISED = {
     ],
     "plots": [
         *("attention_maps", "cmc_curves", "cost_curves", "embedding_map", "ranked_lists", "sensitivity_curves"),
-        "tsne",
+        *("cost_matrices", "skeleton_graph", "transport_plan", "tsne"),
     ],
 }
 
