@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
         "--graph-lr",
         type=float,
         default=0.03,
-        help="the graph's share of --lr, the paper's is 1: it learns by heart else",
+        help="the graph's share of --lr; 1 in the paper",
     )
     return parser.parse_args()
 

@@ -7,8 +7,8 @@ NeurIPS 2022) has the same 17 key points of COCO, which are merged to the paper'
 """
 
 import hashlib
-import json
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

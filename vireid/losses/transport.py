@@ -34,13 +34,14 @@ def graph_ot_loss(
     visible, infrared = _choose_pairs(labels, modality, mask, pairs)
     # before an image is taken into several pairs, so that the gradients of these add up in float32
     graphs = at_least_float32(nodes)
+    both = None if mask is None else mask[visible] & mask[infrared]
     costs = graph_ot(
         _take(graphs, visible),
         _take(graphs, infrared),
         phi=phi,
         loss=loss,
-        mask_x=None if mask is None else mask[visible],
-        mask_y=None if mask is None else mask[infrared],
+        mask_x=both,
+        mask_y=both,
         solver=solver,
         iterations=iterations,
         restarts=restarts,
@@ -52,13 +53,12 @@ def _choose_pairs(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: 
     """Rows (P,) of the visible and (P,) of the infrared images of the pairs."""
     first = modality == VISIBLE
     second = ~first
-    if mask is not None:
-        some = mask.any(1)
-        first, second = first & some, second & some
     same = labels[:, None] == labels
     chosen = same & first[:, None] & second
+    if mask is not None:
+        chosen = chosen & (mask.float() @ mask.float().T > 0)  # a node in common
     if pairs == "one_to_one":
-        # how many of its identity and modality stand before an image, of those that have a node
+        # how many of its identity and modality stand before an image
         before = torch.ones_like(same).tril(-1)
         place = torch.where(first, (same & first & before).sum(1), (same & second & before).sum(1))
         chosen &= place[:, None] == place
@@ -90,20 +90,19 @@ class GraphOTLoss(nn.Module):
     Args:
         phi: φ in [0, 1]: 0 compares structure alone, 1 features alone.
         loss: L is the absolute difference of the distances within the graphs (``"abs"``, the paper's) or its square.
-        solver: of `graph_ot`. ``"exact"`` needs as many nodes present in both images of every pair; ``"auto"`` takes it
-            where that is so and the features are on the CPU, else ``"entropic"``.
+        solver: of `graph_ot`: ``"exact"``, ``"entropic"``, or ``"auto"``, which is exact on the CPU.
         pairs: ``"all"`` or ``"one_to_one"``.
         iterations: steps of the solver at most.
         restarts: further starts of the exact solver.
 
     Shape:
         nodes (B, n, d) features, n = K + 1 for a skeleton graph; labels (B,) integers; modality (B,) integers, 0
-        visible, any other infrared. mask (B, n) bool, True where a node is present: an absent one gets no mass and its
-        features are not looked at; an image without any takes part in no pair. The loss is a scalar, at least 0 up to
-        rounding, in at least float32.
+        visible, any other infrared. mask (B, n) bool, True where a node is present: what one image of a pair lacks has
+        no counterpart and is left out of both, and its features are not looked at (ours); two images without a node in
+        common are no pair. The loss is a scalar, at least 0 up to rounding, in at least float32.
 
     Raises:
-        ValueError: if a shape, a range or an option is wrong, or ``solver="exact"`` cannot be used.
+        ValueError: if a shape, a range or an option is wrong.
         TypeError: if ``nodes`` is not floating point, ``labels`` or ``modality`` hold no integers, ``mask`` is not
             bool, or a number is none.
 
