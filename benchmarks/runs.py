@@ -1,12 +1,14 @@
 """Rows of a table times trials of RegDB: what trains them, resumes them and reads what they left.
 
 A row is a set of options for one of the training scripts in ``examples``. Each of its trials runs in a process of its
-own; what is complete is not run again, and what was interrupted goes on. `cift.py` and `saai.py` are made of this.
+own; what is complete is not run again, and what was interrupted goes on. `cift.py`, `saai.py` and `g2da.py` are made of
+this. On the synthetic pedestrians the runs of a row differ by the training's seed instead.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -16,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,8 +35,9 @@ import common  # noqa: E402
 import trained  # noqa: E402
 import vireid  # noqa: E402
 from cift_table import DIRECTIONS, MARGIN_IDENTITIES  # noqa: E402
-from measure import hardware, write_text  # noqa: E402
+from measure import hardware, write_json, write_text  # noqa: E402
 from vireid._ops import evaluation_mode, normalize_rows  # noqa: E402
+from vireid.data import generate_synthetic  # noqa: E402
 from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin  # noqa: E402
 from vireid.nn import GFT, H2FT  # noqa: E402
 from vireid.protocols import RegDB  # noqa: E402
@@ -46,13 +49,17 @@ Values = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """One row of one trial: the training script, its options, and the folder it writes."""
+    """One row of one trial, or of one seed of the synthetic data: script, options, and the folder it writes."""
 
     script: ModuleType
     row: str
     trial: int
     flags: tuple[str, ...]
     arguments: argparse.Namespace
+
+    def __str__(self) -> str:
+        kind = "seed" if self.arguments.dataset == "synthetic" else "trial"
+        return f"row {self.row}, {kind} {self.trial}"
 
     @property
     def folder(self) -> Path:
@@ -72,10 +79,15 @@ class Run:
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     """Options of every benchmark of this kind; ``output`` is --output's default."""
     parser.add_argument("--root", type=Path, required=True, help="folder of RegDB, or of data in its layout")
-    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--trials", type=int, nargs="+", default=[1, 2, 3], help="1-10")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one CPU thread each when above 1")
+    add_run_options(parser, output)
     parser.add_argument("--device", default="cpu", help="of the evaluation; training chooses by --accelerator")
+
+
+def add_run_options(parser: argparse.ArgumentParser, output: str) -> None:
+    """Those of them that say how the runs are made, whatever the data."""
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one CPU thread each when above 1")
 
 
 def add_row_options(parser: argparse.ArgumentParser, rows: Collection[str]) -> None:
@@ -92,8 +104,9 @@ def parse(parser: argparse.ArgumentParser, given: Sequence[str], lists: Sequence
     if arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
     for name in lists:
-        if len(set(getattr(arguments, name))) < len(getattr(arguments, name)):
-            parser.error(f"--{name} must name each once, got {getattr(arguments, name)}")
+        values = getattr(arguments, name) or []
+        if len(set(values)) < len(values):
+            parser.error(f"--{name} must name each once, got {values}")
     return arguments
 
 
@@ -131,28 +144,32 @@ def make_runs(
     root: Path,
     output: Path,
     trials: Sequence[int],
+    synthetic: bool = False,
 ) -> list[Run]:
     """All runs, trial by trial, each in the folder ``output``/row/trial.
 
     Args:
-        script: `train_cift` or `train_saai`.
+        script: `train_cift`, `train_saai` or `train_g2da`.
         rows: options of each row, which also names its folder.
         extra: options of every run.
         root: the data.
         output: where the folders are.
-        trials: 1-10.
+        trials: 1-10; of the synthetic data the seeds.
+        synthetic: the data are the synthetic pedestrians: trial 1, trained with each seed.
 
     Raises:
         ValueError: for an option that is set here.
     """
+    fixed = ("--dataset", "synthetic" if synthetic else "regdb", "--root", str(root))
+    number = ("--trial", "1", "--seed") if synthetic else ("--trial",)
+    taken = ("--dataset", "--root", "--trial", "--output", "--resume", number[-1])
     runs = []
     for trial, (row, own) in itertools.product(trials, rows.items()):
         given = (*extra, *own)
         for option in given:
-            if option.split("=")[0] in ("--dataset", "--root", "--trial", "--output", "--resume"):
+            if option.split("=")[0] in taken:
                 raise ValueError(f"{option} is set by this benchmark; leave it out")
-        fixed = ("--dataset", "regdb", "--root", str(root), "--trial", str(trial))
-        everything = (*fixed, "--output", str(output / row / str(trial)), *given)
+        everything = (*fixed, *number, str(trial), "--output", str(output / row / str(trial)), *given)
         runs.append(Run(script, row, trial, everything, parse_training(script, everything)))
     return runs
 
@@ -180,13 +197,24 @@ def state_of(run: Run) -> str:
     state = common.load_checkpoint(checkpoint)
     old = {k: v for k, v in state["config"].items() if k in run.script.SETTINGS}
     old |= {"root": json.loads(source.read_text())["root"] if source.exists() else None}
-    new = run.config | source_of(run)
+    old |= {"method": common.method_of(state["config"])}
+    new = run.config | source_of(run) | {"method": run.script.METHOD.name}
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
         raise ValueError(f"{run.folder} holds a run with other settings ({changes}); name another --output")
     finished = state["epoch"] == run.arguments.epochs and metrics.exists()
     return "complete" if finished and metrics.stat().st_mtime >= checkpoint.stat().st_mtime else "interrupted"
+
+
+def reuse(run: Run, folder: Path) -> Run:
+    """The run of equal settings in ``folder``/trial, where it is complete; else the run itself."""
+    there = argparse.Namespace(**{**vars(run.arguments), "output": folder / str(run.trial)})
+    other = replace(run, arguments=there)
+    try:
+        return other if state_of(other) == "complete" else run
+    except ValueError:  # of other settings
+        return run
 
 
 def source_of(run: Run) -> dict[str, str]:
@@ -213,12 +241,17 @@ def train(run: Run, *, single_thread: bool) -> None:
         result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
     if result.returncode or state_of(run) != "complete":
         end = "".join(log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-15:])
-        raise RuntimeError(f"row {run.row}, trial {run.trial} failed (exit status {result.returncode}), {log}:\n{end}")
+        raise RuntimeError(f"{run} failed (exit status {result.returncode}), {log}:\n{end}")
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> None:
-    """Run what is not complete, ``jobs`` at a time; the first failure is raised once the running ones have ended."""
+    """Run what is not complete, ``jobs`` at a time; the first failure is raised once the running ones have ended.
+
+    Synthetic data are drawn before: the first runs would each do it.
+    """
     todo = [run for run in runs if state_of(run) != "complete"]
+    for root in {run.arguments.root for run in todo if run.arguments.dataset == "synthetic"}:
+        generate_synthetic(root, layout="regdb", progress=True)
     with (
         tqdm(total=len(runs), initial=len(runs) - len(todo), desc="training") as progress,
         ThreadPoolExecutor(jobs) as pool,
@@ -227,7 +260,7 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
         try:
             for future in as_completed(waiting):
                 future.result()
-                progress.set_postfix_str(f"{waiting[future].row}, trial {waiting[future].trial}")
+                progress.set_postfix_str(str(waiting[future]))
                 progress.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -340,3 +373,76 @@ def environment(device: str) -> dict[str, Any]:
             "vireid": vireid.__version__,
         },
     }
+
+
+# ------------------------------------------------------------------------------------------------------- sweep
+
+
+def add_sweep_options(parser: argparse.ArgumentParser, script: ModuleType, table: str, parameters: str) -> None:
+    """Options of a sweep; ``table`` is the default of --table, ``parameters`` examples of what may be swept."""
+    parser.add_argument("--parameter", required=True, help=f"option of {script.__name__}.py: {parameters}, …")
+    parser.add_argument("--values", nargs="+", required=True, help="numbers")
+    parser.add_argument("--figure", type=Path, help="picture to draw, such as sweep.png")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=Path(table),
+        help=f"whose row {script.METHOD.name} serves for the value it has",
+    )
+
+
+def parse_sweep(
+    parser: argparse.ArgumentParser, given: Sequence[str], script: ModuleType, lists: Sequence[str]
+) -> argparse.Namespace:
+    """As `parse`, of a parser with `add_sweep_options`."""
+    arguments = parse(parser, given, lists)
+    arguments.parameter = arguments.parameter.lstrip("-").replace("_", "-")
+    if arguments.parameter.replace("-", "_") not in script.SETTINGS:
+        parser.error(
+            f"--parameter must be an option of {script.__name__}.py that decides the model, got {arguments.parameter}"
+        )
+    for value in arguments.values:
+        try:
+            finite = math.isfinite(number(value))
+        except ValueError:
+            finite = False
+        if not finite:
+            parser.error(f"--values must be numbers, got {value!r}")
+    if len({number(value) for value in arguments.values}) < len(arguments.values):
+        parser.error(f"--values must name each once, got {arguments.values}")
+    return arguments
+
+
+def number(text: str) -> int | float:
+    """An integer where it is one."""
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def train_values(
+    script: ModuleType, arguments: argparse.Namespace, extra: Sequence[str], **where: Any
+) -> list[tuple[int | float, Run]]:
+    """Train the script's method with each value in each trial; each value with its run, trial by trial.
+
+    Args:
+        script: whose row in the folder of --table, of its method's name, serves for the value that it has.
+        arguments: of `parse_sweep`.
+        extra: options of every run.
+        where: of `make_runs`.
+    """
+    values = {f"{arguments.parameter}_{value}": value for value in arguments.values}
+    rows = {row: (f"--{arguments.parameter}", value) for row, value in values.items()}
+    table = arguments.table / script.METHOD.name
+    runs = [reuse(run, table) for run in make_runs(script, rows, extra, output=arguments.output, **where)]
+    train_all(runs, arguments.jobs)
+    return [(number(values[run.row]), run) for run in runs]
+
+
+def write_sweep(arguments: argparse.Namespace, content: dict[str, Any], name: str, metrics: Sequence[str]) -> None:
+    """Write results.json and draw the figure of its records' ``metrics``, with ``name`` below its axis."""
+    write_json(arguments.output / "results.json", content)
+    print(f"wrote {arguments.output / 'results.json'}")
+    if arguments.figure:
+        from vireid.plots import sensitivity_curves
+
+        sensitivity_curves(content["records"], arguments.figure, parameter=name, metrics=metrics)
+        print(f"wrote {arguments.figure}")

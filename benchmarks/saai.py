@@ -22,7 +22,6 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,19 +40,22 @@ from runs import (
     Values,
     add_options,
     add_row_options,
+    add_sweep_options,
     check_features,
     diagnose,
     environment,
     load_model,
     make_runs,
     parse,
+    parse_sweep,
     parse_variants,
     read_metrics,
     split_options,
-    state_of,
     summarize,
     summary,
     train_all,
+    train_values,
+    write_sweep,
 )
 from saai_table import compare, make_table
 from vireid.protocols import RegDB
@@ -246,59 +248,33 @@ def quote(path: Path, root: Path, trials: Sequence[int]) -> dict[str, Any] | Non
 # -------------------------------------------------------------------------------------------------- sweep
 
 
-def reuse(run: Run, table: Path) -> Run:
-    """The run of equal settings in the folder of the table, where it is complete; else the run itself."""
-    there = argparse.Namespace(**{**vars(run.arguments), "output": table / "saai" / str(run.trial)})
-    other = replace(run, arguments=there)
-    try:
-        return other if state_of(other) == "complete" else run
-    except ValueError:  # of other settings
-        return run
-
-
 def sweep(given: Sequence[str]) -> None:
     """Train SAAI with each value of one option in each trial; write results.json and draw the figure."""
-    arguments, extra = parse_sweep(given)
+    arguments, extra = parse_sweep_options(given)
     option = f"--{arguments.parameter}"
-    rows = {f"{arguments.parameter}_{value}": (option, value) for value in arguments.values}
-    where = {"root": arguments.root, "output": arguments.output, "trials": arguments.trials}
-    runs = [reuse(run, arguments.table) for run in make_runs(train_saai, rows, extra, **where)]
-    train_all(runs, arguments.jobs)
-    values = {row: number(value) for row, (_, value) in rows.items()}
+    swept = train_values(train_saai, arguments, extra, root=arguments.root, trials=arguments.trials)
     records = []
-    for run in tqdm(runs, desc="evaluation"):
+    for value, run in tqdm(swept, desc="evaluation"):
         data, model = features_of(run, arguments.output / "features", arguments.device), load_model(run, "cpu")
         check_features(run, read_metrics(run.folder / "metrics.json"), *data)
         plain = evaluate(data, None)
         amended = evaluate(data, rank_by({**AIM_SETTINGS["regdb"], "variant": "paper"}, "backbone", model))
         for direction in DIRECTIONS:
-            record = {"value": values[run.row], "trial": run.trial, "direction": direction}
-            both = {f"{name} + AIM": value for name, value in amended[direction].items()}
+            record = {"value": value, "trial": run.trial, "direction": direction}
+            both = {f"{name} + AIM": percent for name, percent in amended[direction].items()}
             records.append({**record, **plain[direction], **both})
     content = {
         "benchmark": f"SAAI: sensitivity to {option}",
         "command": shlex.join(["python", "benchmarks/saai.py", "sweep", *given]),
         "parameter": arguments.parameter,
         "trials": arguments.trials,
-        "settings": runs[0].config,  # of the first value and trial
+        "settings": swept[0][1].config,  # of the first value and trial
         "aim": {**AIM_SETTINGS["regdb"], "variant": "paper"},
         **environment(arguments.device),
         "records": records,
     }
-    write_json(arguments.output / "results.json", content)
-    print(f"wrote {arguments.output / 'results.json'}")
-    if arguments.figure:
-        from vireid.plots import sensitivity_curves
-
-        name = {"parts": "p", "part-diversity": "λ"}.get(arguments.parameter, option)
-        shown = ("rank1", "mAP", "rank1 + AIM", "mAP + AIM")
-        sensitivity_curves(records, arguments.figure, parameter=name, metrics=shown)
-        print(f"wrote {arguments.figure}")
-
-
-def number(text: str) -> int | float:
-    """An integer where it is one."""
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+    name = {"parts": "p", "part-diversity": "λ"}.get(arguments.parameter, option)
+    write_sweep(arguments, content, name, ("rank1", "mAP", "rank1 + AIM", "mAP + AIM"))
 
 
 # -------------------------------------------------------------------------------------------------- command line
@@ -319,31 +295,13 @@ def parse_table(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, extra
 
 
-def parse_sweep(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_sweep_options(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Own options, and those after ``--`` for every run."""
     own, extra = split_options(given)
     parser = argparse.ArgumentParser(prog="saai.py sweep", description="The paper's Fig. 3 and 4: one option's values.")
     add_options(parser, "runs/saai_sweep")
-    parser.add_argument("--parameter", required=True, help="option of train_saai.py: parts, part-diversity, …")
-    parser.add_argument("--values", nargs="+", required=True, help="numbers")
-    parser.add_argument("--figure", type=Path, help="picture to draw, such as parts.png")
-    parser.add_argument(
-        "--table", type=Path, default=Path("runs/saai_table"), help="whose row saai serves for the value it has"
-    )
-    arguments = parse(parser, own, ["trials"])
-    arguments.parameter = arguments.parameter.lstrip("-").replace("_", "-")
-    if arguments.parameter.replace("-", "_") not in train_saai.SETTINGS:
-        parser.error(
-            f"--parameter must be an option of train_saai.py that decides the model, got {arguments.parameter}"
-        )
-    for value in arguments.values:
-        try:
-            number(value)
-        except ValueError:
-            parser.error(f"--values must be numbers, got {value!r}")
-    if len({number(value) for value in arguments.values}) < len(arguments.values):
-        parser.error(f"--values must name each once, got {arguments.values}")
-    return arguments, extra
+    add_sweep_options(parser, train_saai, "runs/saai_table", "parts, part-diversity")
+    return parse_sweep(parser, own, train_saai, ["trials"]), extra
 
 
 def main(given: Sequence[str] | None = None) -> None:
