@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import vireid.ot.graph
 from vireid.ot import GraphOT, graph_ot
 
 LOSSES, SOLVERS, PHI = ("abs", "square"), ("exact", "entropic"), (0.0, 0.3, 1.0)
@@ -260,6 +261,34 @@ def test_gradient_by_finite_differences(loss, phi):
     assert torch.autograd.gradcheck(
         lambda x, y: graph_ot(x, y, phi=phi, loss=loss).cost, (x.requires_grad_(), y.requires_grad_())
     )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_second_derivative_by_finite_differences(loss):
+    x, y, _ = shuffled(2, 3, 3)
+    assert torch.autograd.gradgradcheck(
+        lambda x, y: graph_ot(x, y, loss=loss).cost, (x.requires_grad_(), y.requires_grad_())
+    )
+
+
+def test_the_gradient_to_one_side_is_that_of_both_and_autocast_plays_no_part():
+    x, y, _ = shuffled(4, 5, 4)
+    x, y = x.float().requires_grad_(), y.float().requires_grad_()
+    of_x, of_y = torch.autograd.grad(graph_ot(x, y).cost.sum(), (x, y))
+    assert torch.equal(torch.autograd.grad(graph_ot(x, y.detach()).cost.sum(), x)[0], of_x)
+    assert torch.equal(torch.autograd.grad(graph_ot(x.detach(), y).cost.sum(), y)[0], of_y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(graph_ot(x, y).cost.sum(), x)[0], of_x)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5])
+def test_pairs_that_do_not_fit_the_cache_together_are_taken_in_parts(monkeypatch, pairs):
+    x, y, _ = shuffled(5, 6, 8)
+    expected = graph_ot(x, y)
+    monkeypatch.setattr(vireid.ot.graph, "_CACHE", pairs * 12 * 8 * 8)
+    out = graph_ot(x, y)
+    assert_close(out.cost, expected.cost, rtol=0, atol=1e-14)
+    assert torch.equal(out.plan, expected.plan)
 
 
 def test_gradient_equals_pots():

@@ -30,7 +30,8 @@ def solve_entropic(pairs: Pairs, iterations: int) -> Tensor:
             break
         if 2 * settled >= len(running):  # leave those that are done
             best = best.index_copy(0, running, state.best)
-            running, state = running[~state.settled], state.take(~state.settled)
+            left = (~state.settled).nonzero().flatten()
+            running, state = running[left], state.take(left)
         state = state.step()
     return best.index_copy(0, running, state.best)
 
@@ -60,9 +61,9 @@ class _State(NamedTuple):
         return cls(pairs, together, log_plan, plan, torch.zeros_like(plan), plan, far, far, ~no, no)
 
     def take(self, index: Tensor) -> "_State":
-        pairs = self.pairs.take(index)
-        rest: list[Tensor] = [x[index] for x in self[2:]]
-        return _State(pairs, Together(pairs) if pairs.phi < 1 else None, *rest)
+        together = None if self.together is None else self.together.take(index)
+        rest: list[Tensor] = [x.index_select(0, index) for x in self[2:]]
+        return _State(self.pairs.take(index), together, *rest)
 
     def look(self) -> "_State":
         """The cost of the plans, and with it what is best and what is done."""

@@ -40,15 +40,16 @@ class Pairs(NamedTuple):
     @classmethod
     def build(cls, cost: Tensor, cx: Tensor, cy: Tensor, u: Tensor, v: Tensor, phi: float, loss: str) -> "Pairs":
         """From the costs between the nodes and the distances within the graphs."""
-        cx = torch.where((u > 0)[:, :, None] & (u > 0)[:, None], cx.clamp_min(0), 0)
-        cy = torch.where((v > 0)[:, :, None] & (v > 0)[:, None], cy.clamp_min(0), 0)
+        present = (u > 0).to(u), (v > 0).to(v)
+        cx, cy = (c.clamp_min(0) * p[:, :, None] * p[:, None] for c, p in zip((cx, cy), present, strict=True))
         alone_x, alone_y = (cx, cy) if loss == "abs" else (cx.square(), cy.square())
         base = alone_x @ u[:, :, None] + (alone_y @ v[:, :, None]).mT
         return cls(phi * cost + (1 - phi) * base, cx, cy, u, v, phi, loss)
 
     def take(self, index: Tensor) -> "Pairs":
         """The problems at ``index``, which may name one more than once."""
-        return self._replace(**{name: getattr(self, name)[index] for name in ("linear", "cx", "cy", "u", "v")})
+        names = ("linear", "cx", "cy", "u", "v")
+        return self._replace(**{name: getattr(self, name).index_select(0, index) for name in names})
 
     def gradient(self, both: Tensor) -> Tensor:
         """Gradient of the objective at T; ``both`` is K(T)."""
@@ -62,60 +63,82 @@ class Pairs(NamedTuple):
 class Together:
     """K(T) for any plan; what does not depend on the plan is computed once."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, near: "Near | None" = None) -> None:
         self.pairs = pairs
-        self.near = Near(pairs.cx, pairs.cy) if pairs.loss == "abs" else None
+        self.near = Near.of(pairs.cx, pairs.cy) if pairs.loss == "abs" and near is None else near
 
     def __call__(self, plan: Tensor) -> Tensor:
         """(B, n, m) for plans (B, n, m)."""
         return self.pairs.cx @ plan @ self.pairs.cy if self.near is None else self.near.minimum(plan)
 
+    def take(self, index: Tensor) -> "Together":
+        """That of the problems at ``index``."""
+        near = None if self.near is None else Near(*(x.index_select(0, index) for x in self.near))
+        return Together(self.pairs.take(index), near)
 
-class Near:
+
+class Near(NamedTuple):
     """Sums over the nodes j' that are nearer to j than i' is to i, for all j, i' and i, without the four-index tensor.
 
     The rows of cy are sorted once; then a sum is a difference of prefix sums, read at the place of cx_ii'. The layout
     is (B, j, i', ·).
     """
 
-    def __init__(self, cx: Tensor, cy: Tensor) -> None:
+    cx: Tensor
+    ascending: Tensor
+    order: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, cx: Tensor, cy: Tensor) -> "Near":
+        """For distances (B, n, n) and (B, m, m)."""
         n, m = cx.shape[1], cy.shape[1]
-        self.cx = cx
-        self.ascending, order = cy.sort(dim=2)
-        self.order = order[:, :, None].expand(-1, -1, n, -1)
-        self.values = cx[:, None].expand(-1, m, -1, -1).flatten(2).contiguous()
-        self.place = self._place(right=False)
+        ascending, order = cy.sort(dim=2)
+        values = cx[:, None].expand(-1, m, -1, -1).flatten(2).contiguous()
+        return cls(cx, ascending, order, torch.searchsorted(ascending, values).unflatten(2, (n, n)))
 
     def minimum(self, plan: Tensor) -> Tensor:
         """Σ_i'j' min(cx_ii', cy_jj') T_i'j' (B, n, m)."""
-        mass, prefix = self._prefix(plan)
+        n, m = plan.shape[1:]
+        order = self.order[:, :, None].expand(-1, -1, n, -1)
+        mass = plan[:, None].expand(-1, m, -1, -1).gather(3, order)  # nearest to j first
+        prefix = F.pad(mass.cumsum(3), (1, 0))
         nearer = F.pad((mass * self.ascending[:, :, None]).cumsum(3), (1, 0)).gather(3, self.place)
         farther = prefix[..., -1:] - prefix.gather(3, self.place)
         return (nearer + farther * self.cx[:, None]).sum(2).mT
 
-    def signs(self, plan: Tensor) -> Tensor:
-        """Σ_jj' T_ij T_i'j' sign(cx_ii' - cy_jj') (B, n, n)."""
-        _, prefix = self._prefix(plan)
-        nearer = prefix.gather(3, self.place)
-        farther = prefix[..., -1:] - prefix.gather(3, self._place(right=True))
-        return ((nearer - farther) * plan.mT[:, :, None]).sum(1)
 
-    def _place(self, *, right: bool) -> Tensor:
-        n = self.cx.shape[1]
-        return torch.searchsorted(self.ascending, self.values, right=right).unflatten(2, (n, n))
+def signs(cx: Tensor, cy: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_jj' T_ij T_i'j' sign(cx_ii' - cy_jj') (B, n, n) and Σ_ii' T_ij T_i'j' sign(cy_jj' - cx_ii') (B, m, m).
 
-    def _prefix(self, plan: Tensor) -> tuple[Tensor, Tensor]:
-        mass = plan[:, None].expand(-1, plan.shape[2], -1, -1).gather(3, self.order)  # nearest to j first
-        return mass, F.pad(mass.cumsum(3), (1, 0))
+    One node i at a time: the four-index tensor is never there as a whole.
+    """
+    n, m = plan.shape[1:]
+    # both laid out as (i', j'), so that the inner loop is long
+    of_i, of_j, mass = cx.repeat_interleave(m, dim=2), cy.repeat(1, 1, n), plan.flatten(1)
+    in_x, in_y = torch.empty_like(of_i), torch.zeros_like(of_j)
+    for i in range(n):
+        sign = torch.sign(of_i[:, i, None] - of_j)
+        in_x[:, i] = (plan[:, i, None] @ sign)[:, 0] * mass
+        in_y -= sign * plan[:, i, :, None]
+    return in_x.unflatten(2, (n, m)).sum(3), (in_y * mass[:, None]).unflatten(2, (n, m)).sum(2)
+
+
+def permuted_rows(c: Tensor, target: Tensor) -> Tensor:
+    """(B, n, m) whose row i is row ``target_i`` (B, n) of ``c``."""
+    first = torch.arange(len(c), device=c.device)[:, None] * c.shape[1]
+    return c.flatten(0, 1).index_select(0, (first + target).flatten()).unflatten(0, target.shape)
 
 
 def permutation_together(pairs: Pairs, target: Tensor) -> Tensor:
     """K(T) (B, n, n) of the plan that sends each node i to ``target_i`` (B, n), where all weights are equal."""
-    cy = pairs.cy.gather(1, target[:, :, None].expand_as(pairs.cy))
+    cy = permuted_rows(pairs.cy, target)
     weight = pairs.u.amax(1)[:, None, None]
     if pairs.loss == "square":
         return pairs.cx @ cy * weight
-    return torch.minimum(pairs.cx[:, :, :, None], cy[:, :, None]).sum(1) * weight
+    # min(a, b) = (a + b - |a - b|) / 2
+    apart = torch.cdist(pairs.cx, cy.mT.contiguous(), p=1)
+    return (pairs.cx.sum(2)[:, :, None] + cy.sum(1)[:, None] - apart) * (weight / 2)
 
 
 def permutation_plan(target: Tensor, u: Tensor) -> Tensor:
