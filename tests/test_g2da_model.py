@@ -40,6 +40,7 @@ def g2da(*, two_stream: bool = True, **options) -> G2DA:
         nn.init.uniform_(part.weight, 0.0, 1.0)
         nn.init.normal_(part.running_mean)
     if model.aggregation is not None:
+        nn.init.normal_(model.attention.project.weight)
         nn.init.normal_(model.aggregation.weight)
         nn.init.normal_(model.aggregation.norm.bias)
         nn.init.normal_(model.graph_classifier.weight)

@@ -4,7 +4,7 @@ import os
 import pickle
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,47 @@ def test_coordinates_follow_a_change_of_size(tmp_path):
         table.at([NAMES[0], "c.jpg", "d.jpg"], (60, 10))
 
 
+def test_images_may_be_named_by_paths(tmp_path):
+    keypoints, sizes = random_table()
+    save_keypoints(tmp_path / "k.npz", [PureWindowsPath("a\\1.jpg"), Path("a") / "2.jpg", NAMES[2]], keypoints, sizes)
+    assert load_keypoints(tmp_path / "k.npz").paths == NAMES
+    for name in (b"a/1.jpg", 1, None):
+        with pytest.raises(TypeError, match=re.escape(f"paths must hold names of images, got {name!r}")):
+            save_keypoints(tmp_path / "other.npz", [name, *NAMES[1:]], keypoints, sizes)
+    for name in (tmp_path / "1.jpg", str(tmp_path / "1.jpg")):  # what a dataset's `paths` are where its root is
+        with pytest.raises(ValueError, match="paths must be relative to the data set's folder, got"):
+            save_keypoints(tmp_path / "other.npz", [name, *NAMES[1:]], keypoints, sizes)
+    assert os.listdir(tmp_path) == ["k.npz"]
+
+
+def test_what_is_not_visible_may_be_nowhere(tmp_path):
+    keypoints, sizes = random_table()
+    keypoints[0, 3] = np.nan, np.inf, 0
+    keypoints[1, 4] = np.nan, 2, np.nan
+    save_keypoints(tmp_path / "k.npz", NAMES, keypoints, sizes.astype(np.float64))
+    table = load_keypoints(tmp_path / "k.npz")
+    np.testing.assert_array_equal(table.keypoints, keypoints)
+    np.testing.assert_array_equal(table.sizes, sizes)
+
+
+def with_a_point(*point: float) -> np.ndarray:
+    keypoints = random_table()[0].astype(np.float64)
+    keypoints[1, 2] = point
+    return keypoints
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"keypoints": np.zeros((2, 13, 3))}, "keypoints must be float32 of shape (3, K, 3)"),
+        ({"keypoints": np.zeros((3, 0, 3))}, "one entry for each path, K at least 1, got float32 (3, 0, 3)"),
+        ({"keypoints": with_a_point(np.nan, 1, 1)}, "keypoints must be finite where they are visible"),
+        ({"keypoints": with_a_point(1, -np.inf, 0.1)}, "keypoints must be finite where they are visible"),
+        ({"keypoints": with_a_point(1, 1e39, 1)}, "keypoints must be finite where they are visible"),
+        ({"keypoints": with_a_point(1, 1, np.inf)}, "keypoints must be finite where they are visible"),
+        ({"sizes": np.full((3, 2), 64.5)}, "sizes must be whole numbers, got 64.5"),
+        ({"sizes": np.full((3, 2), np.nan)}, "sizes must be whole numbers, got nan"),
+        ({"sizes": np.full((3, 2), np.inf)}, "sizes must be whole numbers, got inf"),
         ({"keypoints": np.zeros((3, 13, 2))}, "keypoints must be float32 of shape (3, K, 3)"),
         ({"sizes": np.ones((3, 3))}, "sizes must be (3, 2)"),
         ({"sizes": np.zeros((3, 2))}, "sizes must be (3, 2) heights and widths of at least 1"),
@@ -157,6 +194,14 @@ def test_heatmaps_are_kept_in_half_precision(tmp_path):
     np.testing.assert_array_equal(found, x.detach().numpy().astype(np.float16))
     assert load_heatmaps(folder, image, root=root, source={"model": "m", "size": (8, 4)}).shape == (13, 8, 4)
     assert [p.name for p in folder.rglob("*") if p.is_file()] == ["1.png.npz"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8, torch.bool])
+def test_heatmaps_of_any_dtype_are_kept(dtype, tmp_path):
+    image = make_image(tmp_path / "1.png")
+    x = (torch.rand(13, 8, 4) * 3).to(dtype)
+    save_heatmaps(tmp_path, image, x, root=tmp_path)
+    np.testing.assert_array_equal(load_heatmaps(tmp_path, image, root=tmp_path), x.to(torch.float16).numpy())
 
 
 def test_stale_heatmaps_are_refused(tmp_path):
@@ -297,7 +342,7 @@ def test_faults_of_key_points_are_named(with_heatmaps, tmp_path):
         data[2]
     file.unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"no heatmaps of 1 of 24 images, first {re.escape(str(data.paths[2]))}"
+        FileNotFoundError, match=rf"keypoints: .*no heatmaps of 1 of 24 images, first {re.escape(str(data.paths[2]))}"
     ):
         SYSUMM01Dataset(root, "all", keypoints=folder)
     with pytest.raises(FileNotFoundError, match=r"folder .*none does not exist"):
@@ -515,3 +560,30 @@ def test_bad_key_points_are_named():
     ):
         with pytest.raises(error, match=re.escape(text)):
             augment(images, modality, keypoints)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"corner": torch.zeros(2)}, ValueError, "corner must have shape (2, 2), got (2,)"),
+        ({"corner": torch.zeros(3, 2)}, ValueError, "corner must have shape (2, 2), got (3, 2)"),
+        ({"corner": torch.zeros(1, 2)}, ValueError, "corner must have shape (2, 2), got (1, 2)"),
+        ({"corner": (0, 0)}, TypeError, "corner must be a torch.Tensor, got tuple"),
+        ({"flipped": torch.tensor([True])}, ValueError, "flipped must have shape (2,), got (1,)"),
+        ({"flipped": torch.zeros(2, 1).bool()}, ValueError, "flipped must have shape (2,), got (2, 1)"),
+        ({"flipped": torch.zeros(2).long()}, TypeError, "flipped must be a tensor of bool, got torch.int64"),
+        ({"flipped": [True, False]}, TypeError, "flipped must be a torch.Tensor, got list"),
+        ({"size": (0, 6)}, ValueError, "size must be at least 1, got 0"),
+        ({"size": (8, 6, 3)}, ValueError, "size must be (H, W), got (8, 6, 3)"),
+        ({"size": (8, 6.5)}, TypeError, "size must be an integer, got 6.5"),
+        ({"image_size": (0, 4)}, ValueError, "image_size must be at least 1, got 0"),
+        ({"image_size": 8}, ValueError, "image_size must be (H, W), got 8"),
+    ],
+)
+def test_bad_moves_are_named(change, error, text):
+    moves = {"corner": torch.zeros(2, 2).long(), "size": (8, 6), "flipped": torch.tensor([True, False])} | change
+    with pytest.raises(error, match=re.escape(text)):
+        move_heatmaps(torch.ones(2, 13, 4, 4), **({"image_size": (8, 6)} | moves))
+    if "image_size" not in change:
+        with pytest.raises(error, match=re.escape(text)):
+            move_keypoints(torch.ones(2, 13, 3), **moves)

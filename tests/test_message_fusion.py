@@ -21,6 +21,7 @@ def layer(
     attention = MessageFusionAttention(dim, heads=heads, adjacency=adjacency, **options).double().train()
     attention(torch.randn(seen, len(adjacency), dim).double() * 2 + 1)
     with torch.no_grad():
+        attention.project.weight.normal_(std=dim**-0.5)
         attention.norm.weight.uniform_(-0.2, 0.3)
         attention.norm.bias.normal_()
     return attention
@@ -91,6 +92,13 @@ def test_its_gradients_equal_the_loops(training):
     assert_close(torch.autograd.grad(net(nodes), wanted, grad), expected, rtol=0, atol=1e-9)
 
 
+def test_heads_start_with_their_share_of_the_nodes_own_channels():
+    """Before training, and where a node has no neighbour but itself, v_i^l is its own l-th share behind σ."""
+    net = MessageFusionAttention(8, heads=4, adjacency=torch.eye(3, dtype=torch.bool)).double().eval()
+    nodes = torch.randn(5, 3, 8).double()
+    assert_close(net(nodes), nn.functional.elu(nodes) / (1 + 1e-5) ** 0.5, rtol=0, atol=1e-12)
+
+
 def test_the_papers_graph_is_the_default():
     net = MessageFusionAttention(16).double().eval()
     assert (net.heads, net.threshold) == (4, 0.02)
@@ -135,6 +143,19 @@ def test_a_channel_is_kept_above_the_threshold():
     for gamma, threshold in ((0.021, 0.02), (0.02, 0.019), (-1.0, -1.1)):
         ours, plain = fused(gamma, threshold=threshold)
         assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_head_does_not_drown_the_others_in_half_precision(dtype, device):
+    """The mean of the others is a difference of sums, which half precision would cancel to nothing."""
+    net = MessageFusionAttention(8, adjacency=CHAIN, threshold=math.inf).to(device, dtype).train()
+    with torch.no_grad():
+        net.norm.bias.view(4, 4, 2)[:, 1] = 1000
+    plain, nodes = copy.deepcopy(net), torch.randn(6, 4, 8, device=device).to(dtype)
+    plain.threshold = -math.inf
+    own = plain(nodes).unflatten(2, (4, 2)).double()
+    out = net(nodes).unflatten(2, (4, 2))
+    assert_close(out[:, :, 1].double(), own[:, :, [0, 2, 3]].mean(2), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
 
 
 def test_with_one_head_all_is_kept():
@@ -293,6 +314,16 @@ def test_state_dict_round_trip_and_inputs_stay():
     assert "8, heads=4, nodes=4, threshold=0.02" in repr(net)
 
 
+def test_the_callers_adjacency_is_the_callers():
+    adjacency = CHAIN.clone()
+    net = MessageFusionAttention(8, adjacency=adjacency).eval()
+    nodes = torch.randn(2, 4, 8)
+    before = net(nodes)
+    adjacency.fill_(False)
+    assert torch.equal(net.adjacency, CHAIN)
+    assert torch.equal(net(nodes), before)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_export_with_any_batch():
     net, batch = layer().eval(), torch.export.Dim("batch")
@@ -310,6 +341,10 @@ def test_bad_input():
         MessageFusionAttention(8, heads=0)
     with pytest.raises(TypeError, match="threshold must be a number, got None"):
         MessageFusionAttention(8, threshold=None)
+    with pytest.raises(ValueError, match="threshold must be a number or an infinity, got nan"):
+        MessageFusionAttention(8, threshold=math.nan)
+    with pytest.raises(TypeError, match="negative_slope must be a number, got True"):
+        MessageFusionAttention(8, negative_slope=True)
     with pytest.raises(ValueError, match="negative_slope must be above 0 and finite, got 0"):
         MessageFusionAttention(8, negative_slope=0)
     with pytest.raises(TypeError, match=r"adjacency must be a tensor of bool, got torch\.int64"):

@@ -1,6 +1,8 @@
 import math
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from vireid.data._pedestrian import JOINTS
 from vireid.nn.skeleton import (
     COCO_17,
     PERSON_13,
+    Skeleton,
     SkeletonAggregation,
     gaussian_heatmaps,
     keypoint_pooling,
@@ -78,8 +81,22 @@ def test_adjacency_bad_input():
     for edge in ((0, 3), (-1, 0), (0, 1, 2)):
         with pytest.raises(ValueError, match=r"edges must be pairs of key points from 0 to 2, got \("):
             skeleton_adjacency([edge], 3)
-    with pytest.raises(TypeError, match="integer"):
-        skeleton_adjacency([(0, 1.5)], 3)
+    for edges in ([0, 1], [(0, 1.5)], [(0, 1), None], 1):
+        with pytest.raises(TypeError, match=re.escape(f"edges must be pairs of integers, got {edges}")):
+            skeleton_adjacency(edges, 3)
+
+
+def test_adjacency_takes_any_pairs():
+    expected = skeleton_adjacency([(0, 1), (2, 1)], 3)
+    for edges in (np.array([[0, 1], [2, 1]]), torch.tensor([[0, 1], [2, 1]]), (pair for pair in ([0, 1], [2, 1]))):
+        assert torch.equal(skeleton_adjacency(edges, 3), expected)
+
+
+def test_a_side_without_a_partner_is_named():
+    text = "names must hold 'right_a', the partner of 'left_a', got ('left_a', 'b')"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Skeleton(("left_a", "b"), ()).mirror()
+    assert Skeleton(("left_a", "b", "right_a"), ()).mirror() == [2, 1, 0]
 
 
 # -- Pooling -------------------------------------------------------------------------------------------------------
@@ -202,6 +219,24 @@ def test_pooling_in_half_precision(dtype, device):
         double = keypoint_pooling(features.double(), heat.double())
     assert_close(keypoint_pooling(features.to(dtype), heat.to(dtype)).double(), exact, **close)
     assert_close(double, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 2), (3, 1)])
+def test_heatmaps_are_resized_in_full_precision_under_autocast(grid, dtype, device):
+    """Beside a map in float64, which autocast leaves alone."""
+    features = torch.randn(2, 5, 3, 2, device=device).double()
+    heat = torch.randint(90_000, 100_000, (2, 4, 7, 8), device=device)  # more than float16 can hold
+    with torch.autocast(device.type, dtype=dtype):
+        pooled = keypoint_pooling(features, heat, grid=grid)
+    assert_close(pooled, keypoint_pooling(features, heat.double(), grid=grid), rtol=1e-5, atol=1e-2)
+
+
+def test_a_peak_beyond_half_precision_is_resized_before_it_is_rounded(device):
+    features = torch.randn(1, 6, 4, 4, device=device).half()
+    heat = torch.zeros(1, 1, 32, 32, device=device)
+    heat[0, 0, 17, 9] = 64e4  # 1e4 in the cell's mean
+    assert_close(keypoint_pooling(features, heat)[0, 0], features[0, :, 2, 1] * (1e4 / 16))
 
 
 @pytest.mark.parametrize("size", [(3, 2), (4, 3)])
@@ -336,8 +371,8 @@ def test_merging_cocos_heatmaps():
         merge_coco_heatmaps(merged)
 
 
-def test_merging_cocos_key_points():
-    points = torch.rand(3, 17, 3)
+def test_merging_cocos_key_points(device):
+    points = torch.rand(3, 17, 3, device=device)
     points[0, :, 2] = 1.0  # all of one score: the nose
     points[1, :5, 2] = torch.tensor([0.0, 0.2, 0.1, 0.7, 0.7])  # the left ear, before the right one
     points[2, :5, 2] = 0.0

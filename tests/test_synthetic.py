@@ -1,7 +1,9 @@
 """The drawn data set: same bytes for the same arguments, the published layouts, and nothing half-written."""
 
 import builtins
+import errno
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -252,6 +254,35 @@ def test_an_older_data_set_is_given_its_key_points(layout, request, tmp_path, mo
     assert generate_synthetic(root, layout=layout, **SMALL) == root
     assert contents(root) == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
+def test_damaged_key_points_are_written_again(damage, sysu, tmp_path, monkeypatch):
+    root = tmp_path / "damaged"
+    shutil.copytree(sysu, root)
+    before = contents(root)
+    file = root / "keypoints.npz"
+    file.write_bytes(
+        {"cut": file.read_bytes()[:-99], "empty": b"", "foreign": (sysu / "synthetic.json").read_bytes()}[damage]
+    )
+    monkeypatch.setattr(synthetic, "render", None)
+    assert generate_synthetic(root, layout="sysu", **SMALL) == root
+    assert contents(root) == before
+
+
+def test_an_older_data_set_that_cannot_be_written_is_named(sysu, tmp_path, monkeypatch):
+    root = tmp_path / "older"
+    shutil.copytree(sysu, root)
+    (root / "keypoints.npz").unlink()
+    before = contents(root)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)  # as in a folder that is read only, which root may write to
+    with pytest.raises(OSError, match=re.escape(str(root / "keypoints.npz"))):
+        generate_synthetic(root, layout="sysu", **SMALL)
+    assert contents(root) == before
 
 
 CHANGED = "the drawing has changed: raise synthetic._VERSION, then renew the numbers of this test"

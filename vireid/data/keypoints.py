@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vireid._ops import at_least_float32
 from vireid._store import load_arrays, save_arrays
-from vireid.nn.skeleton import PERSON_13, Skeleton
+from vireid.nn.skeleton import PERSON_13, Skeleton, check_size
 
 __all__ = [
     "HeatmapFolder",
@@ -65,22 +66,29 @@ class Keypoints(NamedTuple):
 
 
 def save_keypoints(
-    path: str | os.PathLike[str], paths: Sequence[str], keypoints: np.ndarray, sizes: np.ndarray
+    path: str | os.PathLike[str], paths: Sequence[str | PurePath], keypoints: np.ndarray, sizes: np.ndarray
 ) -> None:
     """Write the coordinates of a data set's key points in one file, as `Keypoints` describes them.
 
     Args:
         path: the file, ending in .npz.
         paths: of the N images, relative to the data set's folder, with forward slashes.
-        keypoints: (N, K, 3).
-        sizes: (N, 2) (height, width) of the images.
+        keypoints: (N, K, 3), K at least 1. The coordinates of one that is not visible may be NaN.
+        sizes: (N, 2) whole numbers, (height, width) of the images.
 
     Raises:
-        ValueError: if a shape or a value does not fit, an image is named twice, or the ending is another.
+        ValueError: if a shape or a value does not fit, an image is named twice or by an absolute path, or the ending is
+            another.
+        TypeError: if ``paths`` holds something else than names.
         FileNotFoundError: if the folder does not exist.
         OSError: if the file cannot be written.
     """
-    table = Keypoints(list(paths), np.asarray(keypoints, np.float32), np.asarray(sizes, np.int64))
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not survive is found below
+        table = Keypoints(
+            [_name(name) for name in paths], np.asarray(keypoints, np.float32), np.asarray(sizes).astype(np.int64)
+        )
+    if (other := table.sizes != sizes).any():
+        raise ValueError(f"sizes must be whole numbers, got {np.asarray(sizes)[other][0]}")
     if fault := _fault(table):
         raise ValueError(fault)
     arrays = {"paths": _encode(table.paths), "keypoints": table.keypoints, "sizes": table.sizes}
@@ -105,12 +113,23 @@ def load_keypoints(path: str | os.PathLike[str]) -> Keypoints:
     return table
 
 
+def _name(path: Any) -> str:
+    """An image's name in a file of coordinates."""
+    if not isinstance(path, str | PurePath):
+        raise TypeError(f"paths must hold names of images, got {path!r}")
+    if Path(path).is_absolute():
+        raise ValueError(f"paths must be relative to the data set's folder, got {str(path)!r}")
+    return path.as_posix() if isinstance(path, PurePath) else path
+
+
 def _fault(table: Keypoints) -> str | None:
     """What is wrong with a table."""
-    count = len(table.paths)
-    if table.keypoints.ndim != 3 or table.keypoints.shape[::2] != (count, 3) or table.keypoints.dtype != np.float32:
-        got = f"{table.keypoints.dtype} {table.keypoints.shape}"
-        return f"keypoints must be float32 of shape ({count}, K, 3), one entry for each path, got {got}"
+    count, shape = len(table.paths), table.keypoints.shape
+    if len(shape) != 3 or shape[::2] != (count, 3) or not shape[1] or table.keypoints.dtype != np.float32:
+        got = f"{table.keypoints.dtype} {shape}"
+        return f"keypoints must be float32 of shape ({count}, K, 3), one entry for each path, K at least 1, got {got}"
+    if not np.isfinite(table.keypoints[table.keypoints[..., 2] > 0]).all():
+        return "keypoints must be finite where they are visible"
     if table.sizes.shape != (count, 2) or table.sizes.dtype != np.int64 or (table.sizes < 1).any():
         return f"sizes must be ({count}, 2) heights and widths of at least 1"
     if len(set(table.paths)) < count:
@@ -171,7 +190,8 @@ def save_heatmaps(
         ValueError: if the heatmaps have another shape or are not finite, or the image lies elsewhere.
         OSError: if the file cannot be written.
     """
-    x = heatmaps.detach().cpu().numpy() if isinstance(heatmaps, Tensor) else np.asarray(heatmaps)
+    # NumPy knows no bfloat16
+    x = at_least_float32(heatmaps.detach().cpu()).numpy() if isinstance(heatmaps, Tensor) else np.asarray(heatmaps)
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"heatmaps must have shape (K, h, w), got {x.shape}")
     with np.errstate(over="ignore"):
@@ -305,12 +325,13 @@ def move_keypoints(
         (B, K, 3) in the same dtype; the third number is 0 for a key point that is not inside the crop.
 
     Raises:
-        ValueError: if a shape does not fit.
-        TypeError: if ``keypoints`` is not floating point.
+        ValueError: if a shape does not fit or a size is below 1.
+        TypeError: if ``keypoints`` is not floating point, ``flipped`` not bool, or a size no integer.
     """
     _check_keypoints("keypoints", keypoints, 3, len(skeleton.names))
     if keypoints.shape[2] != 3:
         raise ValueError(f"keypoints must have shape (B, K, 3), got {tuple(keypoints.shape)}")
+    _check_moves(len(keypoints), corner, size, flipped)
     flip = flipped[:, None].to(keypoints.device)
     x = keypoints[..., 0] - corner[:, 1:].to(keypoints)
     y = keypoints[..., 1] - corner[:, :1].to(keypoints)
@@ -346,11 +367,13 @@ def move_heatmaps(
         (B, K, h', w'), float32 or the input's float64.
 
     Raises:
-        ValueError: if a shape does not fit.
-        TypeError: if ``heatmaps`` is not floating point.
+        ValueError: if a shape does not fit or a size is below 1.
+        TypeError: if ``heatmaps`` is not floating point, ``flipped`` not bool, or a size no integer.
     """
     _check_keypoints("heatmaps", heatmaps, 4, len(skeleton.names))
-    maps = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
+    check_size("image_size", image_size)
+    _check_moves(len(heatmaps), corner, size, flipped)
+    maps = at_least_float32(heatmaps)
     flip = flipped[:, None].to(maps.device)
     # Place of each new cell's centre in the image, where its left edge is -1 and its right edge is 1.
     y, x = (
@@ -383,3 +406,15 @@ def _check_keypoints(name: str, x: Any, ndim: int, count: int) -> None:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}")
+
+
+def _check_moves(count: int, corner: Any, size: Any, flipped: Any) -> None:
+    """Raise unless these say how ``count`` images were cropped and flipped."""
+    check_size("size", size)
+    for name, x, shape in (("corner", corner, (count, 2)), ("flipped", flipped, (count,))):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        if x.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+    if flipped.dtype != torch.bool:
+        raise TypeError(f"flipped must be a tensor of bool, got {flipped.dtype}")

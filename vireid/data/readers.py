@@ -106,12 +106,13 @@ class _ImageDataset(Dataset[Sample | KeypointSample]):
         self.size = (size[0], size[1])
         self._cache: dict[int, Tensor] | None = {} if cache else None
         self._keypoints: Tensor | HeatmapFolder | None = None
-        if keypoints is not None and Path(keypoints).is_dir():
-            self._keypoints = HeatmapFolder(keypoints, self.paths, root, keep=cache)
-        elif keypoints is not None:
-            names = [path.relative_to(root).as_posix() for path in self.paths]
+        if keypoints is not None:
             try:
-                self._keypoints = load_keypoints(keypoints).at(names, self.size)
+                if Path(keypoints).is_dir():
+                    self._keypoints = HeatmapFolder(keypoints, self.paths, root, keep=cache)
+                else:
+                    names = [path.relative_to(root).as_posix() for path in self.paths]
+                    self._keypoints = load_keypoints(keypoints).at(names, self.size)
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(f"keypoints: {error} (keypoints={str(keypoints)!r})") from error
 

@@ -19,7 +19,7 @@ import numpy as np
 from vireid._checks import check_count, check_option
 from vireid.data._pedestrian import Person
 from vireid.data._rendering import Camera, locate, render
-from vireid.data.keypoints import save_keypoints
+from vireid.data.keypoints import load_keypoints, save_keypoints
 
 __all__ = ["generate_synthetic"]
 
@@ -61,8 +61,8 @@ def generate_synthetic(
 
     Args:
         root: folder to make, with its parents. It appears in one step at the end, so an interrupted run leaves nothing
-            of it. If it holds what the same arguments wrote before, nothing is done; where a version that wrote no key
-            points did, they are added.
+            of it. If it holds what the same arguments wrote before, nothing is done, except that key points which are
+            missing, as a version that knew none leaves them, or damaged are written.
         layout: "sysu" or "regdb".
         identities: people drawn, at least 4.
         images_per_camera: images of a person by each camera; RegDB has one camera for each modality. Default: 4 for
@@ -76,6 +76,7 @@ def generate_synthetic(
 
     Raises:
         FileExistsError: if ``root`` exists and is neither an empty folder nor what these arguments write.
+        OSError: if it cannot be written, which a finished data set without key points is too.
         ImportError: if Pillow, or with ``progress`` tqdm, is missing; both come with ``vireid[train]``.
         TypeError: if a count, a size or the seed is not an integer.
         ValueError: if one is too small or ``layout`` is unknown.
@@ -102,7 +103,9 @@ def generate_synthetic(
     manifest = {"version": _VERSION, "layout": layout, "identities": identities, "images_per_camera": images_per_camera}
     manifest |= {"size": list(size), "seed": seed}
     if _is_finished(root, manifest):
-        if not (root / _KEYPOINTS).exists():
+        try:
+            load_keypoints(root / _KEYPOINTS)
+        except (FileNotFoundError, ValueError):
             shots = [
                 shot for identity in range(1, identities + 1) for shot in _shots(layout, identity, images_per_camera)
             ]

@@ -1,5 +1,7 @@
 """Message fusion attention: graph attention whose heads lend each other channels (G2DA, Wan et al., 2021), Eq. 8-11."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ class MessageFusionAttention(nn.Module):
         negative_slope: of the LeakyReLU; 0.2 (ours) for the same reason.
 
     Attributes:
-        project: the linear layer of W^1 to W^L, without bias.
+        project: the linear layer of W^1 to W^L, without bias. It starts as the identity (ours): a head at first passes
+            on its share of the nodes' own channels, and what the backbone knows is not mixed before anything is learned.
         score: (2, L, d / L) parameter, the left and the right halves of a_l.
         norm: the batch normalisation, (K + 1)·d channels: node by node, in it head by head. γ starts at 1, β at 0.
         adjacency: the buffer; not in the state dict.
@@ -65,6 +68,9 @@ class MessageFusionAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads = {heads}, got {dim}")
         check_number("threshold", threshold)
+        if math.isnan(threshold):
+            raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
+        check_number("negative_slope", negative_slope)  # a bool is none
         check_positive("negative_slope", negative_slope)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
         if not isinstance(adjacency, Tensor) or adjacency.dtype != torch.bool:
@@ -80,7 +86,7 @@ class MessageFusionAttention(nn.Module):
         self.activation = nn.ELU() if activation is None else activation
         self.norm = BNNeck(self.nodes * dim)
         self.norm.bias.requires_grad_(True)
-        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.eye_(self.project.weight)
         nn.init.normal_(self.score, std=(dim // heads) ** -0.5)
 
     def extra_repr(self) -> str:
@@ -133,11 +139,10 @@ class MessageFusionAttention(nn.Module):
             if mask.shape != values.shape[:2]:
                 raise ValueError(f"mask must have shape {tuple(values.shape[:2])}, got {tuple(mask.shape)}")
             neighbours = neighbours & mask[:, None, None, :]
-        with torch.autocast(values.device.type, enabled=False):
-            halves = at_least_float32(torch.einsum("bnlc,slc->sbln", values, self.score.to(values.dtype)))
-            scores = F.leaky_relu(halves[0][..., :, None] + halves[1][..., None, :], self.negative_slope)
-            lowest = torch.finfo(scores.dtype).min
-            return scores.masked_fill(~neighbours, lowest).softmax(-1) * neighbours  # no neighbour: zeros
+        halves = at_least_float32(torch.einsum("bnlc,slc->sbln", values, self.score.to(values.dtype)))
+        scores = F.leaky_relu(halves[0][..., :, None] + halves[1][..., None, :], self.negative_slope)
+        lowest = torch.finfo(scores.dtype).min
+        return scores.masked_fill(~neighbours, lowest).softmax(-1) * neighbours  # no neighbour: zeros
 
     def _fuse(self, own: Tensor) -> Tensor:
         """Eq. 11 of the normalised values (B, K + 1, L, d / L)."""

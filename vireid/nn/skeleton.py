@@ -43,10 +43,18 @@ class Skeleton:
     bones: tuple[tuple[int, int], ...]
 
     def mirror(self) -> list[int]:
-        """Where each key point is found in a mirrored image's: ``heatmaps.flip(-1)[:, skeleton.mirror()]``."""
+        """Where each key point is found in a mirrored image's: ``heatmaps.flip(-1)[:, skeleton.mirror()]``.
+
+        Raises:
+            ValueError: if a key point of one side has no partner on the other.
+        """
         other = {"left": "right", "right": "left"}
         sides = [name.partition("_") for name in self.names]
-        return [self.names.index(other.get(side, side) + gap + part) for side, gap, part in sides]
+        partners = [other.get(side, side) + gap + part for side, gap, part in sides]
+        for name, partner in zip(self.names, partners, strict=True):
+            if partner not in self.names:
+                raise ValueError(f"names must hold {partner!r}, the partner of {name!r}, got {self.names}")
+        return [self.names.index(partner) for partner in partners]
 
     def adjacency(self) -> Tensor:
         """`skeleton_adjacency` of the bones."""
@@ -90,19 +98,23 @@ def skeleton_adjacency(edges: Iterable[Sequence[int]], nodes: int, *, self_loops
 
     Raises:
         ValueError: if ``nodes`` is below 1, or an edge is not a pair or has an end out of range.
-        TypeError: if an end of an edge is not an integer.
+        TypeError: if ``edges`` are not pairs or an end is not an integer.
 
     Example:
         >>> skeleton_adjacency([(0, 1)], 3).int().tolist()
         [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
     """
     check_count("nodes", nodes)
+    try:
+        bones = [tuple(index(end) for end in edge) for edge in edges]
+    except TypeError as error:
+        raise TypeError(f"edges must be pairs of integers, got {edges!r}") from error
     adjacency = torch.zeros(nodes + 1, nodes + 1, dtype=torch.bool)
     adjacency[-1, :-1] = adjacency[:-1, -1] = True
-    for edge in edges:
-        if len(edge) != 2 or not all(0 <= index(end) < nodes for end in edge):
-            raise ValueError(f"edges must be pairs of key points from 0 to {nodes - 1}, got {tuple(edge)}")
-        i, j = edge
+    for bone in bones:
+        if len(bone) != 2 or not all(0 <= end < nodes for end in bone):
+            raise ValueError(f"edges must be pairs of key points from 0 to {nodes - 1}, got {bone}")
+        i, j = bone
         adjacency[i, j] = adjacency[j, i] = True
     return adjacency.fill_diagonal_(self_loops)
 
@@ -143,7 +155,7 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
             f"heatmaps must hold one image for each of the {feature_map.shape[0]} in feature_map, "
             f"got {heatmaps.shape[0]}"
         )
-    _check_size("grid", grid)
+    check_size("grid", grid)
     height, width = feature_map.shape[2:]
     with torch.autocast(heatmaps.device.type, enabled=False):
         heat = at_least_float32(heatmaps)
@@ -255,9 +267,9 @@ def gaussian_heatmaps(
     if not keypoints.is_floating_point():
         raise TypeError(f"keypoints must be floating point, got {keypoints.dtype}")
     check_positive("sigma", sigma)
-    _check_size("size", size)
+    check_size("size", size)
     image_size = size if image_size is None else image_size
-    _check_size("image_size", image_size)
+    check_size("image_size", image_size)
     points = at_least_float32(keypoints)
     height, width = image_size
     x, y = points[..., 0] / width, points[..., 1] / height
@@ -377,7 +389,8 @@ def _check_maps(name: str, x: Any, channels: int | None = None) -> None:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
 
 
-def _check_size(name: str, size: Any) -> None:
+def check_size(name: str, size: Any) -> None:
+    """Raise unless ``size`` is a pair of integers of at least 1."""
     if not isinstance(size, Sequence) or len(size) != 2:
         raise ValueError(f"{name} must be (H, W), got {size!r}")
     for side in size:
