@@ -40,7 +40,7 @@ class MessageFusionAttention(nn.Module):
 
     Attributes:
         project: the linear layer of W^1 to W^L, without bias. It starts as the identity (ours): a head at first passes
-            on its share of the nodes' own channels, and what the backbone knows is not mixed before anything is learned.
+            on its share of the nodes' own channels; what the backbone knows is not mixed before anything is learned.
         score: (2, L, d / L) parameter, the left and the right halves of a_l.
         norm: the batch normalisation, (K + 1)·d channels: node by node, in it head by head. γ starts at 1, β at 0.
         adjacency: the buffer; not in the state dict.
