@@ -1,27 +1,33 @@
-"""Draw what a trained model does: SAAI's attention maps, or its features by t-SNE beside those of other models.
+"""Draw what a trained model does: SAAI's attention maps, features by t-SNE, G2DA's graphs and how two are aligned.
 
     python examples/draw.py attention --checkpoint runs/saai/checkpoint.pt --images 8 --output attention.png
     python examples/draw.py attention --checkpoint runs/saai/checkpoint.pt --scale map    # where maps are nearly flat
     python examples/draw.py tsne --checkpoint runs/baseline/checkpoint.pt --checkpoint runs/saai/checkpoint.pt
+    python examples/draw.py skeleton --dataset regdb --root RegDB --keypoints RegDB-heatmaps    # needs no checkpoint
+    python examples/draw.py plan --checkpoint runs/g2da/checkpoint.pt --identity 52
+    python examples/draw.py costs --checkpoint runs/g2da/checkpoint.pt --identity 52
 
-Checkpoints of train_saai.py and train_cift.py. Without --dataset and --trial, the images are the test split of what the
-(first) checkpoint was trained on. The suffix of --output chooses the format: png, pdf, svg.
+Checkpoints of train_saai.py for attention, of train_g2da.py for plan and costs, of any training script for tsne.
+Without --dataset and --trial, the images are the test split of what the (first) checkpoint was trained on. The suffix
+of --output chooses the format: png, pdf, svg.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import Subset
+from torch import Tensor, nn
+from torch.utils.data import Subset, default_collate
 
 import common
+import graphs
 import trained
 from vireid import INFRARED, VISIBLE
 from vireid.data import EvalTransform
-from vireid.plots import attention_maps, tsne
+from vireid.plots import attention_maps, cost_matrices, skeleton_graph, transport_plan, tsne
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -32,7 +38,6 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     attention.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of train_saai.py")
     attention.add_argument("--images", type=int, default=8, help="by turns visible and infrared, two of one person")
     attention.add_argument("--scale", choices=["common", "map"], default="common", help="of the colours")
-    attention.add_argument("--output", type=Path, default=Path("attention.png"))
     features = pictures.add_parser("tsne", help="features by t-SNE, a panel for each checkpoint (SAAI, Fig. 5)")
     features.add_argument("--checkpoint", type=Path, required=True, action="append", help="may be given several times")
     features.add_argument(
@@ -41,18 +46,37 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     features.add_argument("--identities", type=int, default=20)
     features.add_argument("--perplexity", type=float, default=30.0)
     features.add_argument("--seed", type=int, default=0)
-    features.add_argument("--output", type=Path, default=Path("tsne.png"))
-    for picture in (attention, features):
+    skeleton = pictures.add_parser("skeleton", help="key points and bones over images (G2DA)")
+    skeleton.add_argument(
+        "--checkpoint", type=Path, help="whose data are shown (default: the synthetic ones, or --dataset's)"
+    )
+    skeleton.add_argument("--images", type=int, default=8, help="by turns visible and infrared, two of one person")
+    skeleton.add_argument("--size", type=int, nargs=2, default=[128, 64], metavar=("H", "W"), help="of the images")
+    skeleton.add_argument("--names", action="store_true", help="write the key points' names beside the images")
+    skeleton.add_argument("--global-node", action="store_true", help="show the node that all others are joined to")
+    skeleton.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        help="with heatmaps, a key point is at its map's highest cell, and shown where that is above this "
+        "(default: 0, as the model has it)",
+    )
+    for name, shows in (("plan", "the plan"), ("costs", "distances and what the plan pays")):
+        pair = pictures.add_parser(name, help=f"{shows} between the graphs of two images of one person (G2DA)")
+        pair.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of train_g2da.py")
+        pair.add_argument(
+            "--identity", type=int, help="whose first visible and first infrared image (default: the first person's)"
+        )
+    for name, picture in pictures.choices.items():
+        picture.add_argument("--output", type=Path, default=Path(f"{name}.png"))
         trained.add_options(picture)
     arguments = parser.parse_args()
-    chosen = attention if arguments.picture == "attention" else features
+    chosen = pictures.choices[arguments.picture]
     if arguments.output.suffix not in (".png", ".pdf", ".svg"):
         chosen.error(f"--output must end in .png, .pdf or .svg, got {str(arguments.output)!r}")
-    count = arguments.images if arguments.picture == "attention" else arguments.identities
-    if count < 1:
-        chosen.error(
-            f"--{'images' if arguments.picture == 'attention' else 'identities'} must be at least 1, got {count}"
-        )
+    for option in ("images", "identities"):
+        if (count := getattr(arguments, option, 1)) < 1:
+            chosen.error(f"--{option} must be at least 1, got {count}")
     return chosen, arguments
 
 
@@ -61,12 +85,26 @@ def evenly(values: np.ndarray, count: int) -> np.ndarray:
     return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
-def choose_pairs(identities: np.ndarray, modality: np.ndarray, count: int) -> np.ndarray:
-    """Rows of ``count`` images: of evenly chosen people the first visible and the first infrared one."""
-    people = np.intersect1d(identities[modality == VISIBLE], identities[modality == INFRARED])
-    chosen = evenly(people, (count + 1) // 2)
-    rows = [np.flatnonzero((identities == i) & (modality == kind))[0] for i in chosen for kind in (VISIBLE, INFRARED)]
-    return np.array(rows[:count])
+def both_kinds(dataset: common.Dataset) -> np.ndarray:
+    """People of whom there is a visible and an infrared image."""
+    kinds = [dataset.identities[dataset.modality == kind] for kind in (VISIBLE, INFRARED)]
+    return np.intersect1d(*kinds)
+
+
+def choose_pairs(dataset: common.Dataset, people: Iterable[int]) -> list[int]:
+    """Rows of the first visible and the first infrared image of each of these people."""
+    of = [(dataset.identities == i) & (dataset.modality == kind) for i in people for kind in (VISIBLE, INFRARED)]
+    return [int(np.flatnonzero(rows)[0]) for rows in of]
+
+
+def evenly_paired(dataset: common.Dataset, count: int) -> list[int]:
+    """Rows of ``count`` images: those of `choose_pairs` of evenly chosen people."""
+    return choose_pairs(dataset, evenly(both_kinds(dataset), (count + 1) // 2))[:count]
+
+
+def read_batch(dataset: common.Dataset, rows: list[int]) -> Any:
+    """These images and what belongs to them, one batch."""
+    return default_collate([dataset[row] for row in rows])
 
 
 @torch.no_grad()
@@ -79,13 +117,13 @@ def draw_attention(parser: argparse.ArgumentParser, arguments: argparse.Namespac
             "take one that train_saai.py trained with its parts"
         )
     dataset = trained.open_images(arguments, config, config["size"])
-    rows = choose_pairs(dataset.identities, dataset.modality, arguments.images)
-    images = torch.stack([dataset[int(row)].image for row in rows])
-    modality = torch.as_tensor(dataset.modality[rows])
-    batch = EvalTransform()(images.to(arguments.device))
-    attention = model(batch, modality.to(arguments.device)).similarity.sigmoid()
-    h, w = cast(nn.Module, model.backbone)(batch).shape[-2:]
-    attention_maps(images, attention, arguments.output, size=(h, w), modality=modality, scale=arguments.scale)
+    shown = read_batch(dataset, evenly_paired(dataset, arguments.images))
+    images = EvalTransform()(shown.image.to(arguments.device))
+    attention = model(images, shown.modality.to(arguments.device)).similarity.sigmoid()
+    h, w = cast(nn.Module, model.backbone)(images).shape[-2:]
+    attention_maps(
+        shown.image, attention, arguments.output, size=(h, w), modality=shown.modality, scale=arguments.scale
+    )
 
 
 def draw_tsne(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -123,11 +161,80 @@ def panel_names(paths: list[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def draw_skeleton(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Key points as G2DA gets them."""
+    config: dict[str, Any] = {"dataset": "synthetic", "trial": 1}
+    if arguments.checkpoint is not None:
+        config = common.load_checkpoint(arguments.checkpoint)["config"]
+    if config.get("part_grid"):
+        parser.error(f"{arguments.checkpoint} was trained with --part-grid: it has parts of a grid, no skeleton")
+    if (arguments.dataset or config["dataset"]) != "synthetic" and arguments.keypoints is None:
+        parser.error("--keypoints must name the key points of the images (examples/estimate_keypoints.py makes them)")
+    dataset = trained.open_images(arguments, config | {"method": "g2da"}, arguments.size)
+    shown = read_batch(dataset, evenly_paired(dataset, arguments.images))
+    skeleton_graph(
+        shown.image,
+        graphs.locate(shown.keypoints, dataset.size, arguments.threshold),
+        arguments.output,
+        modality=shown.modality,
+        names=arguments.names,
+        global_node=arguments.global_node,
+        columns=2 if arguments.names else None,  # two of one person side by side
+    )
+
+
+def open_pair(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[graphs.Alignment, Tensor, str]:
+    """Two images of the person that the options name, aligned; the images (2, 3, H, W); a title."""
+    model, method, config, _ = trained.open_model(arguments.checkpoint, arguments.device)
+    if method.name != "g2da":
+        parser.error(f"{arguments.checkpoint} was written by train_{method.name}.py: take one of train_g2da.py")
+    dataset = trained.open_images(arguments, config, config["size"])
+    people = both_kinds(dataset)
+    identity = people[0] if arguments.identity is None else arguments.identity
+    if identity not in people:
+        listed = ", ".join(map(str, people[:10])) + (", …" if len(people) > 10 else "")
+        parser.error(f"--identity must have a visible and an infrared image, as {listed} have, got {identity}")
+    shown = read_batch(dataset, choose_pairs(dataset, [identity]))
+    pair = graphs.align(model, config, shown.image, shown.modality, getattr(shown, "keypoints", None))
+    return pair, shown.image, f"identity {identity}: $D_{{ot}}$ = {pair.cost:.3f} with φ = {pair.phi:g}"
+
+
+def draw_plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """The plan T between two images."""
+    pair, images, title = open_pair(parser, arguments)
+    transport_plan(
+        images[0],
+        images[1],
+        pair.plan,
+        arguments.output,
+        points_visible=pair.points[0],
+        points_infrared=pair.points[1],
+        names=pair.names,
+        title=title,
+    )
+
+
+def draw_costs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """What that plan pays."""
+    pair, _, title = open_pair(parser, arguments)
+    visible, infrared = pair.nodes
+    cost_matrices(visible, infrared, pair.plan, arguments.output, loss=pair.structure, names=pair.names, title=title)
+
+
+PICTURES = {
+    "attention": draw_attention,
+    "tsne": draw_tsne,
+    "skeleton": draw_skeleton,
+    "plan": draw_plan,
+    "costs": draw_costs,
+}
+
+
 def main() -> None:
     """Draw as the command line says."""
     parser, arguments = parse_arguments()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    (draw_attention if arguments.picture == "attention" else draw_tsne)(parser, arguments)
+    PICTURES[arguments.picture](parser, arguments)
     print(f"wrote {arguments.output}")
 
 

@@ -29,6 +29,7 @@ _SAME, _OTHER = COLORS[2], COLORS[1]
 _ABSENT = "#e8e8e8"
 _SIDE = 2.6  # inches of the longer side of a matrix
 _READABLE = 0.16  # inches: a cell below this has no number in it
+_BEND = 0.06  # how far a line rises above the straight one, as a share of its length
 _ROOM = 0.13  # inches: of two names, the next is this far away at least
 
 
@@ -198,7 +199,7 @@ def cost_matrices(
     wasserstein, gromov = (values * between).sum(), (u[:, None] * u * difference).sum()
     panels = [
         (between, 0, 1, f"between:  $c(v_i^R, v_j^I)$,  $D_w$ = {wasserstein:.3f}"),
-        (difference, 0, 0, f"difference under T,  $D_{{gw}}$ = {gromov:.3f}"),
+        (difference, 0, 0, f"difference under $T$,  $D_{{gw}}$ = {gromov:.3f}"),
         (first, 0, 0, "within visible:  $c(v_i^R, v_{i'}^R)$"),
         (second, 1, 1, "within infrared:  $c(v_j^I, v_{j'}^I)$"),
     ]
@@ -221,7 +222,7 @@ def cost_matrices(
         x, y = lefts[p % 2], tops[p // 2]
         sides = [("visible", "infrared")[s] for s in (a, b)]
         _draw_matrix(axes, matrix, x, y, cell, ends, [labels[a], labels[b]], (sides[0], sides[1]), _distance)
-        axes.text(x, y - 0.07, text, ha="left", va="bottom", fontsize=8)
+        axes.text(x, y - 0.11, text, ha="left", va="baseline", fontsize=8)
         if p == 0:
             _frame_cells(axes, values, labels, x, y, cell)
     if bar:
@@ -328,13 +329,17 @@ def _difference(first: np.ndarray, second: np.ndarray, plan: np.ndarray, loss: s
 
 
 def _draw_lines(axes: Any, share: np.ndarray, places: list[np.ndarray], labels: list[list[str]], kept: float) -> None:
-    """Lines of the plan, the heaviest last."""
+    """Lines of the plan, the heaviest last, bent upwards so that those between nodes of one level lie apart."""
+    t = np.linspace(0, 1, 33)[:, None]
     order = np.argsort(share, axis=None, kind="stable")
     for i, j in zip(*np.unravel_index(order, share.shape), strict=True):
         if share[i, j] == 0 or share[i, j] < kept:
             continue
         same = labels[0][i] == labels[1][j]
-        axes.plot(*np.stack([places[0][i], places[1][j]]).T, **_line(same, min(float(share[i, j]), 1)))
+        start, end = places[0][i], places[1][j]
+        rise = np.array([0, _BEND * np.linalg.norm(end - start)])
+        line = start + t * (end - start) - 4 * t * (1 - t) * rise
+        axes.plot(*line.T, **_line(same, min(float(share[i, j]), 1)))
 
 
 def _line(same: bool, share: float) -> dict[str, Any]:
@@ -399,7 +404,7 @@ def _distance(value: float) -> str:
     if np.isnan(value):
         return ""
     text = f"{abs(value):.2f}"
-    return "0" if text == "0.00" else text.removeprefix("0") if value < 1 else f"{value:.1f}"
+    return "0" if text == "0.00" else text.removeprefix("0") if text < "1" else f"{value:.1f}"
 
 
 def _frame_cells(axes: Any, plan: np.ndarray, labels: list[list[str]], x: float, y: float, cell: float) -> None:
