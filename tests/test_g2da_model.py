@@ -86,10 +86,11 @@ def test_the_graph_by_loops(two_stream, training, normalize):
     output = model(images, modality, heatmaps)
     pooled = torch.stack([sum(m[:, i, j] for i in range(3) for j in range(2)) / 6 for m in maps])
     whole = ref.batch_norm(pooled, **neck, training=training)
+    nodes = torch.cat([nodes_by_loops(maps, heatmaps, False), whole[:, None]], 1)
+    assert_close(output.nodes, nodes)
     nodes = torch.cat([nodes_by_loops(maps, heatmaps, normalize), whole[:, None]], 1)
     mask = torch.tensor([[*(bool(h.any()) for h in image), True] for image in heatmaps])
     assert_close(output.pooled, pooled)
-    assert_close(output.nodes, nodes)
     assert_close(output.logits, whole @ model.classifier.weight.T)
     assert output.mask.tolist() == mask.tolist()
     model.attention.norm.load_state_dict(before)
@@ -110,10 +111,12 @@ def test_without_graph_the_neck_ranks():
 
 
 def test_stacked_cells_are_those_of_the_map_under_each_heatmap():
-    """As with the small backbone: pooling and Eq. 2 take the mean of each cell of the grid."""
+    """As with the small backbone: the features and the graph's nodes stack cells, the nodes to be aligned do not."""
     images, _, modality, heatmaps = batch()
     model = g2da(two_stream=False, grid=(3, 1)).eval()
     assert model.dim == 3 * CHANNELS
+    given = []
+    model.attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     maps, output = model.backbone(images), model(images, modality, heatmaps)
     cells = [(i, j) for i in range(3) for j in range(2)]
     heat = torch.stack([heatmaps[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3)) for i, j in cells], 2)
@@ -124,8 +127,11 @@ def test_stacked_cells_are_those_of_the_map_under_each_heatmap():
                 for c in range(CHANNELS)
                 for i in range(3)
             ]
-            assert_close(output.nodes[b, k], torch.stack(expected))
+            assert_close(given[0][b, k], torch.stack(expected))
     assert_close(output.pooled, torch.stack([maps[:, c, i].mean(1) for c in range(CHANNELS) for i in range(3)], 1))
+    assert_close(given[0][:, -1], ref.batch_norm(output.pooled, **state(model.neck), training=False))
+    assert_close(output.nodes[:, :-1], nodes_by_loops(maps, heatmaps, False))
+    assert_close(output.nodes[:, -1], maps.mean((2, 3)))
 
 
 def test_fixed_parts_stand_for_key_points():

@@ -29,7 +29,8 @@ class G2DAOutput(NamedTuple):
         features: (B, d) what ranks at test time: V_G, or BN(GAP(F)) of a model without graph.
         pooled: (B, d) GAP(F), before the neck.
         logits: (B, C) of BN(GAP(F)).
-        nodes: (B, K + 1, d) the graph: key points, and BN(GAP(F)) last.
+        nodes: (B, K + 1, c) the nodes that are aligned: key points (Eq. 2), and BN(GAP(F)) last. Of a model that
+            stacks cells, GAP(F) is last.
         mask: (B, K + 1) bool, False for a key point that the image does not show.
         graph_logits: (B, C) of V_G, or None without graph.
     """
@@ -61,8 +62,10 @@ class G2DA(nn.Module):
             (ours). A mean under a heatmap that is 1 at its peak alone is a hundredth of the map's values, so that the
             global node, joined to all, would drown the others.
         dim: feature size d, c · rows · columns of the grid. Default: c is the backbone's ``out_channels``.
-        grid: (rows, columns) of the means that GAP and Eq. 2 take and stack. Default: the backbone's ``grid`` where it
-            has one, else (1, 1), which is the paper's.
+        grid: (rows, columns) of the means that the features stack, and with them the nodes that go through the graph's
+            layers. Default: the backbone's ``grid`` where it has one, else (1, 1), which is the paper's. The nodes that
+            are aligned are not stacked: those in two places would share no cell, all be equally far from each other,
+            and have no structure.
 
     Raises:
         ValueError: if the size is neither given nor known, heads do not divide it or ``parts`` are not as many as the
@@ -129,16 +132,23 @@ class G2DA(nn.Module):
             raise ValueError(f"backbone must return (B, {self.dim // cells}, h, w), got {tuple(maps.shape)}")
         pooled = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
         whole = self.neck(pooled)
-        local = keypoint_pooling(maps, heatmaps, grid=self.grid)
-        if self.normalize_nodes:
-            local = sqrt(self.dim) * normalize_rows(local.flatten(0, 1)).view_as(local)
-        nodes = torch.cat([local, whole[:, None].to(local.dtype)], 1)
-        mask = F.pad(present_keypoints(heatmaps), (0, 1), value=True)
         logits = self.classifier(whole)
+        local = keypoint_pooling(maps, heatmaps)
+        mask = F.pad(present_keypoints(heatmaps), (0, 1), value=True)
+        nodes = _graph(local, whole if cells == 1 else maps.mean((2, 3)))
         if self.attention is None or self.aggregation is None or self.graph_classifier is None:
             return G2DAOutput(whole, pooled, logits, nodes, mask)
-        features = self.aggregation(pooled, self.attention(nodes, mask))
+        if cells > 1:
+            local = keypoint_pooling(maps, heatmaps, grid=self.grid)
+        if self.normalize_nodes:
+            local = sqrt(self.dim) * normalize_rows(local.flatten(0, 1)).view_as(local)
+        features = self.aggregation(pooled, self.attention(_graph(local, whole), mask))
         return G2DAOutput(features, pooled, logits, nodes, mask, self.graph_classifier(features))
+
+
+def _graph(local: Tensor, whole: Tensor) -> Tensor:
+    """(B, K + 1, d) nodes, the global one last."""
+    return torch.cat([local, whole[:, None].to(local.dtype)], 1)
 
 
 class G2DACriterion(nn.Module):
