@@ -1,6 +1,7 @@
 """What the example scripts share: options, data, features, evaluation, checkpoints and their files."""
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from vireid import INFRARED, VISIBLE
 from vireid.data import EvalTransform, KeypointSample, RegDBDataset, SYSUMM01Dataset, generate_synthetic
 from vireid.features import save_features
 from vireid.neighbors import topk
-from vireid.nn import SmallBackbone, gaussian_heatmaps, resnet50
+from vireid.nn import PERSON_13, SmallBackbone, gaussian_heatmaps, resnet50
 from vireid.plots import cmc_curves, ranked_lists
 from vireid.protocols import SYSUMM01, RegDB, Report
 
@@ -56,6 +57,13 @@ def open_dataset(arguments: argparse.Namespace, split: str, size: tuple[int, int
         dataset: Dataset = SYSUMM01Dataset(root, split, size=size, cache=cache, keypoints=keypoints)
     else:
         dataset = RegDBDataset(root, split, trial=arguments.trial, size=size, cache=cache, keypoints=keypoints)
+    if keypoints is not None and isinstance(sample := dataset[0], KeypointSample):
+        count, expected = len(sample.keypoints), len(PERSON_13.names)
+        if count != expected:
+            raise ValueError(
+                f"--keypoints {keypoints} must hold the {expected} key points of vireid.nn.PERSON_13, got {count}; "
+                "vireid.nn.merge_coco_keypoints and merge_coco_heatmaps make them of COCO's 17"
+            )
     if cache and arguments.workers:
         dataset.preload(progress=True)  # what a worker reads would be kept by it alone, and for one epoch
     return dataset
@@ -77,6 +85,12 @@ def find_keypoints(arguments: argparse.Namespace, part_grid: list[int] | None) -
                 "--part-grid ROWS COLUMNS must be given instead"
             )
         arguments.keypoints = (arguments.root or Path("runs/synthetic")) / "keypoints.npz"
+
+
+def digest_keypoints(path: Path) -> str:
+    """SHA-256 of a file of coordinates, or of the first file of a folder of heatmaps."""
+    first = path if path.is_file() else min(path.rglob("*.npz"))
+    return hashlib.sha256(first.read_bytes()).hexdigest()
 
 
 def draw_heatmaps(keypoints: Tensor, size: tuple[int, int]) -> Tensor:

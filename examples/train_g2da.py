@@ -102,7 +102,7 @@ def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.
         raise ValueError(f"ablation must be one of {', '.join(ABLATION)}, got {config['ablation']!r}")
     row = list(ABLATION).index(config["ablation"])
     backbone = common.build_backbone(config["backbone"], config.get("weights"))
-    heads = config.get("heads") or (3 if isinstance(backbone, SmallBackbone) else 4)
+    heads = config.get("heads", 3 if isinstance(backbone, SmallBackbone) else 4)
     if config["two_stream"] and isinstance(backbone, SmallBackbone):
         backbone = TwoStream.from_sequential(backbone, shared_from="refinements")
     elif config["two_stream"]:

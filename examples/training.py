@@ -92,7 +92,7 @@ def add_training_options(parser: argparse.ArgumentParser, output: Path) -> None:
     group.add_argument("--devices", type=int, default=1, help="processes, one a device")
     group.add_argument("--precision", default="32-true", help="Lightning Fabric's: 32-true, bf16-mixed, 16-mixed …")
     group.add_argument("--output", type=Path, default=output)
-    group.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output, not anew")
 
 
 def share(text: str) -> str:
@@ -216,9 +216,10 @@ def build_sampler(dataset: common.Dataset, arguments: argparse.Namespace, fabric
 
 def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.Module:
     """Train, or go on training; returns the model in evaluation mode."""
-    for option, value, minimum in (("--epochs", arguments.epochs, 0), ("--seed", arguments.seed, 0)):
-        if value < minimum:
-            raise ValueError(f"{option} must be at least {minimum}, got {value}")
+    for name in ("epochs", "seed", "backbone_lr", "graph_lr"):
+        value = getattr(arguments, name, 0)
+        if not value >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}")
     if arguments.milestones is not None and arguments.schedule != "steps":
         raise ValueError(f"--milestones goes with --schedule steps, not with {arguments.schedule}")
     size = (arguments.size[0], arguments.size[1])
@@ -226,6 +227,8 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
         dataset = common.open_dataset(arguments, "train", size)
     config = {key: value for key, value in vars(arguments).items() if key in method.settings and value is not None}
     config["images"] = len(dataset)  # says that it is the same data, wherever they lie
+    if getattr(arguments, "keypoints", None) is not None:
+        config["keypoints"] = common.digest_keypoints(arguments.keypoints)
     config["method"] = method.name
     checkpoint = arguments.output / "checkpoint.pt"
     state = common.resumable(checkpoint, config, resume=arguments.resume)
@@ -285,9 +288,11 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
             for name, loss in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
         means = {name: float(value) / len(sampler) for name, value in sums.items()}
-        if not math.isfinite(means["total"]):  # before the last good checkpoint is lost
+        finite = all(bool(x.isfinite().all()) for x in step.state_dict().values() if x.is_floating_point())
+        if not math.isfinite(means["total"]) or not finite:  # before the last good checkpoint is lost
             shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-            raise RuntimeError(f"the loss is not finite in epoch {epoch + 1} ({shown}): nothing of it was saved")
+            what = f"the loss or a parameter is not finite in epoch {epoch + 1}"
+            raise RuntimeError(f"{what} ({shown}): nothing of it was saved")
         epochs.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
         fabric.log_dict({f"loss/{name}": value for name, value in means.items()}, step=epoch)
         fabric.log("learning_rate", arguments.lr * factor, step=epoch)

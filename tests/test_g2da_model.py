@@ -223,6 +223,13 @@ def test_a_weight_of_0_leaves_its_loss_out(name):
     assert losses.keys() == names - ({"ce", "triplet"} if name == "base" else {name})
 
 
+def test_only_a_weight_for_a_graph_that_is_not_there():
+    images, labels, modality, heatmaps = batch()
+    output = g2da(graph=False)(images, modality, heatmaps)
+    with pytest.raises(ValueError, match="no loss is left"):
+        G2DACriterion(base=0, transport=0, contrastive=0)(output, labels, modality)
+
+
 def test_phi_structure_and_pairs_reach_the_transport():
     images, labels, modality, heatmaps = batch()
     output = g2da()(images, modality, heatmaps + 0.01)

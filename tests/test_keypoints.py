@@ -19,6 +19,7 @@ from vireid._store import load_arrays, save_arrays
 from vireid.data import generate_synthetic
 from vireid.data.keypoints import (
     HeatmapFolder,
+    Keypoints,
     heatmap_path,
     load_heatmaps,
     load_keypoints,
@@ -587,3 +588,16 @@ def test_bad_moves_are_named(change, error, text):
     if "image_size" not in change:
         with pytest.raises(error, match=re.escape(text)):
             move_keypoints(torch.ones(2, 13, 3), **moves)
+
+
+@pytest.mark.parametrize("change", [lambda k: k / 100, lambda k: k + 1000, lambda k: -k - 1])
+def test_coordinates_in_another_unit_are_refused(change):
+    """Shares in place of pixels, or places that no image has."""
+    keypoints = np.random.default_rng(0).uniform(5, 60, (3, 13, 3)).astype(np.float32)
+    keypoints[..., 2] = 1
+    moved = keypoints.copy()
+    moved[..., :2] = change(keypoints[..., :2])
+    sizes, names = np.full((3, 2), 64), ["a", "b", "c"]
+    assert Keypoints(names, keypoints, sizes).at(names, (32, 32)).shape == (3, 13, 3)
+    with pytest.raises(ValueError, match="keypoints must be in pixels of the images, which are 64 to 64 long, got x"):
+        Keypoints(names, moved, sizes).at(names, (32, 32))

@@ -29,6 +29,8 @@ def layer(
 
 def by_loop(net: MessageFusionAttention, nodes: Tensor, training: bool, mask: Tensor | None = None) -> Tensor:
     """Eq. 8-11, node by node, head by head and channel by channel; the score from features put side by side."""
+    if mask is not None:
+        nodes = nodes.where(mask[:, :, None], torch.zeros(()).to(nodes))
     images, count, dim = nodes.shape
     heads, size = net.heads, dim // net.heads
     weight, left, right = net.project.weight, *net.score
@@ -190,6 +192,17 @@ def test_masked_nodes_equal_the_loop(training, device):
     assert (attention.cpu() * ~mask[:, None, None]).abs().sum() == 0
     assert_close(attention.sum(-1)[:3], torch.ones(3, 4, 4, device=device).double())
     assert (attention[3] == 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_an_absent_node_holds_is_not_looked_at(training):
+    net, nodes = layer().train(training), torch.randn(5, 4, 8).double()
+    mask = torch.ones(5, 4, dtype=torch.bool)
+    mask[1, 2] = False
+    expected = copy.deepcopy(net)(nodes, mask)
+    nodes[1, 2] = math.nan
+    assert torch.equal(net(nodes, mask), expected)
+    assert net.norm.running_mean.isfinite().all()
 
 
 def test_an_absent_nodes_feature_reaches_no_other():

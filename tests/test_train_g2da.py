@@ -2,11 +2,13 @@
 
 import argparse
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_examples import DRAWN, EXAMPLES, assert_same, load, read_metrics, run, tiny
@@ -19,7 +21,7 @@ import train_cift
 import train_g2da
 import train_saai
 import training
-from vireid.data import EvalTransform, KeypointSample, generate_synthetic
+from vireid.data import EvalTransform, KeypointSample, generate_synthetic, load_keypoints, save_keypoints
 from vireid.losses import graph_ot_loss
 from vireid.models import BaselineOutput
 from vireid.nn import TwoStream, gaussian_heatmaps, part_grid
@@ -277,3 +279,61 @@ def test_wrong_options_of_the_alignment_are_named(script, options, text, regdb, 
     with pytest.raises(ValueError, match=text):
         run(script, *tiny(regdb, tmp_path, *options))
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+# -- What a user may get wrong -------------------------------------------------------------------------------------
+
+
+def test_other_key_points_are_other_settings(trained, regdb, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    table = load_keypoints(regdb / "keypoints.npz")
+    save_keypoints(tmp_path / "other.npz", table.paths, table.keypoints + 1, table.sizes)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    for resume in ([], ["--resume"]):
+        with pytest.raises(ValueError, match=r"was trained with other settings .*keypoints"):
+            run(train_g2da, *tiny(regdb, tmp_path / "run", "--keypoints", tmp_path / "other.npz", *resume))
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    run(evaluate, "--checkpoint", trained / "checkpoint.pt", "--root", regdb, "--device", "cpu", "--output",
+        tmp_path / "out", "--keypoints", tmp_path / "other.npz")  # fmt: skip
+    assert "other.npz does not hold the key points that it was trained with" in capsys.readouterr().out
+
+
+def test_seventeen_key_points_are_named(regdb, tmp_path):
+    table = load_keypoints(regdb / "keypoints.npz")
+    more = np.concatenate([table.keypoints, table.keypoints[:, :4]], 1)
+    save_keypoints(tmp_path / "coco.npz", table.paths, more, table.sizes)
+    with pytest.raises(ValueError, match=r"coco\.npz must hold the 13 key points .* got 17; .*merge_coco_keypoints"):
+        run(train_g2da, *tiny(regdb, tmp_path / "run", "--keypoints", tmp_path / "coco.npz"))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--graph-lr", -1], "--graph-lr must be at least 0, got -1"),
+        (["--backbone-lr", -1], "--backbone-lr must be at least 0, got -1"),
+        (["--heads", 0], "heads must be at least 1, got 0"),
+    ],
+)
+def test_more_wrong_options_are_named(options, text, regdb, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        run(train_g2da, *tiny(regdb, tmp_path, *GRID, *options))
+
+
+def test_parameters_that_are_not_finite_are_not_saved(regdb, tmp_path, monkeypatch):
+    """The last step of an epoch is seen in no loss of it."""
+    forward, calls = training.Step.forward, []
+
+    def poisoned(self: Any, *batch: Tensor) -> dict[str, Tensor]:
+        calls.append(1)
+        losses = forward(self, *batch)
+        weight = self.model.neck.weight
+        zero = (weight - weight.detach()).abs().sqrt().sum()  # whose gradient is NaN
+        return {**losses, "total": losses["total"] + (zero if len(calls) == 4 else 0)}
+
+    run(train_g2da, *tiny(regdb, tmp_path, *GRID, "--epochs", 1))
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(training.Step, "forward", poisoned)
+    calls += [1, 1]
+    with pytest.raises(RuntimeError, match="the loss or a parameter is not finite in epoch 2"):
+        run(train_g2da, *tiny(regdb, tmp_path, *GRID, "--epochs", 2, "--resume"))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good

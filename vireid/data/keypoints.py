@@ -53,13 +53,20 @@ class Keypoints(NamedTuple):
         """The key points (n, K, 3) of these images, each resized to ``size`` = (height, width).
 
         Raises:
-            ValueError: if an image is not among ``paths``.
+            ValueError: if an image is not among ``paths``, or the coordinates cannot be pixels of these images: if no
+                visible key point of any of them lies inside, or all are shares of 0 to 1.
         """
         place = {path: row for row, path in enumerate(self.paths)}
         if missing := [path for path in paths if path not in place]:
             raise ValueError(f"there are no key points of {len(missing)} of {len(paths)} images, first {missing[0]!r}")
         rows = [place[path] for path in paths]
-        scaled = self.keypoints[rows]
+        scaled, lengths = self.keypoints[rows], self.sizes[rows][:, None, ::-1]
+        place_in = scaled[scaled[..., 2] > 0][:, :2]
+        inside = ((scaled[..., :2] >= 0) & (scaled[..., :2] <= lengths)).all(2) & (scaled[..., 2] > 0)
+        if len(place_in) and (not inside.any() or (place_in.max() <= 1 and lengths.min() > 2)):
+            expected = f"pixels of the images, which are {lengths.min()} to {lengths.max()} long"
+            got = f"x and y from {place_in.min():.4g} to {place_in.max():.4g}"
+            raise ValueError(f"keypoints must be in {expected}, got {got}")
         scaled[..., 0] *= size[1] / self.sizes[rows, None, 1]
         scaled[..., 1] *= size[0] / self.sizes[rows, None, 0]
         return torch.from_numpy(scaled)
@@ -281,6 +288,7 @@ class HeatmapFolder:
         self.folder, self.paths, self.root = Path(folder), list(paths), Path(root)
         self.kept: dict[int, np.ndarray] | None = {} if keep else None
         self._source: Any = None
+        self._shape: tuple[int, ...] = ()
         if not self.folder.is_dir():
             raise FileNotFoundError(f"folder {self.folder} does not exist")
         if missing := [path for path in self.paths if not heatmap_path(folder, path, root).is_file()]:
@@ -299,6 +307,10 @@ class HeatmapFolder:
             if source != self._source:  # an update that was interrupted
                 got = f"{self._source} and, for {path}, by {source}"
                 raise ValueError(f"{self.folder} must hold heatmaps of one source, got those made by {got}")
+            self._shape = self._shape or x.shape
+            if x.shape != self._shape:
+                got = f"{self._shape} and, for {path}, {x.shape}"
+                raise ValueError(f"{self.folder} must hold heatmaps of one shape, got {got}")
             if self.kept is not None:
                 self.kept[index] = x
         return torch.from_numpy(x.astype(np.float32))

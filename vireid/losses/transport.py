@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid import VISIBLE
+from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_number, check_option
 from vireid._ops import at_least_float32
 from vireid.losses.parts import check_nodes
 from vireid.ot import graph_ot
 
 __all__ = ["GraphOTLoss", "graph_ot_loss"]
+
+_solve = torch.compiler.disable(graph_ot)  # its loops end when the data say so, which a compiler would unroll
 
 
 def graph_ot_loss(
@@ -34,8 +36,11 @@ def graph_ot_loss(
     visible, infrared = _choose_pairs(labels, modality, mask, pairs)
     # before an image is taken into several pairs, so that the gradients of these add up in float32
     graphs = at_least_float32(nodes)
+    if not len(visible) and bool(((modality != VISIBLE) & (modality != INFRARED)).any()):
+        got = modality.unique().tolist()
+        raise ValueError(f"modality must hold {VISIBLE}, visible, and {INFRARED}, infrared, got {got}")
     both = None if mask is None else mask[visible] & mask[infrared]
-    costs = graph_ot(
+    costs = _solve(
         _take(graphs, visible),
         _take(graphs, infrared),
         phi=phi,
@@ -102,7 +107,7 @@ class GraphOTLoss(nn.Module):
         common are no pair. The loss is a scalar, at least 0 up to rounding, in at least float32.
 
     Raises:
-        ValueError: if a shape, a range or an option is wrong.
+        ValueError: if a shape, a range or an option is wrong, or there is no pair and ``modality`` holds other numbers.
         TypeError: if ``nodes`` is not floating point, ``labels`` or ``modality`` hold no integers, ``mask`` is not
             bool, or a number is none.
 
@@ -124,6 +129,10 @@ class GraphOTLoss(nn.Module):
         _check_options(phi, loss, solver, pairs, iterations, restarts)
         self.phi, self.loss, self.solver, self.pairs = phi, loss, solver, pairs
         self.iterations, self.restarts = iterations, restarts
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"phi={self.phi}, loss={self.loss!r}, solver={self.solver!r}, pairs={self.pairs!r}"
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of a batch."""

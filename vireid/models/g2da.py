@@ -220,5 +220,7 @@ class G2DACriterion(nn.Module):
             losses["contrastive"] = self.contrastive(output.nodes, labels, modality, mask=output.mask)
         if self.weights["graph"] and output.graph_logits is not None:
             losses["graph"] = F.cross_entropy(at_least_float32(output.graph_logits), labels.long())
+        if not losses:
+            raise ValueError("no loss is left: only graph has a weight, and the model is without graph")
         losses = {name: self.weights[name] * loss for name, loss in losses.items()}
         return losses | {"total": sum_losses(losses)}

@@ -83,6 +83,8 @@ class MessageFusionAttention(nn.Module):
         self.register_buffer("adjacency", adjacency.clone(), persistent=False)
         self.project = nn.Linear(dim, dim, bias=False)
         self.score = nn.Parameter(torch.empty(2, heads, dim // heads))
+        if activation is not None and not isinstance(activation, nn.Module):
+            raise TypeError(f"activation must be a torch.nn.Module, got {activation!r}")
         self.activation = nn.ELU() if activation is None else activation
         self.norm = BNNeck(self.nodes * dim)
         self.norm.bias.requires_grad_(True)
@@ -98,8 +100,8 @@ class MessageFusionAttention(nn.Module):
 
         Args:
             nodes: (B, K + 1, d) the graphs' node features, in the order of the adjacency.
-            mask: (B, K + 1) bool, False for an absent node, which no node attends to; it attends to its neighbours
-                itself. Default: all are present, as in the paper.
+            mask: (B, K + 1) bool, False for an absent node: what it holds is not looked at, and no node attends to it;
+                it attends to its neighbours itself. Default: all are present, as in the paper.
 
         Returns:
             (B, K + 1, d) v̄. A node without a neighbour that is present, itself included, has Σ_j … = 0 in Eq. 9.
@@ -108,7 +110,7 @@ class MessageFusionAttention(nn.Module):
             ValueError: if a shape is wrong.
             TypeError: if ``nodes`` is not floating point or ``mask`` not bool.
         """
-        values = self._values(nodes)
+        values = self._values(nodes, mask)
         attention = self._attention(values, mask).to(values.dtype)
         messages = self.activation(torch.einsum("blij,bjlc->bilc", attention, values))
         return self._fuse(self.norm(messages.flatten(1)).view_as(messages)).flatten(2)
@@ -118,26 +120,28 @@ class MessageFusionAttention(nn.Module):
 
         In at least float32.
         """
-        return self._attention(self._values(nodes), mask)
+        return self._attention(self._values(nodes, mask), mask)
 
     def kept(self) -> Tensor:
         """(K + 1, L, d / L) bool: the channels whose γ is above θ, that keep their own value."""
         gamma = self.norm.weight.detach().view(self.nodes, self.heads, -1)
         return gamma > self.threshold
 
-    def _values(self, nodes: Tensor) -> Tensor:
+    def _values(self, nodes: Tensor, mask: Tensor | None) -> Tensor:
         """W^l v_i (B, K + 1, L, d / L)."""
         check_nodes("nodes", nodes, self.nodes, self.dim)
+        if mask is not None:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"mask must be a tensor of bool, got {kind}")
+            if mask.shape != nodes.shape[:2]:
+                raise ValueError(f"mask must have shape {tuple(nodes.shape[:2])}, got {tuple(mask.shape)}")
+            nodes = torch.where(mask[:, :, None], nodes, 0)
         return self.project(nodes).unflatten(2, (self.heads, -1))
 
     def _attention(self, values: Tensor, mask: Tensor | None) -> Tensor:
         neighbours = self.adjacency
         if mask is not None:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise TypeError(f"mask must be a tensor of bool, got {kind}")
-            if mask.shape != values.shape[:2]:
-                raise ValueError(f"mask must have shape {tuple(values.shape[:2])}, got {tuple(mask.shape)}")
             neighbours = neighbours & mask[:, None, None, :]
         halves = at_least_float32(torch.einsum("bnlc,slc->sbln", values, self.score.to(values.dtype)))
         scores = F.leaky_relu(halves[0][..., :, None] + halves[1][..., None, :], self.negative_slope)

@@ -46,8 +46,10 @@ class Skeleton:
         """Where each key point is found in a mirrored image's: ``heatmaps.flip(-1)[:, skeleton.mirror()]``.
 
         Raises:
-            ValueError: if a key point of one side has no partner on the other.
+            ValueError: if a key point of one side has no partner on the other, or a name is there twice.
         """
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names must name each key point once, got {self.names}")
         other = {"left": "right", "right": "left"}
         sides = [name.partition("_") for name in self.names]
         partners = [other.get(side, side) + gap + part for side, gap, part in sides]
@@ -314,7 +316,8 @@ def merge_coco_keypoints(keypoints: Tensor) -> Tensor:
     if keypoints.ndim != 3 or keypoints.shape[1:] != (len(COCO_17.names), 3):
         raise ValueError(f"keypoints must have shape (B, 17, 3), got {tuple(keypoints.shape)}")
     face = keypoints[:, :_FACE]
-    best = face[..., 2].sort(dim=1, descending=True, stable=True).indices[:, :1]  # of equals the first
+    scores = face[..., 2].nan_to_num(nan=-torch.inf)
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :1]  # of equals the first
     return torch.cat([face.gather(1, best[..., None].expand(-1, -1, 3)), keypoints[:, _FACE:]], 1)
 
 

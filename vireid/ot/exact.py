@@ -5,34 +5,43 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from vireid.ot.structure import Pairs, is_permutation, permutation_plan, permutation_together, permuted_rows
+from vireid.ot.permutation import (
+    alone,
+    exchange,
+    in_order,
+    negligible_gain,
+    outward,
+    permutation_plan,
+    permutation_together,
+    random_orders,
+)
+from vireid.ot.structure import Found, Pairs
 
 
-def solve_exact(pairs: Pairs, iterations: int, restarts: int) -> Tensor:
-    """Plans (B, n, n): linear steps by assignment, then exchanges of two nodes, from 3 + ``restarts`` starts.
+def solve_exact(pairs: Pairs, iterations: int, restarts: int) -> Found:
+    """Linear steps by assignment, then exchanges of two nodes, from 3 + ``restarts`` starts; the best for each pair.
 
-    With the squared loss of cosine distances the objective is concave over the plans, so that its minimum is a
-    permutation. With the absolute one a step may end between two of them.
+    With the squared loss of
+    cosine distances the objective is concave over the plans, so that its minimum is a permutation. With the absolute
+    one a step may end between two of them.
     """
-    negligible = _negligible(pairs)
+    negligible = negligible_gain(pairs)
     pairs = _forbid(pairs)
     batch, n = pairs.u.shape
     # for φ = 0 all assignments of the features cost the same, and rounding would choose: backwards in its place
     backwards = torch.arange(n, 0, -1, device=pairs.u.device) / (n + 1)
-    first = _assign(pairs.linear) if pairs.phi > 0 else _in_order(pairs, backwards.expand(batch, n))
+    first = _assign(pairs.linear) if pairs.phi > 0 else in_order(pairs, backwards.expand(batch, n))
     if pairs.phi == 1 or not batch:
-        return permutation_plan(first, pairs.u)
-    # the first step from u vᵀ for the squared loss: nodes that lie far from the others go to such nodes
-    means = [(c @ w[:, :, None])[:, :, 0] for c, w in ((pairs.cx, pairs.u), (pairs.cy, pairs.v))]
-    outward = _assign(pairs.linear - 4 * (1 - pairs.phi) * means[0][:, :, None] * means[1][:, None])
-    draw = torch.Generator().manual_seed(0)
-    orders = [torch.rand(batch, n, generator=draw).to(first.device) for _ in range(restarts)]
-    targets = [first, outward, *(_in_order(pairs, o) for o in (torch.zeros_like(pairs.u), *orders))]
-    starts, rows = len(targets), torch.arange(batch, device=first.device)
-    every, negligible = pairs.take(rows.repeat(starts)), negligible.repeat(starts)
-    plan, both = _conditional_gradient(every, torch.cat(targets), negligible, iterations, starts)
-    plan, value = _exchange(every, plan, both, negligible, iterations, starts)
-    return plan.view(starts, batch, n, n)[value.view(starts, batch).argmin(0), rows]
+        plan = permutation_plan(first, pairs.u)
+        value = (pairs.linear * plan).sum((1, 2))
+        return Found(plan, value, torch.zeros_like(value, dtype=torch.bool))
+    orders = [torch.zeros_like(pairs.u), *random_orders(pairs, restarts)]
+    targets = [first, _assign(outward(pairs)), *(in_order(pairs, o) for o in orders)]
+    starts = len(targets)
+    every, negligible = pairs.take(torch.arange(batch, device=first.device).repeat(starts)), negligible.repeat(starts)
+    plan, both, stopped = _conditional_gradient(every, torch.cat(targets), negligible, iterations, starts)
+    found = exchange(every, plan, both, negligible, iterations, starts)
+    return found._replace(unsettled=found.unsettled | stopped).best(starts)
 
 
 def _forbid(pairs: Pairs) -> Pairs:
@@ -43,13 +52,6 @@ def _forbid(pairs: Pairs) -> Pairs:
     range_ = pairs.linear.amax((1, 2)) - pairs.linear.amin((1, 2)) + 4 * (largest + largest.square()) + 1
     worse = pairs.u.shape[1] * range_[:, None, None]
     return pairs._replace(linear=pairs.linear + worse * (present[0] - present[1]).abs())
-
-
-def _in_order(pairs: Pairs, order: Tensor) -> Tensor:
-    """The permutation (B, n) of the present nodes of x, sorted by ``order`` in [0, 1), to those of y as they come."""
-    x = (order + (pairs.u <= 0)).argsort(dim=1, stable=True)
-    y = (pairs.v <= 0).int().argsort(dim=1, stable=True)
-    return torch.empty_like(x).scatter_(1, x, y)
 
 
 def _assign(cost: Tensor) -> Tensor:
@@ -63,30 +65,17 @@ def _assign(cost: Tensor) -> Tensor:
     return target.index_copy(0, left, found.to(cost.device))
 
 
-def _negligible(pairs: Pairs) -> Tensor:
-    """(B,) a gain that rounding could have made."""
-    scale = pairs.linear.abs().amax((1, 2)) + pairs.cx.square().amax((1, 2)) + pairs.cx.amax((1, 2))
-    return 16 * torch.finfo(scale.dtype).eps * scale
-
-
-def _alone(plan: Tensor, starts: int) -> Tensor:
-    """Rows of the plans (S B, n, n) that no earlier start of the same pair has come to as well."""
-    each = plan.view(starts, -1, plan[0].numel())
-    repeated = [torch.zeros_like(each[0, :, 0], dtype=torch.bool)]
-    repeated += [((each[:s] - each[s]).abs().amax(2) == 0).any(0) for s in range(1, starts)]
-    return (~torch.cat(repeated)).nonzero().flatten()
-
-
 def _conditional_gradient(
     pairs: Pairs, target: Tensor, negligible: Tensor, iterations: int, starts: int
-) -> tuple[Tensor, Tensor]:
-    """Plans and K of them where no linear step gains any more, from permutations ``target``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plans where no linear step gains any more, K of them, and where ``iterations`` were not enough, (S B,) bool.
 
+    The start is at permutations ``target``.
     A pair that is done takes part no longer, nor does a start that has come to where an earlier one is.
     """
     plan = permutation_plan(target, pairs.u)
-    moving = _alone(plan, starts)
-    both = torch.zeros_like(plan)
+    moving = alone(plan, starts)
+    both, stopped = torch.zeros_like(plan), torch.zeros_like(negligible, dtype=torch.bool)
     both = both.index_copy(0, moving, permutation_together(pairs.take(moving), target.index_select(0, moving)))
     for _ in range(iterations):
         now, at, both_at = pairs.take(moving), plan.index_select(0, moving), both.index_select(0, moving)
@@ -105,44 +94,11 @@ def _conditional_gradient(
         step = torch.where(2 * curvature > -slope, -slope / (2 * curvature), 1.0)[:, None, None]
         plan = plan.index_copy(0, moving, torch.lerp(at, end, step))
         both = both.index_copy(0, moving, torch.lerp(both_at, both_end, step))
-        moved = torch.zeros_like(negligible, dtype=torch.bool).index_fill(0, moving, True)
-        alone = _alone(plan, starts)
-        moving = alone[moved.index_select(0, alone)]
+        moved = torch.zeros_like(stopped).index_fill(0, moving, True)
+        left = alone(plan, starts)
+        moving = left[moved.index_select(0, left)]
         if not len(moving):
             break
-    return plan, both
-
-
-def _exchange(
-    pairs: Pairs, plan: Tensor, both: Tensor, negligible: Tensor, iterations: int, starts: int
-) -> tuple[Tensor, Tensor]:
-    """Where a plan is a permutation, the exchange of two targets that gains most, until none gains; plans and values.
-
-    (Ours.) The gain of every exchange follows from K(T), without an assignment. A start that has come to where an
-    earlier one is has the value inf.
-    """
-    moving = _alone(plan, starts)
-    now, at, both = pairs.take(moving), plan.index_select(0, moving), both.index_select(0, moving)
-    value = torch.full_like(negligible, torch.inf).index_copy(0, moving, now.objective(at, both))
-    whole = is_permutation(at, now.u).nonzero().flatten()
-    moving, now, at, both = moving[whole], now.take(whole), at[whole].argmax(2), both[whole]
-    plan = plan.index_copy(0, moving, permutation_plan(at, now.u))
-    for _ in range(iterations):
-        # moved_ik: the cost of node i in the place where k is now
-        moved = now.gradient(both).gather(2, at[:, None].expand_as(both))
-        kept = moved.diagonal(dim1=1, dim2=2)
-        cy = permuted_rows(now.cy, at).gather(2, at[:, None].expand_as(both))
-        shared = torch.minimum(now.cx, cy) if now.loss == "abs" else now.cx * cy
-        weight = now.u[:, :, None] * (now.u > 0)[:, None]
-        gain = weight * (moved + moved.mT - kept[:, :, None] - kept[:, None] - 8 * (1 - now.phi) * weight * shared)
-        best, where = gain.flatten(1).min(1)
-        gains = (best < -negligible.index_select(0, moving)).nonzero().flatten()
-        if not len(gains):
-            break
-        moving, at, where, best, now = moving[gains], at[gains], where[gains], best[gains], now.take(gains)
-        pair = torch.stack([where // at.shape[1], where % at.shape[1]], 1)
-        at = at.scatter(1, pair, at.gather(1, pair.flip(1)))
-        both = permutation_together(now, at)
-        plan = plan.index_copy(0, moving, permutation_plan(at, now.u))
-        value = value.index_add(0, moving, best)
-    return plan, value
+    else:
+        stopped = stopped.index_fill(0, moving, True)
+    return plan, both, stopped

@@ -1,6 +1,5 @@
 """Fused Gromov-Wasserstein distance between the graphs of a batch of pairs (G2DA, Eq. 4-7)."""
 
-import math
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +9,10 @@ from torch import Tensor
 from vireid._checks import check_count, check_number, check_option, check_positive
 from vireid.ot.entropic import solve_entropic
 from vireid.ot.exact import solve_exact
-from vireid.ot.structure import Pairs, is_permutation, signs
+from vireid.ot.permutation import is_permutation
+from vireid.ot.structure import Pairs, signs
 
-_EPS = 1e-12  # a row shorter than this counts as a zero row
+_EPS = 1e-12  # a row not longer than this counts as a zero row
 _CACHE = 2**21  # bytes that stay in the cache of one CPU core, about
 
 
@@ -20,7 +20,7 @@ class GraphOT(NamedTuple):
     """What `graph_ot` returns for B pairs of graphs with n and m nodes.
 
     Attributes:
-        cost: (B,) D_ot of each pair, with a gradient to the features.
+        cost: (B,) D_ot of each pair, at least 0 up to rounding, with a gradient to the features.
         plan: (B, n, m) T; without a gradient. Rows and columns of absent nodes are 0.
         marginal_error: (B,) Σ_i |Σ_j T_ij - u_i| or Σ_j |Σ_i T_ij - v_j|, the larger; without a gradient.
     """
@@ -53,21 +53,33 @@ def graph_ot(
         D_ot = min over T ∈ Π(u, v) of φ D_w + (1 - φ) D_gw
 
     The gradient is that of the cost at the plan found, held fixed (envelope theorem). A zero row has cosine 0 with
-    every other node, and a node has distance 0 from itself.
+    every other node, and a node has distance 0 from itself. Rows should be between 1e-12 and, in float32, 1e19 long: a
+    shorter one counts as zero, and the square of a longer one is not finite.
 
     For φ < 1 the problem is not convex: what is returned is a plan that the solver cannot improve, not always the best.
     ``"exact"`` goes by assignments (conditional gradient) and by exchanges of two nodes (ours), from three starts: the
     plan that is best for the features alone (for φ = 0, the nodes backwards), the nodes in the order they come in, and
-    the first step from u vᵀ. For φ = 1 its plan is optimal. The assignments are SciPy's, on the CPU. ``"entropic"``
-    goes by proximal points from u vᵀ and stays on the device; its plan is rounded to exact marginals, so that its cost
-    is never below the optimum. Pairs do not influence each other.
+    the first step from u vᵀ. For φ = 1 its plan is optimal. The assignments are SciPy's, on the CPU. Pairs do not
+    influence each other.
+
+    ``"entropic"`` goes by proximal points from u vᵀ and stays on the device; its plan is rounded to exact marginals, so
+    that its cost is never below the optimum. With equal counts and no weights it goes on with exchanges of two nodes
+    (ours), from permutations near the proximal points' plan, near the features' and near the first step from u vᵀ, from
+    the nodes in their order and from a random one; otherwise a second start of the proximal points is near the
+    features' plan.
+
+    How far above the best plan they may end, at ``restarts=0``, was measured. Exact, unrelated 6-node graphs against
+    all permutations: at φ = 0.5 and 0.3 about every eighth pair, by 0.2 to 0.8 % in the mean and 19 % at most; at φ = 0
+    by up to 5 % in the mean and 80 % at most; from φ = 0.9 on hardly. With ``restarts=20`` all were solved. Entropic,
+    graphs of 10 to 14 nodes, related, unrelated, and with correlated nodes: at φ = 0.5 by at most 0.4 % in the mean and
+    2.5 % in one pair; at φ = 0.1 by 1.3 % and 8 %, and by 2.6 % and 16 % for the squared loss with unequal counts.
 
     Args:
         x: (B, n, d) node features.
         y: (B, m, d) node features, y_b to be matched with x_b.
         phi: φ in [0, 1]: 0 compares structure alone (Gromov-Wasserstein), 1 features alone (Wasserstein).
         loss: ``"abs"`` as in the paper, or ``"square"``.
-        weights_x: (n,) or (B, n) at least 0, scaled to sum 1 over the present nodes. Default: uniform.
+        weights_x: (n,) or (B, n) finite, at least 0, scaled to sum 1 over the present nodes. Default: uniform.
         weights_y: (m,) or (B, m), likewise.
         mask_x: (B, n) bool, True where a node is present: an absent one gets no mass, its features are not looked at.
             A pair with no node present on one side has cost 0.
@@ -76,17 +88,20 @@ def graph_ot(
             that is so and the features are on the CPU, else entropic.
         tolerance: marginal error above which a warning is given.
         iterations: steps at most, of each kind, for either solver.
-        restarts: further starts of the exact solver, permutations of a fixed seed (ours). They pay where φ is near 0.
+        restarts: further starts, random ones of a fixed seed (ours), permutations where a plan can be one. They pay
+            where φ is small and where the nodes of the two graphs have little in common.
 
     Returns:
         `GraphOT`, in at least float32. A pair with features that are not finite has cost NaN.
 
     Raises:
-        ValueError: if a shape, a range or an option is wrong, or ``solver="exact"`` cannot be used.
+        ValueError: if a shape, a range or an option is wrong, a present node's weight is negative or not finite, or
+            ``solver="exact"`` cannot be used.
         TypeError: if features or weights are not floating point, or a mask is not bool.
 
     Warns:
-        UserWarning: if a plan misses its marginals by more than ``tolerance``.
+        UserWarning: if a plan misses its marginals by more than ``tolerance``, or if ``iterations`` are used up before
+            a plan has settled; it could be improved.
 
     Example:
         >>> x = torch.eye(3)[None]
@@ -103,8 +118,9 @@ def graph_ot(
     check_count("iterations", iterations)
     check_count("restarts", restarts, minimum=0)
     for side, like in (("x", x), ("y", y)):
-        _check_weights(f"weights_{side}", weights_x if side == "x" else weights_y, like)
-        _check_mask(f"mask_{side}", mask_x if side == "x" else mask_y, like)
+        mask = mask_x if side == "x" else mask_y
+        _check_mask(f"mask_{side}", mask, like)
+        _check_weights(f"weights_{side}", weights_x if side == "x" else weights_y, like, mask)
     obstacle = _obstacle(x, y, weights_x, weights_y, mask_x, mask_y, solver)
     if solver == "exact" and obstacle:
         raise ValueError(f"solver='exact' needs equal counts and uniform weights, got {obstacle}")
@@ -119,9 +135,13 @@ def graph_ot(
             u, v = u * some, v * some
             known = [c.nan_to_num(0, 0, 0) for c in (cost, cx, cy)]
             pairs = Pairs.build(known[0], known[1], known[2], u, v, float(phi), loss)
-            plan = solve_entropic(pairs, iterations) if obstacle else solve_exact(pairs, iterations, restarts)
+            uniform = weights_x is None and weights_y is None and x.shape[1] == y.shape[1]
+            if obstacle:
+                plan, _, unsettled = solve_entropic(pairs, iterations, restarts, uniform)
+            else:
+                plan, _, unsettled = solve_exact(pairs, iterations, restarts)
             error = torch.maximum((plan.sum(2) - u).abs().sum(1), (plan.sum(1) - v).abs().sum(1))
-        _warn(error, tolerance)
+        _warn(error, tolerance, unsettled, iterations)
         total = phi * (plan * cost).sum((1, 2))
         if phi < 1:
             whole = not obstacle and bool(is_permutation(plan, u).all())
@@ -240,10 +260,15 @@ def _obstacle(
     return f"{len(unequal)} pairs with unequal counts, the first is pair {unequal[0]}" if unequal else ""
 
 
-def _warn(error: Tensor, tolerance: float) -> None:
-    worst = float(error.max()) if len(error) else 0.0
-    if math.isnan(worst) or worst > tolerance:
+def _warn(error: Tensor, tolerance: float, unsettled: Tensor, iterations: int) -> None:
+    if not len(error):
+        return
+    worst, count = torch.stack([error.max(), unsettled.sum().to(error)]).tolist()
+    if not worst <= tolerance:
         message = f"a transport plan misses its marginals by {worst:.1e}, more than the tolerance {tolerance:.1e}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    if count:
+        message = f"{count:.0f} of {len(error)} transport plans had not settled after iterations={iterations}"
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
@@ -260,7 +285,7 @@ def _check_features(x: Any, y: Any) -> None:
         raise ValueError(f"x and y must have one batch size, one feature size and one device, got {got}")
 
 
-def _check_weights(name: str, weights: Any, like: Tensor) -> None:
+def _check_weights(name: str, weights: Any, like: Tensor, mask: Tensor | None) -> None:
     if weights is None:
         return
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
@@ -268,6 +293,10 @@ def _check_weights(name: str, weights: Any, like: Tensor) -> None:
     if weights.shape not in (like.shape[:2], like.shape[1:2]):
         expected = f"{tuple(like.shape[1:2])} or {tuple(like.shape[:2])}"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(weights.shape)}")
+    bad = ~(weights.isfinite() & (weights >= 0)).expand(like.shape[:2])
+    bad = bad if mask is None else bad & mask
+    if bad.any():
+        raise ValueError(f"{name} must be finite and at least 0, got {float(weights.expand_as(bad)[bad][0])}")
 
 
 def _check_mask(name: str, mask: Any, like: Tensor) -> None:

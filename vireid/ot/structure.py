@@ -60,6 +60,36 @@ class Pairs(NamedTuple):
         return ((self.linear - 2 * (1 - self.phi) * both) * plan).sum((1, 2))
 
 
+class Found(NamedTuple):
+    """What a solver has come to.
+
+    Attributes:
+        plan: (B, n, m) plans.
+        value: (B,) the objective at them.
+        unsettled: (B,) bool: the iterations were used up before no step gained any more.
+    """
+
+    plan: Tensor
+    value: Tensor
+    unsettled: Tensor
+
+    def best(self, starts: int) -> "Found":
+        """The best of ``starts`` plans for each pair; all pairs with the first start come first."""
+        pairs = len(self.value) // starts
+        rows = torch.arange(pairs, device=self.value.device)
+        index = self.value.view(starts, pairs).argmin(0) * pairs + rows
+        return Found(*(x.index_select(0, index) for x in self))
+
+    def put(self, rows: Tensor, other: "Found") -> "Found":
+        """With ``other`` in place of the pairs ``rows``."""
+        return Found(*(x.index_copy(0, rows, y) for x, y in zip(self, other, strict=True)))
+
+    def improved(self, rows: Tensor, other: "Found") -> "Found":
+        """With ``other`` in place of the pairs ``rows`` where it is better."""
+        lower = (other.value < self.value.index_select(0, rows)).nonzero().flatten()
+        return self.put(rows[lower], Found(*(x.index_select(0, lower) for x in other)))
+
+
 class Together:
     """K(T) for any plan; what does not depend on the plan is computed once."""
 
@@ -122,30 +152,3 @@ def signs(cx: Tensor, cy: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
         in_x[:, i] = (plan[:, i, None] @ sign)[:, 0] * mass
         in_y -= sign * plan[:, i, :, None]
     return in_x.unflatten(2, (n, m)).sum(3), (in_y * mass[:, None]).unflatten(2, (n, m)).sum(2)
-
-
-def permuted_rows(c: Tensor, target: Tensor) -> Tensor:
-    """(B, n, m) whose row i is row ``target_i`` (B, n) of ``c``."""
-    first = torch.arange(len(c), device=c.device)[:, None] * c.shape[1]
-    return c.flatten(0, 1).index_select(0, (first + target).flatten()).unflatten(0, target.shape)
-
-
-def permutation_together(pairs: Pairs, target: Tensor) -> Tensor:
-    """K(T) (B, n, n) of the plan that sends each node i to ``target_i`` (B, n), where all weights are equal."""
-    cy = permuted_rows(pairs.cy, target)
-    weight = pairs.u.amax(1)[:, None, None]
-    if pairs.loss == "square":
-        return pairs.cx @ cy * weight
-    # min(a, b) = (a + b - |a - b|) / 2
-    apart = torch.cdist(pairs.cx, cy.mT.contiguous(), p=1)
-    return (pairs.cx.sum(2)[:, :, None] + cy.sum(1)[:, None] - apart) * (weight / 2)
-
-
-def permutation_plan(target: Tensor, u: Tensor) -> Tensor:
-    """The plan (B, n, n) that sends each node i, with all its weight, to ``target_i``."""
-    return u.new_zeros(*u.shape, u.shape[1]).scatter_(2, target[:, :, None], u[:, :, None])
-
-
-def is_permutation(plan: Tensor, u: Tensor) -> Tensor:
-    """(B,) whether every node sends all its weight to one node."""
-    return (plan.amax(2) >= 0.999 * u).all(1)
