@@ -67,9 +67,9 @@ def open_images(arguments: argparse.Namespace, config: dict[str, Any], size: lis
         arguments.trial = config["trial"] if arguments.dataset == config["dataset"] else 1
     if common.method_of(config) == train_g2da.METHOD.name:
         common.find_keypoints(arguments, config.get("part_grid"))
-        if arguments.keypoints is not None and arguments.dataset == config["dataset"]:
-            if common.digest_keypoints(arguments.keypoints) != config["keypoints"]:
-                print(f"{arguments.keypoints} does not hold the key points that it was trained with")
+        own = config.get("keypoints")  # of a grid of parts there are none
+        if own and arguments.dataset == config["dataset"] and common.digest_keypoints(arguments.keypoints) != own:
+            print(f"{arguments.keypoints} does not hold the key points that it was trained with")
     elif arguments.keypoints is not None:
         raise ValueError(f"--keypoints goes with a checkpoint of train_g2da.py, got {arguments.keypoints}")
     return common.open_dataset(arguments, arguments.split, (size[0], size[1]))

@@ -98,7 +98,7 @@ class GraphOTLoss(nn.Module):
         solver: of `graph_ot`: ``"exact"``, ``"entropic"``, or ``"auto"``, which is exact on the CPU.
         pairs: ``"all"`` or ``"one_to_one"``.
         iterations: steps of the solver at most.
-        restarts: further starts of the exact solver.
+        restarts: further starts of the solver.
 
     Shape:
         nodes (B, n, d) features, n = K + 1 for a skeleton graph; labels (B,) integers; modality (B,) integers, 0
@@ -112,7 +112,7 @@ class GraphOTLoss(nn.Module):
             bool, or a number is none.
 
     Warns:
-        UserWarning: if a plan misses its marginals, as `graph_ot` does.
+        UserWarning: if a plan misses its marginals or has not settled, as `graph_ot` does.
     """
 
     def __init__(
