@@ -66,6 +66,34 @@ def test_saais_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.Mo
         assert set(shown) <= set(recorded.splitlines()), page
 
 
+def test_g2das_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pytest.importorskip("tqdm", reason="the benchmarks need the extra train")
+    pytest.importorskip("lightning_fabric", reason="the benchmarks need the extra train")
+    make_table = importlib.import_module("g2da_table").make_table
+    results = [ROOT / "benchmarks/results" / name for name in ("g2da.json", "g2da_synthetic.json")]
+    recorded = [make_table(json.loads(path.read_text(encoding="utf-8"))).splitlines() for path in results]
+    page = (ROOT / "docs/results-g2da.md").read_text(encoding="utf-8").splitlines()
+    for table in recorded:
+        assert {line for line in table if line.startswith("| B ")} <= set(page)
+    pattern = re.compile(r"\| (B |CIFT†? \+ D_ot|SAAI)")
+    shown = {line for line in page if pattern.match(line) and " ± " in line}
+    assert len(shown) > 20
+    assert shown <= {line for table in recorded for line in table}
+    readme = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| B")]
+    assert len(readme) == 5
+    assert set(readme) <= set(recorded[0])
+
+
+def test_the_cost_of_transport_in_the_pages_is_the_recorded_one() -> None:
+    page = (ROOT / "docs/results-g2da.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "benchmarks/results/graph_ot.json").read_text(encoding="utf-8"))["results"]
+    for found in results:
+        times = [f"{found['median_s'][name] / found['pairs'] * 1e6:.0f}" for name in ("forward", "forward_backward")]
+        name = found["name"] if found["name"] in ("products",) else f"{found['name']}, {found['loss']}"
+        assert f"| {name} | {found['pairs']} | {times[0]} | {times[1]} |" in page
+
+
 def test_the_cost_of_saais_head_in_the_pages_is_the_recorded_one() -> None:
     content = json.loads((ROOT / "benchmarks/results/heads_saai.json").read_text(encoding="utf-8"))["results"]
     found = {name: (result["median_s"] * 1e3, result["peak_bytes"] / 2**20) for name, result in content.items()}
