@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from vireid import INFRARED, VISIBLE
 from vireid.losses import AffinityInferenceLoss, CRILoss
-from vireid.models import CIFT, SAAI, CIFTCriterion, SAAICriterion
+from vireid.models import CIFT, SAAI, BaselineOutput, CIFTCriterion, SAAICriterion
 from vireid.nn import H2FT, BNNeck, DualBNNeck
 from vireid.rerank import aim
 
@@ -212,7 +212,7 @@ class Embedded(nn.Module):
 
     def forward(self, images, modality):
         features = self.model.neck(self.model(images, modality).pooled, modality)
-        return features, features.new_zeros(len(images), IDENTITIES)
+        return BaselineOutput(features, features.new_zeros(len(images), IDENTITIES))
 
 
 def test_with_transfer_it_is_cift_on_saais_features():
