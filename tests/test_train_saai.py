@@ -350,7 +350,9 @@ def test_a_checkpoint_without_a_method_is_cifts(regdb, tmp_path):
     with pytest.raises(ValueError, match=text):
         run(evaluate, *base, "--k1", 4, "--aim-variant", "released")
     common.save_checkpoint(tmp_path / "checkpoint.pt", state | {"config": state["config"] | {"method": "other"}})
-    with pytest.raises(ValueError, match=r"checkpoint\.pt must be of cift or saai or g2da, got a checkpoint of 'other'"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt must be of cift or saai or g2da, got a checkpoint of 'other'"
+    ):
         run(evaluate, *base)
 
 
