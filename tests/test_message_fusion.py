@@ -371,7 +371,7 @@ def test_bad_input():
         net(torch.randn(2, 5, 8))
     with pytest.raises(TypeError, match=r"nodes must be floating point, got torch\.int64"):
         net(nodes.long())
-    with pytest.raises(TypeError, match=r"mask must be a tensor of bool, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"mask must be a bool tensor, got torch\.float32"):
         net(nodes, torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\), got \(2, 3\)"):
         net(nodes, torch.ones(2, 3).bool())

@@ -34,6 +34,16 @@ def check_integers(name: str, x: Any, length: int) -> None:
         raise TypeError(f"{name} must hold integers, got {x.dtype}")
 
 
+def check_mask(name: str, mask: Any, like: Tensor) -> None:
+    """Raise unless ``mask`` is a bool tensor (B, n) on the device of ``like`` (B, n, …)."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+    if mask.shape != like.shape[:2]:
+        raise ValueError(f"{name} must have shape {tuple(like.shape[:2])}, got {tuple(mask.shape)}")
+    if mask.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {mask.device}")
+
+
 def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_integers, check_option, check_positive
+from vireid._checks import check_integers, check_mask, check_option, check_positive
 from vireid._ops import at_least_float32, masked_mean, normalize_rows
 
 __all__ = ["PartContrastiveLoss", "PartDiversityLoss", "part_contrastive_loss", "part_diversity_loss"]
@@ -148,9 +148,5 @@ def check_nodes(nodes: Any, labels: Any, modality: Any, mask: Any) -> None:
         raise TypeError(f"nodes must be floating point, got {nodes.dtype}")
     check_integers("labels", labels, len(nodes))
     check_integers("modality", modality, len(nodes))
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-    if mask.shape != nodes.shape[:2]:
-        raise ValueError(f"mask must have shape {tuple(nodes.shape[:2])}, got {tuple(mask.shape)}")
+    if mask is not None:
+        check_mask("mask", mask, nodes)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count, check_number, check_option
+from vireid._checks import check_option
 from vireid._ops import at_least_float32
 from vireid.losses.parts import check_nodes
-from vireid.ot import graph_ot
+from vireid.ot.graph import check_options, graph_ot
 
 __all__ = ["GraphOTLoss", "graph_ot_loss"]
 
@@ -32,7 +32,8 @@ def graph_ot_loss(
 ) -> Tensor:
     """Graph optimal transport loss as a function; see `GraphOTLoss`."""
     check_nodes(nodes, labels, modality, mask)
-    _check_options(phi, loss, solver, pairs, iterations, restarts)
+    check_options(phi, loss, solver, iterations, restarts)
+    check_option("pairs", pairs, ("all", "one_to_one"))
     visible, infrared = _choose_pairs(labels, modality, mask, pairs)
     # before an image is taken into several pairs, so that the gradients of these add up in float32
     graphs = at_least_float32(nodes)
@@ -126,7 +127,8 @@ class GraphOTLoss(nn.Module):
         restarts: int = 0,
     ) -> None:
         super().__init__()
-        _check_options(phi, loss, solver, pairs, iterations, restarts)
+        check_options(phi, loss, solver, iterations, restarts)
+        check_option("pairs", pairs, ("all", "one_to_one"))
         self.phi, self.loss, self.solver, self.pairs = phi, loss, solver, pairs
         self.iterations, self.restarts = iterations, restarts
 
@@ -148,14 +150,3 @@ class GraphOTLoss(nn.Module):
             iterations=self.iterations,
             restarts=self.restarts,
         )
-
-
-def _check_options(phi: float, loss: str, solver: str, pairs: str, iterations: int, restarts: int) -> None:
-    check_number("phi", phi)
-    if not 0 <= phi <= 1:
-        raise ValueError(f"phi must be in [0, 1], got {phi}")
-    check_option("loss", loss, ("abs", "square"))
-    check_option("solver", solver, ("auto", "exact", "entropic"))
-    check_option("pairs", pairs, ("all", "one_to_one"))
-    check_count("iterations", iterations)
-    check_count("restarts", restarts, minimum=0)

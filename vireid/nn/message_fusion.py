@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_number, check_positive
+from vireid._checks import check_count, check_mask, check_number, check_positive
 from vireid._ops import at_least_float32
 from vireid.nn.necks import BNNeck
 from vireid.nn.skeleton import PERSON_13, check_nodes
@@ -131,11 +131,7 @@ class MessageFusionAttention(nn.Module):
         """W^l v_i (B, K + 1, L, d / L)."""
         check_nodes("nodes", nodes, self.nodes, self.dim)
         if mask is not None:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise TypeError(f"mask must be a tensor of bool, got {kind}")
-            if mask.shape != nodes.shape[:2]:
-                raise ValueError(f"mask must have shape {tuple(nodes.shape[:2])}, got {tuple(mask.shape)}")
+            check_mask("mask", mask, nodes)
             nodes = torch.where(mask[:, :, None], nodes, 0)
         return self.project(nodes).unflatten(2, (self.heads, -1))
 

@@ -21,9 +21,8 @@ from vireid.ot.structure import Found, Pairs
 def solve_exact(pairs: Pairs, iterations: int, restarts: int) -> Found:
     """Linear steps by assignment, then exchanges of two nodes, from 3 + ``restarts`` starts; the best for each pair.
 
-    With the squared loss of
-    cosine distances the objective is concave over the plans, so that its minimum is a permutation. With the absolute
-    one a step may end between two of them.
+    With the squared loss of cosine distances the objective is concave over the plans, so that its minimum is a
+    permutation. With the absolute one a step may end between two of them.
     """
     negligible = negligible_gain(pairs)
     pairs = _forbid(pairs)
@@ -49,13 +48,16 @@ def _forbid(pairs: Pairs) -> Pairs:
     present = (pairs.u > 0).to(pairs.u)[:, :, None], (pairs.v > 0).to(pairs.v)[:, None]
     # more than the gradients of n nodes can differ by: K is at most the largest distance, or product of two
     largest = torch.maximum(pairs.cx.amax((1, 2)), pairs.cy.amax((1, 2)))
-    range_ = pairs.linear.amax((1, 2)) - pairs.linear.amin((1, 2)) + 4 * (largest + largest.square()) + 1
-    worse = pairs.u.shape[1] * range_[:, None, None]
+    spread = pairs.linear.amax((1, 2)) - pairs.linear.amin((1, 2)) + 4 * (largest + largest.square()) + 1
+    worse = pairs.u.shape[1] * spread[:, None, None]
     return pairs._replace(linear=pairs.linear + worse * (present[0] - present[1]).abs())
 
 
 def _assign(cost: Tensor) -> Tensor:
-    """The permutation (B, n) of least total cost."""
+    """The permutation (B, n) of least total cost.
+
+    Pair by pair: SciPy's solver takes one matrix, and PyTorch has none.
+    """
     target = cost.argmin(2)
     # where the nearest nodes are all different, nothing is left to assign
     taken = torch.zeros_like(target).scatter_(1, target, 1)
@@ -70,8 +72,8 @@ def _conditional_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plans where no linear step gains any more, K of them, and where ``iterations`` were not enough, (S B,) bool.
 
-    The start is at permutations ``target``.
-    A pair that is done takes part no longer, nor does a start that has come to where an earlier one is.
+    The start is at permutations ``target``. A pair that is done takes part no longer, nor does a start that has come to
+    where an earlier one is.
     """
     plan = permutation_plan(target, pairs.u)
     moving = alone(plan, starts)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vireid._checks import check_count, check_number, check_option, check_positive
+from vireid._checks import check_count, check_mask, check_number, check_option, check_positive
 from vireid.ot.entropic import solve_entropic
 from vireid.ot.exact import solve_exact
 from vireid.ot.permutation import is_permutation
@@ -109,17 +109,12 @@ def graph_ot(
         [[1, 2, 0]]
     """
     _check_features(x, y)
-    check_number("phi", phi)
-    if not 0 <= phi <= 1:
-        raise ValueError(f"phi must be in [0, 1], got {phi}")
-    check_option("loss", loss, ("abs", "square"))
-    check_option("solver", solver, ("auto", "exact", "entropic"))
+    check_options(phi, loss, solver, iterations, restarts)
     check_positive("tolerance", tolerance)
-    check_count("iterations", iterations)
-    check_count("restarts", restarts, minimum=0)
     for side, like in (("x", x), ("y", y)):
         mask = mask_x if side == "x" else mask_y
-        _check_mask(f"mask_{side}", mask, like)
+        if mask is not None:
+            check_mask(f"mask_{side}", mask, like)
         _check_weights(f"weights_{side}", weights_x if side == "x" else weights_y, like, mask)
     obstacle = _obstacle(x, y, weights_x, weights_y, mask_x, mask_y, solver)
     if solver == "exact" and obstacle:
@@ -272,6 +267,17 @@ def _warn(error: Tensor, tolerance: float, unsettled: Tensor, iterations: int) -
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
+def check_options(phi: float, loss: str, solver: str, iterations: int, restarts: int) -> None:
+    """Raise unless `graph_ot` takes these settings."""
+    check_number("phi", phi)
+    if not 0 <= phi <= 1:
+        raise ValueError(f"phi must be in [0, 1], got {phi}")
+    check_option("loss", loss, ("abs", "square"))
+    check_option("solver", solver, ("auto", "exact", "entropic"))
+    check_count("iterations", iterations)
+    check_count("restarts", restarts, minimum=0)
+
+
 def _check_features(x: Any, y: Any) -> None:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
@@ -293,16 +299,9 @@ def _check_weights(name: str, weights: Any, like: Tensor, mask: Tensor | None) -
     if weights.shape not in (like.shape[:2], like.shape[1:2]):
         expected = f"{tuple(like.shape[1:2])} or {tuple(like.shape[:2])}"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(weights.shape)}")
+    if weights.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {weights.device}")
     bad = ~(weights.isfinite() & (weights >= 0)).expand(like.shape[:2])
     bad = bad if mask is None else bad & mask
     if bad.any():
         raise ValueError(f"{name} must be finite and at least 0, got {float(weights.expand_as(bad)[bad][0])}")
-
-
-def _check_mask(name: str, mask: Any, like: Tensor) -> None:
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor, got {getattr(mask, 'dtype', type(mask))}")
-    if mask.shape != like.shape[:2]:
-        raise ValueError(f"{name} must have shape {tuple(like.shape[:2])}, got {tuple(mask.shape)}")

@@ -1,6 +1,7 @@
 """What the pictures share: colours, a figure to draw on, a framed image, checks, and the file at the end."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
+from vireid._checks import check_number
 from vireid._files import written_whole
 
 if TYPE_CHECKING:
@@ -43,6 +45,33 @@ def check_modality(modality: Any, count: int) -> np.ndarray:
     if not np.isin(modality, (VISIBLE, INFRARED)).all():
         raise ValueError(f"modality must hold {VISIBLE} (visible) or {INFRARED} (infrared), got {modality}")
     return modality
+
+
+def check_images(name: str, images: Any, dimensions: int = 4) -> np.ndarray:
+    """Checked images (B, 3, H, W), or (3, H, W) for three ``dimensions``, as float32 in [0, 1]."""
+    images = to_numpy(images)
+    if images.ndim != dimensions or images.shape[-3] != 3 or 0 in images.shape:
+        expected = "(B, 3, H, W) with B >= 1" if dimensions == 4 else "(3, H, W)"
+        raise ValueError(f"{name} must have shape {expected}, got {images.shape}")
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / 255
+    if images.dtype.kind != "f":
+        raise TypeError(f"{name} must be uint8 or floating point, got {images.dtype}")
+    if not ((images >= 0) & (images <= 1)).all():
+        raise ValueError(f"{name} must lie in [0, 1], not normalised, got {images.min()} to {images.max()}")
+    return images.astype(np.float32)
+
+
+def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple[float, float]:
+    """``limits`` as the two ends of a scale of colours."""
+    if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
+        raise ValueError(f"{name} must be {expected}, got {limits!r}")
+    low, high = limits
+    check_number(name, low)
+    check_number(name, high)
+    if not low < high or np.isinf([low, high]).any():
+        raise ValueError(f"{name} must rise from low to high, both finite, got {limits!r}")
+    return float(low), float(high)
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":

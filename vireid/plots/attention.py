@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._checks import check_count, check_number, check_option
+from vireid._checks import check_count, check_option
 from vireid.plots._drawing import (
     BLUE,
     GREY,
     MODALITIES,
+    check_images,
+    check_limits,
     check_modality,
     finish,
     framed,
@@ -68,7 +70,7 @@ def attention_maps(
             or a modality is unknown, or ``scale`` does not rise.
         ImportError: if matplotlib is not installed.
     """
-    pictures = _pictures(images)
+    pictures = check_images("images", images)
     count, _, height, width = pictures.shape
     maps = _maps(attention, size, count)
     prototypes = maps.shape[1]
@@ -122,20 +124,6 @@ def attention_maps(
     return finish(figure, path)
 
 
-def _pictures(images: Any) -> np.ndarray:
-    """Checked images (B, 3, H, W), float32 in [0, 1]."""
-    images = to_numpy(images)
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise ValueError(f"images must have shape (B, 3, H, W) with B >= 1, got {images.shape}")
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 255
-    if images.dtype.kind != "f":
-        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
-    if not ((images >= 0) & (images <= 1)).all():
-        raise ValueError(f"images must lie in [0, 1], not normalised, got {images.min()} to {images.max()}")
-    return images.astype(np.float32)
-
-
 def _maps(attention: Any, size: tuple[int, int] | None, count: int) -> Tensor:
     """Checked maps (B, p, h, w), float32 on the CPU."""
     values = to_numpy(attention)
@@ -167,14 +155,7 @@ def _limits(scale: Any, maps: Tensor) -> tuple[float, float] | None:
     if isinstance(scale, str):
         check_option("scale", scale, ("common", "map"))
         return _ends(maps) if scale == "common" else None
-    if not isinstance(scale, Sequence) or len(scale) != 2:
-        raise ValueError(f"scale must be 'common', 'map' or (low, high), got {scale!r}")
-    low, high = scale
-    check_number("scale", low)
-    check_number("scale", high)
-    if not low < high or np.isinf([low, high]).any():
-        raise ValueError(f"scale must rise from low to high, both finite, got {scale!r}")
-    return float(low), float(high)
+    return check_limits("scale", scale, "'common', 'map' or (low, high)")
 
 
 def _digits(span: float) -> int:

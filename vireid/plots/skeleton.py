@@ -9,7 +9,17 @@ from torch import Tensor
 
 from vireid._checks import check_count
 from vireid.nn.skeleton import PERSON_13, Skeleton
-from vireid.plots._drawing import BLUE, COLORS, GREY, MODALITIES, check_modality, finish, new_canvas, to_numpy
+from vireid.plots._drawing import (
+    BLUE,
+    COLORS,
+    GREY,
+    MODALITIES,
+    check_images,
+    check_modality,
+    finish,
+    new_canvas,
+    to_numpy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,21 +112,6 @@ def skeleton_graph(
     if RIGHT in sides:
         axes.text(total_w / 2 + 0.08, y, "● right", color=RIGHT, ha="left", va="center", fontsize=8)
     return finish(axes.figure, path)
-
-
-def check_images(name: str, images: Any, dimensions: int) -> np.ndarray:
-    """Checked images (B, 3, H, W), or (3, H, W) for three ``dimensions``, as float32 in [0, 1]."""
-    images = to_numpy(images)
-    if images.ndim != dimensions or images.shape[-3] != 3 or 0 in images.shape:
-        expected = "(B, 3, H, W) with B >= 1" if dimensions == 4 else "(3, H, W)"
-        raise ValueError(f"{name} must have shape {expected}, got {images.shape}")
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 255
-    if images.dtype.kind != "f":
-        raise TypeError(f"{name} must be uint8 or floating point, got {images.dtype}")
-    if not ((images >= 0) & (images <= 1)).all():
-        raise ValueError(f"{name} must lie in [0, 1], not normalised, got {images.min()} to {images.max()}")
-    return images.astype(np.float32)
 
 
 def check_points(

@@ -8,9 +8,18 @@ import numpy as np
 from torch import Tensor
 
 from vireid._checks import check_number, check_option
-from vireid.plots._drawing import BLUE, COLORS, GREY, check_shape, finish, new_canvas, to_numpy
-from vireid.plots.skeleton import (
+from vireid.plots._drawing import (
+    BLUE,
+    COLORS,
+    GREY,
     check_images,
+    check_limits,
+    check_shape,
+    finish,
+    new_canvas,
+    to_numpy,
+)
+from vireid.plots.skeleton import (
     check_points,
     draw_frame,
     draw_nodes,
@@ -268,14 +277,7 @@ def _check_limits(limits: Any, matrices: list[np.ndarray]) -> tuple[float, float
     if limits is None:
         high = max(float(np.nanmax(m)) for m in matrices)
         return 0.0, high if high > 1e-6 else 1.0  # rounding is no distance
-    if not isinstance(limits, Sequence) or len(limits) != 2:
-        raise ValueError(f"limits must be (low, high), got {limits!r}")
-    low, high = limits
-    check_number("limits", low)
-    check_number("limits", high)
-    if not low < high or np.isinf([low, high]).any():
-        raise ValueError(f"limits must rise from low to high, both finite, got {limits!r}")
-    return float(low), float(high)
+    return check_limits("limits", limits)
 
 
 def _names(first: Any, second: Any, shape: tuple[int, ...], points: list[int]) -> list[list[str]]:
