@@ -3,6 +3,7 @@
 import ast
 import builtins
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -254,3 +255,19 @@ def test_a_missing_extra_is_named(package, extra, call, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=rf"pip install 'vireid\[{extra}\]'"):
         call(torch.ones(3, 2))
+
+
+def options_of(kind):
+    """Names of the options of a class, and one of it with its defaults."""
+    given = {"dim": 6, "identities": 3, "channels": 6, "nodes": 4}
+    parameters = inspect.signature(kind).parameters.values()
+    made = kind(**{p.name: given[p.name] for p in parameters if p.default is p.empty})
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY], made
+
+
+@pytest.mark.parametrize("name", [n for n in PROMISED["losses"] if n[0].isupper()] + ["GFT", "H2FT"])
+def test_repr_shows_the_options(name):
+    options, made = options_of(getattr(vireid.losses if hasattr(vireid.losses, name) else vireid.nn, name))
+    for option in options:
+        # modules among them are printed as children; iterations bound the solver and change no result
+        assert f"{option}=" in repr(made) or option in ("value", "iterations", "restarts"), option

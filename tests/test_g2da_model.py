@@ -313,6 +313,11 @@ def test_what_is_wrong_is_named(make, text):
         make()
 
 
+def test_parts_are_a_tensor():
+    with pytest.raises(TypeError, match=r"parts must be a torch\.Tensor, got list"):
+        g2da(parts=[[1.0]])
+
+
 def test_the_attention_layer_is_the_librarys():
     assert isinstance(g2da().attention, MessageFusionAttention)
     assert g2da(graph=False).attention is None

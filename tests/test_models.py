@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from vireid import INFRARED, VISIBLE
 from vireid.losses import CRILoss
-from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion
+from vireid.models import CIFT, G2DA, SAAI, Baseline, BaselineCriterion, CIFTCriterion
 from vireid.nn import GFT, H2FT
 
 DIM, IDENTITIES = 6, 5
@@ -289,6 +289,12 @@ def test_dim_wins_over_out_channels_and_is_needed_without_it():
     net.out_channels = 4  # of the first layer: wrong, and what is given wins
     assert CIFT(net, IDENTITIES, dim=DIM).transfer.dim == DIM
     assert CIFT(nn.Conv2d(3, DIM, 3), IDENTITIES).transfer.dim == DIM
+
+
+@pytest.mark.parametrize("model", [Baseline, CIFT, SAAI, G2DA])
+def test_a_backbone_is_a_module(model):
+    with pytest.raises(TypeError, match=r"backbone must be a torch\.nn\.Module, got str"):
+        model("resnet50", IDENTITIES)
 
 
 @pytest.mark.parametrize(

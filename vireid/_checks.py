@@ -10,7 +10,7 @@ from operator import index
 from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_matrix(name: str, x: Any, *, columns: int | None = None) -> None:
@@ -44,6 +44,12 @@ def check_mask(name: str, mask: Any, like: Tensor) -> None:
         raise ValueError(f"{name} must be on {like.device}, got {mask.device}")
 
 
+def check_module(name: str, module: Any) -> None:
+    """Raise unless ``module`` is a `torch.nn.Module`."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+
+
 def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
@@ -55,8 +61,7 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite number above zero."""
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
 

@@ -131,6 +131,12 @@ class AffinityInferenceLoss(nn.Module):
         self.k1, self.k2, self.variant = k1, k2, variant
         self.temperature, self.amend = temperature, amend
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return (
+            f"k1={self.k1}, k2={self.k2}, variant={self.variant!r}, temperature={self.temperature}, amend={self.amend}"
+        )
+
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """The loss of a batch."""
         return affinity_inference_loss(

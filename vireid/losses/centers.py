@@ -120,6 +120,13 @@ class HCCLoss(nn.Module):
         self.distance, self.centers = distance, centers
         self.negatives, self.normalize = negatives, normalize
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return (
+            f"margin={self.margin}, distance={self.distance!r}, centers={self.centers!r}, "
+            f"negatives={self.negatives!r}, normalize={self.normalize}"
+        )
+
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
         """The loss of a batch."""
         return hcc_loss(
@@ -187,6 +194,10 @@ class CenterSeparationLoss(nn.Module):
         check_at_least_zero("rho1", rho1)
         check_at_least_zero("rho2", rho2)
         self.rho1, self.rho2, self.normalize = rho1, rho2, normalize
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"rho1={self.rho1}, rho2={self.rho2}, normalize={self.normalize}"
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch."""

@@ -42,6 +42,10 @@ class CRILoss(nn.Module):
         """Standard deviation of X*, (d,), above 0."""
         return F.softplus(self.X_rho)
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"samples={self.samples}, detach_values={self.detach_values}"
+
     def forward(
         self,
         transfer: FeatureTransfer,

@@ -62,6 +62,10 @@ class PartDiversityLoss(nn.Module):
         check_option("maps", maps, ("sigmoid", "logits"))
         self.maps = maps
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"maps={self.maps!r}"
+
     def forward(self, attention: Tensor) -> Tensor:
         """The loss of a batch."""
         return part_diversity_loss(attention, maps=self.maps)
@@ -132,6 +136,10 @@ class PartContrastiveLoss(nn.Module):
         super().__init__()
         check_positive("epsilon", epsilon)
         self.epsilon, self.normalize = epsilon, normalize
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"epsilon={self.epsilon}, normalize={self.normalize}"
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of a batch."""

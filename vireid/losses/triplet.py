@@ -62,6 +62,10 @@ class CrossModalityTripletLoss(nn.Module):
         check_positive("margin", margin)
         self.margin, self.normalize = margin, normalize
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"margin={self.margin}, normalize={self.normalize}"
+
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """The loss of a batch."""
         return cross_modality_triplet_loss(x, labels, modality, margin=self.margin, normalize=self.normalize)

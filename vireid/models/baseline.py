@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_integers
+from vireid._checks import check_count, check_integers, check_module
 from vireid._ops import at_least_float32
 from vireid.losses import HCCLoss
 from vireid.nn import BNNeck
@@ -37,6 +37,7 @@ class Baseline(nn.Module):
 
     Raises:
         ValueError: if the size is neither given nor known, or, when called, if the backbone returns another one.
+        TypeError: if the backbone is not a module, or a size is not an integer.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Baseline(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        check_module("backbone", backbone)
         check_count("identities", identities)
         self.grid = feature_grid(backbone) if grid is None else grid
         self.dim = feature_size(backbone, grid) if dim is None else dim

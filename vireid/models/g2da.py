@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_integers
+from vireid._checks import check_at_least_zero, check_count, check_integers, check_module
 from vireid._ops import at_least_float32, normalize_rows
 from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
 from vireid.models.baseline import classifier, feature_grid, feature_size, sum_losses
@@ -70,6 +70,7 @@ class G2DA(nn.Module):
     Raises:
         ValueError: if the size is neither given nor known, heads do not divide it or ``parts`` are not as many as the
             adjacency has key points; when called, if the backbone returns another size, or there are no heatmaps.
+        TypeError: if the backbone is not a module, ``parts`` are no tensor or a size is not an integer.
     """
 
     parts: Tensor | None
@@ -89,8 +90,11 @@ class G2DA(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        check_module("backbone", backbone)
         check_count("identities", identities)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
+        if parts is not None and not isinstance(parts, Tensor):
+            raise TypeError(f"parts must be a torch.Tensor, got {type(parts).__name__}")
         if parts is not None and (parts.ndim != 3 or len(parts) != len(adjacency) - 1):
             raise ValueError(f"parts must be ({len(adjacency) - 1}, H, W) as the adjacency, got {tuple(parts.shape)}")
         self.grid = feature_grid(backbone) if grid is None else grid
@@ -206,6 +210,10 @@ class G2DACriterion(nn.Module):
         self.triplet = CrossModalityTripletLoss(margin=margin, normalize=normalize_triplet)
         self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs)
         self.contrastive = PartContrastiveLoss(epsilon=epsilon, normalize=normalize_nodes)
+
+    def extra_repr(self) -> str:
+        """Show the weights in ``repr``."""
+        return f"weights={self.weights}"
 
     def forward(self, output: G2DAOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Named losses, as they enter the sum, and that sum ``"total"``; labels (B,), modality (B,)."""

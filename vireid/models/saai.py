@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_integers
+from vireid._checks import check_at_least_zero, check_count, check_integers, check_module
 from vireid.losses import (
     AffinityInferenceLoss,
     CenterSeparationLoss,
@@ -67,6 +67,7 @@ class SAAI(nn.Module):
     Raises:
         ValueError: if the channels are neither given nor known, the transfer is of another size, or, when called, if
             the backbone returns other channels.
+        TypeError: if the backbone is not a module, or a size is not an integer.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SAAI(nn.Module):
         transfer: FeatureTransfer | None = None,
     ) -> None:
         super().__init__()
+        check_module("backbone", backbone)
         check_count("identities", identities)
         check_count("parts", parts, minimum=0)
         self.identities = identities
@@ -175,6 +177,10 @@ class SAAICriterion(nn.Module):
         self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None
         self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
         self.affinity, self.cri = affinity, cri
+
+    def extra_repr(self) -> str:
+        """Show the weights in ``repr``."""
+        return f"weights={self.weights}"
 
     def forward(self, output: SAAIOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Named losses, as they enter the sum, and that sum ``"total"``; labels (B,), modality (B,)."""

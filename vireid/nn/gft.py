@@ -45,6 +45,10 @@ class GFT(FeatureTransfer):
         self.tau, self.unbalanced = tau, unbalanced
         self.tau_query = tau
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"dim={self.dim}, k={self.k}, tau={self.tau}, unbalanced={self.unbalanced}"
+
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Balanced: one affinity over the batch, returned twice. Unbalanced: queries, then a row per (q, g) pair."""
         cosine = cosine_with_self(values)

@@ -41,6 +41,10 @@ class H2FT(FeatureTransfer):
         self.tau_hom, self.tau_het = tau_hom, tau_het
         self.tau_query = tau_het
 
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"dim={self.dim}, k={self.k}, tau_hom={self.tau_hom}, tau_het={self.tau_het}"
+
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A_het: {self} ∪ other modality; A_hom: own modality. Both (B, B); gallery row i is image i."""
         cosine = cosine_with_self(values)

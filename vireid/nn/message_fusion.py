@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_mask, check_number, check_positive
+from vireid._checks import check_count, check_mask, check_module, check_number, check_positive
 from vireid._ops import at_least_float32
 from vireid.nn.necks import BNNeck
 from vireid.nn.skeleton import PERSON_13, check_nodes
@@ -83,8 +83,8 @@ class MessageFusionAttention(nn.Module):
         self.register_buffer("adjacency", adjacency.clone(), persistent=False)
         self.project = nn.Linear(dim, dim, bias=False)
         self.score = nn.Parameter(torch.empty(2, heads, dim // heads))
-        if activation is not None and not isinstance(activation, nn.Module):
-            raise TypeError(f"activation must be a torch.nn.Module, got {activation!r}")
+        if activation is not None:
+            check_module("activation", activation)
         self.activation = nn.ELU() if activation is None else activation
         self.norm = BNNeck(self.nodes * dim)
         self.norm.bias.requires_grad_(True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_integers, check_option
+from vireid._checks import check_integers, check_module, check_option
 
 __all__ = ["TwoStream"]
 
@@ -51,8 +51,7 @@ class TwoStream(nn.Module):
         super().__init__()
         infrared_stem = copy.deepcopy(stem) if infrared_stem is None else infrared_stem
         for name, part in (("stem", stem), ("trunk", trunk), ("infrared_stem", infrared_stem)):
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"{name} must be a torch.nn.Module, got {type(part).__name__}")
+            check_module(name, part)
         if infrared_stem is stem:
             raise ValueError("infrared_stem must be another module than stem, got the same")
         self.stems = nn.ModuleList([stem, infrared_stem])
