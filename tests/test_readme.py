@@ -93,6 +93,18 @@ def test_the_cost_of_transport_in_the_pages_is_the_recorded_one() -> None:
         times = [f"{found['median_s'][name] / found['pairs'] * 1e6:.0f}" for name in ("forward", "forward_backward")]
         name = found["name"] if found["name"] in ("products",) else f"{found['name']}, {found['loss']}"
         assert f"| {name} | {found['pairs']} | {times[0]} | {times[1]} |" in page
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for file, text in (
+        ("graph_ot", "in {} ms forward and {} ms with backward on one thread"),
+        ("graph_ot", "POT's exact solver, pair by pair, in {} and {} ms"),
+        ("graph_ot_2_threads", "--repeats 3`) {} and {} against"),
+        ("graph_ot_2_threads", "against {} and {} ms."),
+    ):
+        name = "POT loop" if text.startswith(("POT", "against")) else "exact"
+        recorded = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["results"]
+        found = next(f for f in recorded if (f["name"], f["loss"], f["pairs"]) == (name, "square", 256))
+        seconds = (found["median_s"][way] for way in ("forward", "forward_backward"))
+        assert text.format(*(f"{1e3 * s:.0f}" for s in seconds)) in readme
 
 
 def test_the_cost_of_saais_head_in_the_pages_is_the_recorded_one() -> None:
