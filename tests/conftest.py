@@ -1,4 +1,8 @@
-"""Fixtures every test shares: a fixed seed, the device to test on, and the switch for the slow tests."""
+"""What every test shares: a fixed seed, the device, packages that seem absent, and the switch for the slow tests."""
+
+import builtins
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,3 +38,20 @@ def device(pytestconfig: pytest.Config) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.exit("--device asks for CUDA and there is no CUDA device", returncode=2)
     return device
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes an import of the named packages fail, as if they were not installed."""
+
+    def hide(*packages: str) -> None:
+        real = builtins.__import__
+
+        def load(name: str, *rest: Any, **named: Any) -> Any:
+            if name.split(".")[0] in packages:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return real(name, *rest, **named)
+
+        monkeypatch.setattr(builtins, "__import__", load)
+
+    return hide

@@ -1,7 +1,6 @@
 """What is public, what importing it costs, and which part may import which."""
 
 import ast
-import builtins
 import importlib
 import inspect
 import subprocess
@@ -240,19 +239,12 @@ def test_the_map_above_sees_imports_of_every_form():
         ("matplotlib", "plots", lambda t: importlib.import_module("vireid.plots").cmc_curves({"a": t[0].abs() * 0})),
     ],
 )
-def test_a_missing_extra_is_named(package, extra, call, monkeypatch):
+def test_a_missing_extra_is_named(package, extra, call, hidden, monkeypatch):
     import torch
-
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == package:
-            raise ImportError(f"No module named {name!r}")
-        return real(name, *args, **kwargs)
 
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without)
+    hidden(package)
     with pytest.raises(ImportError, match=rf"pip install 'vireid\[{extra}\]'"):
         call(torch.ones(3, 2))
 

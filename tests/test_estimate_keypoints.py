@@ -1,6 +1,5 @@
 """From images to a model of G2DA: the estimator's script on three layouts, then training with what it wrote."""
 
-import builtins
 import json
 import re
 import shutil
@@ -199,15 +198,8 @@ def test_an_image_that_cannot_be_read_is_named(regdb, model, capsys):
     assert f"cannot read image {image}" in message
 
 
-def test_without_transformers_the_extra_is_named(regdb, tmp_path, monkeypatch, capsys):
-    found = builtins.__import__
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name.split(".")[0] == "transformers":
-            raise ImportError(f"No module named {name!r}", name=name)
-        return found(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+def test_without_transformers_the_extra_is_named(regdb, tmp_path, hidden, capsys):
+    hidden("transformers")
     message = stopped(capsys, "--dataset", "regdb", "--root", regdb, "--output", tmp_path / "maps", "--device", "cpu")
     assert "needs transformers: pip install 'vireid[pose]'" in message
     assert not (tmp_path / "maps").exists()

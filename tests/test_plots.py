@@ -1,4 +1,3 @@
-import builtins
 import subprocess
 import sys
 
@@ -264,15 +263,8 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
         lists(path=tmp_path / "figure.xyz")
 
 
-def test_missing_matplotlib_names_the_extra(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_matplotlib_names_the_extra(hidden):
+    hidden("matplotlib")
     with pytest.raises(ImportError, match=r"pip install 'vireid\[plots\]'"):
         plots.cmc_curves({"a": torch.ones(1)})
 

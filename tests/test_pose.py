@@ -1,6 +1,5 @@
 """The adapter to ViTPose: a stand-in with its interface where it is not installed, the real class where it is."""
 
-import builtins
 import os
 import re
 import shutil
@@ -283,15 +282,8 @@ def test_faults_of_a_data_set_are_named(data, tmp_path):
 
 
 @pytest.mark.parametrize(("module", "text"), [("transformers", "needs transformers"), ("tqdm", "needs tqdm")])
-def test_the_missing_extra_is_named(module, text, data, tmp_path, monkeypatch):
-    found = builtins.__import__
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name.split(".")[0] == module:
-            raise ImportError(f"No module named {name!r}", name=name)
-        return found(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+def test_the_missing_extra_is_named(module, text, data, tmp_path, hidden):
+    hidden(module)
     with pytest.raises(ImportError, match=rf"{text}: pip install 'vireid\[pose\]'"):
         cache_heatmaps(data, tmp_path / "maps", model="usyd-community/vitpose-base-simple")
     assert not (tmp_path / "maps").exists()

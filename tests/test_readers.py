@@ -1,4 +1,3 @@
-import builtins
 import pickle
 import re
 import shutil
@@ -378,24 +377,17 @@ def test_blank_lines_in_a_list_are_passed_over(regdb):
     assert len(RegDBDataset(regdb)) == 8
 
 
-def test_missing_extras_are_named(sysu, monkeypatch):
-    real = builtins.__import__
-
-    def without(*names):
-        def load(name, *args, **kwargs):
-            if name.split(".")[0] in names:
-                raise ImportError(name)
-            return real(name, *args, **kwargs)
-
-        return load
-
-    monkeypatch.setattr(builtins, "__import__", without("PIL"))
+def test_a_missing_pillow_is_named(sysu, hidden):
+    hidden("PIL")
     data = SYSUMM01Dataset(sysu)  # the lists need no Pillow
     with pytest.raises(ImportError, match=re.escape("pip install 'vireid[train]'")):
         data[0]
-    monkeypatch.setattr(builtins, "__import__", without("tqdm"))
+
+
+def test_a_missing_tqdm_is_named(sysu, hidden):
+    hidden("tqdm")
     with pytest.raises(ImportError, match=re.escape("tqdm: pip install 'vireid[train]'")):
-        data.preload(progress=True)
+        SYSUMM01Dataset(sysu).preload(progress=True)
 
 
 @pytest.mark.skipif(not ROADSCENE.is_dir(), reason="roadscene-dev is not here")

@@ -1,4 +1,3 @@
-import builtins
 import importlib.util
 import sys
 import warnings
@@ -58,23 +57,6 @@ def whole(source):
             module.running_var.uniform_(0.5, 1.5)
             module.weight.data.uniform_(0.2, 0.6)
     return net.eval()
-
-
-@pytest.fixture
-def hidden(monkeypatch):
-    """Make an import of one of these packages fail, as if it were not installed."""
-
-    def hide(*packages):
-        real = builtins.__import__
-
-        def fake(name, *args, **kwargs):
-            if name.split(".")[0] in packages:
-                raise ImportError(f"No module named {name!r}")
-            return real(name, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "__import__", fake)
-
-    return hide
 
 
 @pytest.mark.parametrize(("last_stride", "height", "width"), [(1, 6, 3), (2, 3, 2)])

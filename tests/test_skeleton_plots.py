@@ -1,6 +1,5 @@
 """Skeletons over images: what is drawn where, and that nothing overlaps."""
 
-import builtins
 import itertools
 
 import numpy as np
@@ -244,14 +243,7 @@ def test_skeleton_graph_checks_its_input(change, error, message):
         skeleton_graph(**({"images": images(2, 3, 16, 8), "keypoints": people(2)} | change))
 
 
-def test_missing_matplotlib_names_the_extra(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_matplotlib_names_the_extra(hidden):
+    hidden("matplotlib")
     with pytest.raises(ImportError, match=r"pip install 'vireid\[plots\]'"):
         skeleton_graph(images(1, 3, 16, 8), people(1))

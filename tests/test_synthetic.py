@@ -1,6 +1,5 @@
 """The drawn data set: same bytes for the same arguments, the published layouts, and nothing half-written."""
 
-import builtins
 import errno
 import json
 import re
@@ -427,16 +426,9 @@ def test_bad_arguments(arguments, error, message, tmp_path):
 
 
 @pytest.mark.parametrize(("module", "arguments"), [("PIL", {}), ("tqdm", {"progress": True})])
-def test_missing_extra_is_named(module, arguments, tmp_path, monkeypatch):
-    found = builtins.__import__
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name.split(".")[0] == module:
-            raise ImportError(f"No module named {name!r}", name=name)
-        return found(name, *rest)
-
+def test_missing_extra_is_named(module, arguments, tmp_path, hidden, monkeypatch):
     monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setattr(builtins, "__import__", missing)
+    hidden(module)
     with pytest.raises(ImportError, match=rf"{module}: pip install 'vireid\[train\]'"):
         generate_synthetic(tmp_path / "root", **arguments)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 """Transport plans and their costs: drawn amounts against plain loops, and that nothing overlaps."""
 
-import builtins
 import itertools
 import re
 
@@ -403,15 +402,8 @@ def test_cost_matrices_check_their_input(change, error, message):
 
 
 @pytest.mark.parametrize("picture", ["plan", "costs"])
-def test_missing_matplotlib_names_the_extra(picture, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_matplotlib_names_the_extra(picture, hidden):
+    hidden("matplotlib")
     draw = {
         "plan": lambda: draw_plan(torch.eye(3) / 3, points=(3, 3)),
         "costs": lambda: cost_matrices(random(3, 5), random(3, 5), torch.eye(3) / 3),
