@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,8 @@ def test_g2das_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.Mo
     recorded = [make_table(json.loads(path.read_text(encoding="utf-8"))).splitlines() for path in results]
     page = (ROOT / "docs/results-g2da.md").read_text(encoding="utf-8").splitlines()
     for table in recorded:
-        assert {line for line in table if line.startswith("| B ")} <= set(page)
-    pattern = re.compile(r"\| (B |CIFT†? \+ D_ot|SAAI)")
+        assert {line for line in table if line.startswith(("| B", "| G2DA"))} <= set(page)
+    pattern = re.compile(r"\| (B|G2DA|CIFT†? \+ D_ot|SAAI)")
     shown = {line for line in page if pattern.match(line) and " ± " in line}
     assert len(shown) > 20
     assert shown <= {line for table in recorded for line in table}
@@ -84,6 +85,20 @@ def test_g2das_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.Mo
     readme = [line for line in lines if re.match(r"\| B( \+ \w+)* \| query", line)]
     assert len(readme) == 5
     assert set(readme) <= set(recorded[0])
+
+
+def test_g2das_sweep_in_the_page_is_the_recorded_one() -> None:
+    page = (ROOT / "docs/results-g2da.md").read_text(encoding="utf-8")
+    records = json.loads((ROOT / "benchmarks/results/g2da_phi.json").read_text(encoding="utf-8"))["records"]
+    for value in ("0", "0.25", "0.5", "0.75", "1"):
+        cells = []
+        for direction in ("visible_to_infrared", "infrared_to_visible"):
+            found = [r for r in records if r["value"] == float(value) and r["direction"] == direction]
+            assert len(found) == 3
+            for metric in ("rank1", "mAP"):
+                numbers = [r[metric] for r in found]
+                cells.append(f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers):.2f}")
+        assert f"| {value} | {' | '.join(cells)} |" in page
 
 
 def test_the_cost_of_transport_in_the_pages_is_the_recorded_one() -> None:
