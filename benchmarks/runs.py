@@ -28,21 +28,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import common
+import trained
+import vireid
+from cift_table import DIRECTIONS, MARGIN_IDENTITIES
+from measure import hardware, write_json, write_text
+from vireid._ops import evaluation_mode, normalize_rows
+from vireid.data import generate_synthetic
+from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin
+from vireid.nn import GFT, H2FT
+from vireid.protocols import RegDB
+from vireid.report import METRICS
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import common  # noqa: E402
-import trained  # noqa: E402
-import vireid  # noqa: E402
-from cift_table import DIRECTIONS, MARGIN_IDENTITIES  # noqa: E402
-from measure import hardware, write_json, write_text  # noqa: E402
-from vireid._ops import evaluation_mode, normalize_rows  # noqa: E402
-from vireid.data import generate_synthetic  # noqa: E402
-from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin  # noqa: E402
-from vireid.nn import GFT, H2FT  # noqa: E402
-from vireid.protocols import RegDB  # noqa: E402
-from vireid.report import METRICS  # noqa: E402
-
 Values = dict[str, dict[str, float]]
 """direction -> metric -> percent, of one trial."""
 

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import common  # noqa: E402
-import g2da  # noqa: E402
-import runs  # noqa: E402
-import train_cift  # noqa: E402
-import train_g2da  # noqa: E402
-import train_saai  # noqa: E402
-from vireid.data import generate_synthetic  # noqa: E402
+import common
+import g2da
+import runs
+import train_cift
+import train_g2da
+import train_saai
+from vireid.data import generate_synthetic
 
 TINY = ["--epochs", "1", "--batches", "2", "--identities", "2", "--per-modality", "2", "--accelerator", "cpu"]
 DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")

@@ -1,17 +1,13 @@
 """The benchmark of graph transport: what it writes, and the check that fails where the exact solver is worse."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "benchmarks")]
-
-import graph_ot as benchmark  # noqa: E402
-import vireid.ot  # noqa: E402
+import graph_ot as benchmark
+import vireid.ot
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,16 @@
 """The benchmark of the heads: contenders that agree, a check that fails when they do not, what is written."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "benchmarks")]
-
-import heads  # noqa: E402
-import heads_cift  # noqa: E402
-import heads_saai  # noqa: E402
-from vireid import INFRARED, VISIBLE  # noqa: E402
+import heads
+import heads_cift
+import heads_saai
+from vireid import INFRARED, VISIBLE
 
 CPU = torch.device("cpu")
 

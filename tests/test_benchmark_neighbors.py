@@ -1,14 +1,12 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks")]
 
-import neighbors as benchmark  # noqa: E402
+import neighbors as benchmark
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,16 +12,15 @@ import torch
 from torch.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import peers  # noqa: E402
-import postprocessing as dense  # noqa: E402
-import rerank  # noqa: E402
-import rerank_accuracy as accuracy  # noqa: E402
-from cift import Method, grid  # noqa: E402
-from vireid._ops import normalize_rows  # noqa: E402
-from vireid.data import RegDBDataset  # noqa: E402
-from vireid.protocols import RegDB  # noqa: E402
+import peers
+import postprocessing as dense
+import rerank
+import rerank_accuracy as accuracy
+from cift import Method, grid
+from vireid._ops import normalize_rows
+from vireid.data import RegDBDataset
+from vireid.protocols import RegDB
 
 WATCHED = """
 import json, sys, time

@@ -13,16 +13,15 @@ import torch
 from torch.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import common  # noqa: E402
-import runs  # noqa: E402
-import saai  # noqa: E402
-import saai_table  # noqa: E402
-import train_saai  # noqa: E402
-from vireid.data import generate_synthetic  # noqa: E402
-from vireid.models import SAAI  # noqa: E402
-from vireid.nn import H2FT  # noqa: E402
+import common
+import runs
+import saai
+import saai_table
+import train_saai
+from vireid.data import generate_synthetic
+from vireid.models import SAAI
+from vireid.nn import H2FT
 
 TINY = ["--epochs", "1", "--batches", "2", "--identities", "2", "--per-modality", "2", "--accelerator", "cpu"]
 TRAINED = ("saai", "saai_cift")

@@ -1,16 +1,14 @@
 """The benchmark of cost against the gallery's size: what is recorded, where it stops, what is drawn."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import peers  # noqa: E402
-import scaling  # noqa: E402
+import peers
+import scaling
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,16 +12,15 @@ import torch
 from torch.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import cift  # noqa: E402
-import cift_table  # noqa: E402
-import common  # noqa: E402
-import postprocessing as pp  # noqa: E402
-import runs  # noqa: E402
-from vireid.data import generate_synthetic  # noqa: E402
-from vireid.models import CIFT, Baseline  # noqa: E402
-from vireid.nn import GFT, H2FT  # noqa: E402
+import cift
+import cift_table
+import common
+import postprocessing as pp
+import runs
+from vireid.data import generate_synthetic
+from vireid.models import CIFT, Baseline
+from vireid.nn import GFT, H2FT
 
 
 @pytest.fixture(params=["random", "clustered", "tiny", "one query"])

@@ -21,12 +21,11 @@ from vireid.losses import GraphOTLoss
 from vireid.nn import PERSON_13
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 
-import common  # noqa: E402
-import draw  # noqa: E402
-import train_g2da  # noqa: E402
-import train_saai  # noqa: E402
+import common
+import draw
+import train_g2da
+import train_saai
 
 SIZE = (32, 16)
 MAP = (15, 7)

@@ -20,12 +20,11 @@ from vireid.data.keypoints import heatmap_path
 from vireid.nn import PERSON_13, gaussian_heatmaps
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
 
-import common  # noqa: E402
-import estimate_keypoints  # noqa: E402
-import evaluate  # noqa: E402
-import train_g2da  # noqa: E402
+import common
+import estimate_keypoints
+import evaluate
+import train_g2da
 
 DRAWN: dict[str, Any] = {"identities": 4, "images_per_camera": 2, "size": (32, 16)}
 

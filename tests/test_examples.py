@@ -22,12 +22,11 @@ from torch import Tensor
 from vireid.data import SYSUMM01Dataset, generate_synthetic
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 
-import common  # noqa: E402
-import evaluate  # noqa: E402
-import train_cift  # noqa: E402
-import training  # noqa: E402
+import common
+import evaluate
+import train_cift
+import training
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "sysu-mm01-split" / "rand_perm_cam.mat"
 LOSSES = {"ce", "hcc_features", "hcc_logits", "graph_ce", "graph_hcc", "tie", "total"}

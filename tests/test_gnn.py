@@ -1,8 +1,6 @@
 """GNN re-ranking against plain loops; what it shares with k-reciprocal encoding is tested in test_k_reciprocal.py."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ from hypothesis import strategies as st
 from test_k_reciprocal import Sizes
 from torch.testing import assert_close
 
-from vireid.rerank.gnn import gnn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import postprocessing
+from vireid.rerank.gnn import gnn
 
 
 def reference(query, gallery, k1, k2, layers, alpha):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import warnings
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +14,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import postprocessing
 from vireid.neighbors import search
 from vireid.neighbors.search import nearest_first
 from vireid.rerank import _pairs
 from vireid.rerank.gnn import gnn
 from vireid.rerank.k_reciprocal import k_reciprocal
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import postprocessing
 
 # the package's attributes of these names are the functions
 gnn_module, k_reciprocal_module = (import_module(f"vireid.rerank.{name}") for name in ("gnn", "k_reciprocal"))

@@ -54,8 +54,7 @@ def test_the_results_in_the_pages_are_the_recorded_ones() -> None:
             assert shown == pytest.approx(recorded, abs=0.006)
 
 
-def test_saais_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_saais_results_in_the_pages_are_the_recorded_ones() -> None:
     pytest.importorskip("tqdm", reason="the benchmarks need the extra train")
     pytest.importorskip("lightning_fabric", reason="the benchmarks need the extra train")
     saai_table = importlib.import_module("saai_table")
@@ -67,8 +66,7 @@ def test_saais_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.Mo
         assert set(shown) <= set(recorded.splitlines()), page
 
 
-def test_g2das_results_in_the_pages_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_g2das_results_in_the_pages_are_the_recorded_ones() -> None:
     pytest.importorskip("tqdm", reason="the benchmarks need the extra train")
     pytest.importorskip("lightning_fabric", reason="the benchmarks need the extra train")
     make_table = importlib.import_module("g2da_table").make_table

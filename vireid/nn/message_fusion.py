@@ -70,7 +70,6 @@ class MessageFusionAttention(nn.Module):
         check_number("threshold", threshold)
         if math.isnan(threshold):
             raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
-        check_number("negative_slope", negative_slope)  # a bool is none
         check_positive("negative_slope", negative_slope)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
         if not isinstance(adjacency, Tensor) or adjacency.dtype != torch.bool:
