@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_number
-from vireid.data.keypoints import centres, heatmap_path, load_heatmaps, sample, save_heatmaps
+from vireid.data.keypoints import heatmap_path, load_heatmaps, save_heatmaps
+from vireid.data.moves import centres, sample
 from vireid.data.readers import decode_image
 from vireid.data.transforms import normalize
 from vireid.nn.skeleton import merge_coco_heatmaps

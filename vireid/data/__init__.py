@@ -5,11 +5,10 @@ from vireid.data.keypoints import (
     Keypoints,
     load_heatmaps,
     load_keypoints,
-    move_heatmaps,
-    move_keypoints,
     save_heatmaps,
     save_keypoints,
 )
+from vireid.data.moves import move_heatmaps, move_keypoints
 from vireid.data.readers import KeypointSample, LLCMDataset, RegDBDataset, Sample, SYSUMM01Dataset
 from vireid.data.sampler import CrossModalIdentitySampler
 from vireid.data.synthetic import generate_synthetic

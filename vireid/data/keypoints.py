@@ -1,4 +1,4 @@
-"""Key points of images: files that hold their coordinates or their heatmaps, and how both follow a crop and a flip.
+"""Key points of images on disk: files that hold their coordinates or their heatmaps.
 
 A coordinate is in pixels, with the image's left and top edge at 0 and its right and bottom edge at its width and
 height, as in `vireid.nn.skeleton.gaussian_heatmaps`. Files are safe (no pickles), carry a checksum, and are written
@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._ops import at_least_float32
 from vireid._store import load_arrays, save_arrays
-from vireid.nn.skeleton import PERSON_13, Skeleton, check_size
 
 __all__ = [
     "HeatmapFolder",
@@ -27,8 +25,6 @@ __all__ = [
     "heatmap_path",
     "load_heatmaps",
     "load_keypoints",
-    "move_heatmaps",
-    "move_keypoints",
     "save_heatmaps",
     "save_keypoints",
 ]
@@ -314,119 +310,3 @@ class HeatmapFolder:
             if self.kept is not None:
                 self.kept[index] = x
         return torch.from_numpy(x.astype(np.float32))
-
-
-def move_keypoints(
-    keypoints: Tensor,
-    *,
-    corner: Tensor,
-    size: tuple[int, int],
-    flipped: Tensor,
-    skeleton: Skeleton = PERSON_13,
-) -> Tensor:
-    """Coordinates of key points after each image was cropped and, some of them, flipped.
-
-    Args:
-        keypoints: (B, K, 3) floating point: x and y in pixels, and a number above 0 where visible.
-        corner: (B, 2) integer y, x of the crop's upper left pixel; negative in the padding.
-        size: (h, w) of the crop.
-        flipped: (B,) bool, whether the crop was mirrored left to right.
-        skeleton: says which key point is whose mirror image: left and right change places.
-
-    Returns:
-        (B, K, 3) in the same dtype; the third number is 0 for a key point that is not inside the crop.
-
-    Raises:
-        ValueError: if a shape does not fit or a size is below 1.
-        TypeError: if ``keypoints`` is not floating point, ``flipped`` not bool, or a size no integer.
-    """
-    _check_keypoints("keypoints", keypoints, 3, len(skeleton.names))
-    if keypoints.shape[2] != 3:
-        raise ValueError(f"keypoints must have shape (B, K, 3), got {tuple(keypoints.shape)}")
-    _check_moves(len(keypoints), corner, size, flipped)
-    flip = flipped[:, None].to(keypoints.device)
-    x = keypoints[..., 0] - corner[:, 1:].to(keypoints)
-    y = keypoints[..., 1] - corner[:, :1].to(keypoints)
-    x = torch.where(flip, size[1] - x, x)
-    inside = (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
-    moved = torch.stack([x, y, keypoints[..., 2] * inside], -1)
-    return torch.where(flip[..., None], moved[:, skeleton.mirror()], moved)
-
-
-def move_heatmaps(
-    heatmaps: Tensor,
-    *,
-    image_size: tuple[int, int],
-    corner: Tensor,
-    size: tuple[int, int],
-    flipped: Tensor,
-    skeleton: Skeleton = PERSON_13,
-) -> Tensor:
-    """Heatmaps over images, after each image was cropped and, some of them, flipped.
-
-    The result has as many cells as before, now over the crop; a crop moves by shares of a cell, so values are
-    interpolated (bilinear) between cells. What the crop takes from beyond the image is 0.
-
-    Args:
-        heatmaps: (B, K, h', w') floating point, over the whole image.
-        image_size: (H, W) of the image.
-        corner: (B, 2) integer y, x of the crop's upper left pixel; negative in the padding.
-        size: (h, w) of the crop.
-        flipped: (B,) bool, whether the crop was mirrored left to right.
-        skeleton: says which key point is whose mirror image: left and right change places.
-
-    Returns:
-        (B, K, h', w'), float32 or the input's float64.
-
-    Raises:
-        ValueError: if a shape does not fit or a size is below 1.
-        TypeError: if ``heatmaps`` is not floating point, ``flipped`` not bool, or a size no integer.
-    """
-    _check_keypoints("heatmaps", heatmaps, 4, len(skeleton.names))
-    check_size("image_size", image_size)
-    _check_moves(len(heatmaps), corner, size, flipped)
-    maps = at_least_float32(heatmaps)
-    flip = flipped[:, None].to(maps.device)
-    # Place of each new cell's centre in the image, where its left edge is -1 and its right edge is 1.
-    y, x = (
-        (centres(cells, maps) * length + start[:, None]) / whole * 2 - 1
-        for cells, length, start, whole in zip(maps.shape[2:], size, corner.to(maps).unbind(1), image_size, strict=True)
-    )
-    moved = sample(maps, torch.where(flip, x.flip(1), x), y)
-    return torch.where(flip[..., None, None], moved[:, skeleton.mirror()], moved)
-
-
-def centres(cells: int, like: Tensor) -> Tensor:
-    """(cells,) centres of equal cells that fill the length from 0 to 1."""
-    return (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) / cells
-
-
-def sample(maps: Tensor, x: Tensor, y: Tensor, *, corners: bool = False) -> Tensor:
-    """Values (B, C, h, w) of ``maps`` (B, C, H, W) at columns x (B, w) and rows y (B, h), bilinear, 0 outside.
-
-    -1 and 1 are the maps' edges or, with ``corners``, the centres of the first and the last cell.
-    """
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=corners)
-
-
-def _check_keypoints(name: str, x: Any, ndim: int, count: int) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != ndim or x.shape[1] != count:
-        expected = f"(B, {count}, 3)" if ndim == 3 else f"(B, {count}, h, w)"
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
-
-
-def _check_moves(count: int, corner: Any, size: Any, flipped: Any) -> None:
-    """Raise unless these say how ``count`` images were cropped and flipped."""
-    check_size("size", size)
-    for name, x, shape in (("corner", corner, (count, 2)), ("flipped", flipped, (count,))):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    if flipped.dtype != torch.bool:
-        raise TypeError(f"flipped must be a tensor of bool, got {flipped.dtype}")

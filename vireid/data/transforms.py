@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vireid import VISIBLE
 from vireid._checks import check_count, check_integers, check_option
-from vireid.data.keypoints import move_heatmaps, move_keypoints
+from vireid.data.moves import move_heatmaps, move_keypoints
 from vireid.nn.skeleton import PERSON_13, Skeleton
 
 __all__ = [

@@ -1,0 +1,183 @@
+"""Features in the plane, and t-SNE against scikit-learn's."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vireid import plots
+from vireid.plots import embedding
+from vireid.plots._drawing import COLORS
+
+pytest.importorskip("matplotlib")
+from matplotlib.colors import to_hex
+
+
+def random_points(*shape, seed=3):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def points_of(axes):
+    """What a panel shows: {(x, y, colour, number of the marker's corners)}."""
+    return {
+        (*map(float, xy), to_hex(color), len(scatter.get_paths()[0]))
+        for scatter in axes.collections
+        for xy, color in zip(scatter.get_offsets(), scatter.get_facecolors(), strict=True)
+    }
+
+
+def corners(marker):
+    from matplotlib.markers import MarkerStyle
+
+    return len(MarkerStyle(marker).get_path())
+
+
+def test_embedding_map_shows_each_point_in_its_colour_and_shape():
+    xy = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]])
+    figure = plots.embedding_map(xy, torch.tensor([7, 3, 7, 9, 3]), torch.tensor([0, 0, 1, 1, 1]), title="a title")
+    (axes,) = figure.axes
+    colors = dict(zip((3, 7, 9), COLORS, strict=False))
+    circle, triangle = corners("o"), corners("^")
+    assert circle != triangle
+    assert points_of(axes) == {
+        (0.0, 1.0, colors[7], circle),
+        (2.0, 3.0, colors[3], circle),
+        (4.0, 5.0, colors[7], triangle),
+        (6.0, 7.0, colors[9], triangle),
+        (8.0, 9.0, colors[3], triangle),
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["visible", "infrared", "3 identities"]
+    assert figure.get_suptitle() == "a title"
+    assert axes.get_aspect() == 1
+    assert not axes.get_xticks().size
+
+
+@pytest.mark.parametrize("count", [8, 20, 60])
+def test_embedding_map_has_a_colour_for_each_of_many_identities(count):
+    figure = plots.embedding_map(random_points(count, 2), torch.arange(count), torch.zeros(count, dtype=torch.long))
+    assert len({color for *_, color, _ in points_of(figure.axes[0])}) == count
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["visible", f"{count} identities"]
+
+
+def test_embedding_map_draws_panels_of_the_same_images():
+    xy = {name: random_points(6, 2, seed=seed) for seed, name in enumerate(["a", "b", "c", "d"])}
+    figure = plots.embedding_map(xy, np.arange(6) // 2, np.arange(6) % 2)
+    assert [axes.get_title() for axes in figure.axes] == list(xy)
+    for axes, expected in zip(figure.axes, xy.values(), strict=True):
+        assert {(x, y) for x, y, *_ in points_of(axes)} == {tuple(map(float, row)) for row in expected}
+        assert {(color, n) for *_, color, n in points_of(axes)} == {
+            (color, n) for color in COLORS[:3] for n in (corners("o"), corners("^"))
+        }
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    for axes in figure.axes:
+        assert not legend.overlaps(axes.get_window_extent())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": {}}, "points must hold at least one panel, got none"),
+        ({"points": random_points(4, 3)}, r"points must have shape \(4, 2\), got \(4, 3\)"),
+        ({"points": {"a": random_points(3, 2)}}, r"points\['a'\] must have shape \(4, 2\), got \(3, 2\)"),
+        ({"points": random_points(4, 2) / 0}, "points must be finite"),
+        ({"labels": torch.ones(4, 1)}, r"labels must have shape \(N,\) with N >= 1, got \(4, 1\)"),
+        ({"labels": torch.ones(0)}, "N >= 1"),
+        ({"modality": torch.ones(3)}, r"modality must have shape \(4,\)"),
+        ({"modality": torch.full((4,), 2)}, "modality must hold 0"),
+    ],
+)
+def test_embedding_map_checks_its_input(change, message):
+    given = {"points": random_points(4, 2), "labels": torch.arange(4), "modality": torch.zeros(4, dtype=torch.long)}
+    with pytest.raises(ValueError, match=message):
+        plots.embedding_map(**(given | change))
+
+
+def clusters(identities=3, per=8, dim=16, noise=0.1, seed=0):
+    """Features around a random centre of each identity, identities and modalities in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(identities).repeat(per)
+    centers = torch.randn(identities, dim, generator=generator)
+    features = centers[labels] + noise * torch.randn(len(labels), dim, generator=generator)
+    return features, labels * 10, torch.arange(per).repeat_interleave(identities) % 2
+
+
+@pytest.fixture
+def sklearn():
+    return pytest.importorskip("sklearn")
+
+
+def test_tsne_puts_an_identity_s_images_together(sklearn):
+    features, labels, modality = clusters()
+    features *= torch.logspace(-3, 3, len(features))[:, None]  # only the direction counts
+    (axes,) = plots.tsne(features, labels, modality, perplexity=5).axes
+    shown = np.array([(x, y) for x, y, *_ in sorted(points_of(axes))])
+    colors = np.array([color for *_, color, _ in sorted(points_of(axes))])
+    assert len(shown) == len(features)
+    distance = np.linalg.norm(shown[:, None] - shown, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (colors[distance.argmin(1)] == colors).all()
+    assert sorted(n for *_, n in points_of(axes)) == sorted([corners("o"), corners("^")] * 12)
+
+
+def test_tsne_equals_the_library_on_normalised_rows_and_repeats_itself(sklearn):
+    from sklearn.manifold import TSNE
+
+    features, labels, modality = clusters(noise=2.0)
+    before = features.clone()
+    drawn = [points_of(plots.tsne(features, labels, modality, perplexity=6, seed=s).axes[0]) for s in (4, 4)]
+    assert drawn[0] == drawn[1]
+    rows = features.double().numpy()
+    rows /= np.sqrt((rows**2).sum(1, keepdims=True))
+    expected = TSNE(2, perplexity=6, init="pca", random_state=4).fit_transform(rows)
+    assert {(x, y) for x, y, *_ in drawn[0]} == {tuple(map(float, xy)) for xy in expected}
+    assert torch.equal(features, before)
+
+
+def test_tsne_draws_few_identities_chosen_evenly_the_same_in_each_panel(sklearn, monkeypatch):
+    seen = []
+    monkeypatch.setattr(embedding, "_project", lambda name, rows, *_: seen.append(rows) or rows[:, :2])
+    features, labels, modality = clusters(identities=7, per=4)
+    wide = torch.cat([features, features], 1).half()
+    figure = plots.tsne({"a": features, "b": wide}, labels, modality, identities=3, perplexity=5)
+    chosen = torch.tensor([int(label) in (0, 30, 60) for label in labels])
+    assert [rows.shape for rows in seen] == [(12, 16), (12, 32)]
+    np.testing.assert_allclose(seen[0], features[chosen].double() / features[chosen].double().norm(dim=1)[:, None])
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert figure.legends[0].get_texts()[-1].get_text() == "3 identities"
+    plots.tsne(features, labels, modality, identities=20, perplexity=5)
+    assert len(seen[-1]) == len(features)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": torch.ones(24, 16, dtype=torch.int64)}, TypeError, "features must be floating point"),
+        ({"features": {"a": torch.rand(24)}}, ValueError, r"features\['a'\] must have shape \(N, d\)"),
+        ({"features": torch.rand(23, 4)}, ValueError, r"features must have shape \(24, d\) with d >= 2, got \(23, 4\)"),
+        ({"features": torch.rand(24, 1)}, ValueError, "d >= 2"),
+        ({"features": torch.rand(24, 4) / 0}, ValueError, "features must be finite"),
+        ({"features": torch.ones(24, 4)}, ValueError, "features must differ between images"),
+        ({"features": {}}, ValueError, "at least one panel"),
+        ({"labels": torch.ones(24)}, ValueError, "labels must be integers"),
+        ({"labels": torch.ones(24, 1, dtype=torch.int64)}, ValueError, r"labels must be integers of shape \(N,\)"),
+        ({"modality": torch.ones(23)}, ValueError, r"modality must have shape \(24,\)"),
+        ({"identities": 0}, ValueError, "identities must be at least 1"),
+        ({"perplexity": 24}, ValueError, "perplexity must be below the number of images shown, 24, got 24"),
+        ({"perplexity": 9, "identities": 1}, ValueError, "images shown, 8, got 9"),
+        ({"perplexity": 0}, ValueError, "perplexity must be above 0"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+    ],
+)
+def test_tsne_checks_its_input(sklearn, change, error, message):
+    features, labels, modality = clusters()
+    given = {"features": features, "labels": labels, "modality": modality, "perplexity": 5}
+    with pytest.raises(error, match=message):
+        plots.tsne(**(given | change))
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ImportError, match=r"vireid.plots.tsne needs scikit-learn: pip install 'vireid\[plots\]'"):
+        plots.tsne(*clusters(), perplexity=5)
