@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vireid.data.keypoints import Keypoints
 from vireid.data.moves import move_heatmaps, move_keypoints
 from vireid.data.transforms import TrainAugmentation
-from vireid.nn.skeleton import COCO_17, PERSON_13, gaussian_heatmaps
+from vireid.nn import COCO_17, PERSON_13, gaussian_heatmaps
 
 OFF: dict[str, Any] = {"padding": 0, "flip": 0.0, "erasing": 0.0, "exchange": "none"}
 RAW = OFF | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -4,7 +4,7 @@ Only shapes, types and options are looked at here: that is free. Values are read
 `check_finite` alone, where features enter ranking.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Real
 from operator import index
 from typing import Any, SupportsIndex
@@ -57,6 +57,14 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
     value = index(value)  # a NumPy integer counts as one
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_size(name: str, size: Any) -> None:
+    """Raise unless ``size`` is a pair of integers of at least 1."""
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"{name} must be (H, W), got {size!r}")
+    for side in size:
+        check_count(name, side)
 
 
 def check_positive(name: str, value: float) -> None:

@@ -19,12 +19,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_number
+from vireid._checks import check_count, check_number, check_size
 from vireid.data.keypoints import heatmap_path, load_heatmaps, save_heatmaps
 from vireid.data.moves import centres, sample
 from vireid.data.readers import decode_image
 from vireid.data.transforms import normalize
-from vireid.nn.skeleton import merge_coco_heatmaps
+from vireid.nn.heatmaps import merge_coco_heatmaps
 
 __all__ = ["cache_heatmaps", "estimate_heatmaps"]
 
@@ -47,7 +47,7 @@ def estimate_heatmaps(
     batch: int = 64,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Heatmaps of the 13 key points of `vireid.nn.skeleton.PERSON_13` in images of one person each.
+    """Heatmaps of the 13 key points of `vireid.nn.PERSON_13` in images of one person each.
 
     As the estimator's own processor does, an image is enlarged by ``margin`` and to the network's aspect, with black
     around it, and brought to its input size, rows and columns by one factor. The heatmaps are brought back to the
@@ -199,10 +199,7 @@ def _image_files(
 
 
 def _check_settings(size: tuple[int, int], margin: float, batch: int) -> tuple[tuple[int, int], float]:
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise ValueError(f"size must be (height, width), got {size!r}")
-    check_count("size[0]", size[0])
-    check_count("size[1]", size[1])
+    check_size("size", size)
     check_number("margin", margin)
     if not 1 <= margin < float("inf"):
         raise ValueError(f"margin must be at least 1, got {margin}")

@@ -1,7 +1,7 @@
 """Key points of images on disk: files that hold their coordinates or their heatmaps.
 
 A coordinate is in pixels, with the image's left and top edge at 0 and its right and bottom edge at its width and
-height, as in `vireid.nn.skeleton.gaussian_heatmaps`. Files are safe (no pickles), carry a checksum, and are written
+height, as in `vireid.nn.gaussian_heatmaps`. Files are safe (no pickles), carry a checksum, and are written
 whole or not at all.
 """
 

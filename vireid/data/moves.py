@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vireid._checks import check_size
 from vireid._ops import at_least_float32
-from vireid.nn.skeleton import PERSON_13, Skeleton, check_size
+from vireid.nn.skeleton import PERSON_13, Skeleton
 
 __all__ = ["move_heatmaps", "move_keypoints"]
 

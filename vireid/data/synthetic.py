@@ -55,7 +55,7 @@ def generate_synthetic(
     In both, infrared images are thermal pictures (those of SYSU-MM01 itself are near infrared), stored with three equal
     channels; camera 6 shows warm as dark.
 
-    Both come with the true key points of every image, the 13 of `vireid.nn.skeleton.PERSON_13`: ``keypoints.npz``, for
+    Both come with the true key points of every image, the 13 of `vireid.nn.PERSON_13`: ``keypoints.npz``, for
     `vireid.data.keypoints.load_keypoints` or a dataset's argument ``keypoints``. One counts as visible unless it is
     outside the image or behind what stands in front; behind the person's own body it is visible.
 

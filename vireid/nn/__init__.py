@@ -2,23 +2,19 @@
 
 from vireid.nn.gft import GFT
 from vireid.nn.h2ft import H2FT
-from vireid.nn.message_fusion import MessageFusionAttention
-from vireid.nn.necks import BNNeck, DualBNNeck
-from vireid.nn.parts import PrototypePooling
-from vireid.nn.resnet import resnet50
-from vireid.nn.skeleton import (
-    COCO_17,
-    PERSON_13,
-    Skeleton,
-    SkeletonAggregation,
+from vireid.nn.heatmaps import (
     gaussian_heatmaps,
     keypoint_pooling,
     merge_coco_heatmaps,
     merge_coco_keypoints,
     part_grid,
     present_keypoints,
-    skeleton_adjacency,
 )
+from vireid.nn.message_fusion import MessageFusionAttention
+from vireid.nn.necks import BNNeck, DualBNNeck
+from vireid.nn.parts import PrototypePooling
+from vireid.nn.resnet import resnet50
+from vireid.nn.skeleton import COCO_17, PERSON_13, Skeleton, SkeletonAggregation, skeleton_adjacency
 from vireid.nn.small import SmallBackbone
 from vireid.nn.transfer import FeatureTransfer, H2FTOutput
 from vireid.nn.two_stream import TwoStream
