@@ -161,7 +161,7 @@ def test_attention_maps_colours_reach_the_file(tmp_path):
         ({"attention": attention(2, 3, 8)}, ValueError, r"or \(B, p, h·w\) with size, got \(2, 3, 8\)"),
         ({"attention": attention(2, 3, 8), "size": (3, 2)}, ValueError, r"shape \(2, p, 6\) for size \(3, 2\)"),
         ({"size": (4, 2)}, ValueError, r"shape \(2, p, 8\) for size \(4, 2\), got \(2, 3, 4, 2\)"),
-        ({"attention": attention(2, 3, 8), "size": (0, 8)}, ValueError, "size must be at least 1"),
+        ({"attention": attention(2, 3, 8), "size": (0, 8)}, ValueError, r"size\[0\] must be at least 1"),
         ({"attention": attention(2, 3, 4, 2) / 0}, ValueError, "attention must be finite"),
         ({"names": ["a", "b"]}, ValueError, "names must hold 3 names, one a prototype, got 2"),
         ({"modality": torch.tensor([0, 2])}, ValueError, r"modality must hold 0 \(visible\) or 1"),

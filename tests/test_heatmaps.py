@@ -269,7 +269,7 @@ def test_gaussians_bad_input():
             gaussian_heatmaps(wrong, (8, 8))
     with pytest.raises(ValueError, match=r"size must be \(H, W\), got 8"):
         gaussian_heatmaps(points, 8)
-    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"image_size\[0\] must be at least 1, got 0"):
         gaussian_heatmaps(points, (8, 8), image_size=(0, 4))
     with pytest.raises(ValueError, match="sigma must be above 0 and finite, got 0"):
         gaussian_heatmaps(points, (8, 8), sigma=0)

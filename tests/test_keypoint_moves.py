@@ -238,10 +238,10 @@ def test_bad_key_points_are_named():
         ({"flipped": torch.zeros(2, 1).bool()}, ValueError, "flipped must have shape (2,), got (2, 1)"),
         ({"flipped": torch.zeros(2).long()}, TypeError, "flipped must be a tensor of bool, got torch.int64"),
         ({"flipped": [True, False]}, TypeError, "flipped must be a torch.Tensor, got list"),
-        ({"size": (0, 6)}, ValueError, "size must be at least 1, got 0"),
+        ({"size": (0, 6)}, ValueError, "size[0] must be at least 1, got 0"),
         ({"size": (8, 6, 3)}, ValueError, "size must be (H, W), got (8, 6, 3)"),
-        ({"size": (8, 6.5)}, TypeError, "size must be an integer, got 6.5"),
-        ({"image_size": (0, 4)}, ValueError, "image_size must be at least 1, got 0"),
+        ({"size": (8, 6.5)}, TypeError, "size[1] must be an integer, got 6.5"),
+        ({"image_size": (0, 4)}, ValueError, "image_size[0] must be at least 1, got 0"),
         ({"image_size": 8}, ValueError, "image_size must be (H, W), got 8"),
     ],
 )

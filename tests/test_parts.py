@@ -209,13 +209,13 @@ def test_bad_input():
         PrototypePooling(0)
     with pytest.raises(ValueError, match="parts must be at least 1, got 0"):
         PrototypePooling(5, parts=0)
-    with pytest.raises(ValueError, match=r"size must be \(h, w\), got 18"):
+    with pytest.raises(ValueError, match=r"size must be \(H, W\), got 18"):
         PrototypePooling(5, size=18)
-    with pytest.raises(ValueError, match=r"size must be \(h, w\), got \(18, 9, 2\)"):
+    with pytest.raises(ValueError, match=r"size must be \(H, W\), got \(18, 9, 2\)"):
         PrototypePooling(5, size=(18, 9, 2))
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"size\[1\] must be at least 1, got 0"):
         PrototypePooling(5, size=(18, 0))
-    with pytest.raises(TypeError, match=r"size must be an integer, got 9\.5"):
+    with pytest.raises(TypeError, match=r"size\[1\] must be an integer, got 9\.5"):
         PrototypePooling(5, size=(18, 9.5))
     module = PrototypePooling(5, parts=3, size=(4, 3))
     x = torch.randn(2, 5, 4, 3)

@@ -250,7 +250,7 @@ def test_a_split_without_the_chosen_modality_says_so(sysu):
     [
         ({"split": "query"}, ValueError, "split must be one of 'train'"),
         ({"modality": 2}, ValueError, "modality must be one of 0, 1, got 2"),
-        ({"size": (4,)}, ValueError, re.escape("size must be (height, width), got (4,)")),
+        ({"size": (4,)}, ValueError, re.escape("size must be (H, W), got (4,)")),
         ({"size": (4, 0)}, ValueError, re.escape("size[1] must be at least 1, got 0")),
         ({"size": (4.0, 4)}, TypeError, re.escape("size[0] must be an integer")),
     ],

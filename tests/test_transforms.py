@@ -250,7 +250,7 @@ def test_tiny_batches(count):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"size": (8,)}, "size must be (h, w), got (8,)"),
+        ({"size": (8,)}, "size must be (H, W), got (8,)"),
         ({"size": (0, 4)}, "size[0] must be at least 1, got 0"),
         ({"padding": -1}, "padding must be at least 0, got -1"),
         ({"flip": 1.5}, "flip must be a probability in 0 … 1, got 1.5"),

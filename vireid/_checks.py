@@ -59,12 +59,12 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def check_size(name: str, size: Any) -> None:
-    """Raise unless ``size`` is a pair of integers of at least 1."""
-    if not isinstance(size, Sequence) or len(size) != 2:
+def check_size(name: str, size: Any, *, minimum: tuple[int, int] = (1, 1)) -> None:
+    """Raise unless ``size`` is (H, W), integers of at least ``minimum``."""
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         raise ValueError(f"{name} must be (H, W), got {size!r}")
-    for side in size:
-        check_count(name, side)
+    for i in range(2):
+        check_count(f"{name}[{i}]", size[i], minimum=minimum[i])
 
 
 def check_positive(name: str, value: float) -> None:

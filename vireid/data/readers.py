@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count, check_option
+from vireid._checks import check_count, check_option, check_size
 from vireid.data.keypoints import HeatmapFolder, load_keypoints
 
 __all__ = ["KeypointSample", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "Sample"]
@@ -86,10 +86,7 @@ class _ImageDataset(Dataset[Sample | KeypointSample]):
     ) -> None:
         if modality is not None:
             check_option("modality", modality, (VISIBLE, INFRARED))
-        if len(size) != 2:
-            raise ValueError(f"size must be (height, width), got {size!r}")
-        check_count("size[0]", size[0])
-        check_count("size[1]", size[1])
+        check_size("size", size)
         # Labels are given before the modality is chosen, so that both halves of a split agree on them.
         known = np.unique(np.array([record.identity for record in records], dtype=np.int64))
         records = [record for record in records if modality is None or record.modality == modality]

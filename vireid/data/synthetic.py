@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid._checks import check_count, check_option
+from vireid._checks import check_count, check_option, check_size
 from vireid.data._pedestrian import Person
 from vireid.data._rendering import Camera, locate, render
 from vireid.data.keypoints import load_keypoints, save_keypoints
@@ -86,10 +86,7 @@ def generate_synthetic(
         images_per_camera = 4 if layout == "sysu" else 10
     check_count("identities", identities, minimum=4)
     check_count("images_per_camera", images_per_camera)
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise ValueError(f"size must be (height, width), got {size!r}")
-    check_count("size[0]", size[0], minimum=32)
-    check_count("size[1]", size[1], minimum=16)
+    check_size("size", size, minimum=(32, 16))
     check_count("seed", seed, minimum=0)
     try:
         import PIL  # noqa: F401

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_count, check_integers, check_option
+from vireid._checks import check_count, check_integers, check_option, check_size
 from vireid.data.moves import move_heatmaps, move_keypoints
 from vireid.nn.skeleton import PERSON_13, Skeleton
 
@@ -180,10 +180,7 @@ class TrainAugmentation(nn.Module):
         skeleton: Skeleton = PERSON_13,
     ) -> None:
         super().__init__()
-        if len(size) != 2:
-            raise ValueError(f"size must be (h, w), got {size!r}")
-        check_count("size[0]", size[0])
-        check_count("size[1]", size[1])
+        check_size("size", size)
         check_count("padding", padding, minimum=0)
         for name, value in (("flip", flip), ("erasing", erasing), ("grayscale", grayscale)):
             _check_probability(name, value)

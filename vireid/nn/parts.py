@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count
+from vireid._checks import check_count, check_size
 
 __all__ = ["PrototypePooling"]
 
@@ -80,10 +80,7 @@ class PrototypePooling(nn.Module):
         super().__init__()
         check_count("channels", channels)
         check_count("parts", parts)
-        if not isinstance(size, Sequence) or len(size) != 2:
-            raise ValueError(f"size must be (h, w), got {size!r}")
-        for side in size:
-            check_count("size", side)
+        check_size("size", size)
         self.position_in_values = position_in_values
         self.prototypes = nn.Parameter(torch.randn(parts, channels) / channels**0.5)
         self.position = nn.Parameter(torch.randn(channels, *size) * 0.02)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._checks import check_count, check_option
+from vireid._checks import check_option, check_size
 from vireid.plots._drawing import (
     BLUE,
     GREY,
@@ -130,9 +130,8 @@ def _maps(attention: Any, size: tuple[int, int] | None, count: int) -> Tensor:
     if values.dtype.kind != "f":
         raise TypeError(f"attention must be floating point, got {values.dtype}")
     if size is not None:
+        check_size("size", size)
         h, w = size
-        check_count("size", h)
-        check_count("size", w)
         if values.ndim != 3 or len(values) != count or values.shape[1] == 0 or values.shape[2] != h * w:
             raise ValueError(f"attention must have shape ({count}, p, {h * w}) for size ({h}, {w}), got {values.shape}")
         values = values.reshape(*values.shape[:2], h, w)
