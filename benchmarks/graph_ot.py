@@ -28,10 +28,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import ot
 import torch
 from torch import Tensor
 
+import ot
 from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
 from vireid.ot import graph_ot
 

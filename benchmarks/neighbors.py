@@ -29,7 +29,7 @@ from torch import Tensor
 
 from measure import hardware, record, write_json
 from vireid.neighbors import ApproximateIndex, NeighborGraph, recall, topk
-from vireid.neighbors.search import prepare, search
+from vireid.neighbors._exact import prepare, search
 
 SEED, BLOCK_BYTES = 0, 2**25
 # queries, gallery, d, k, type of the input

@@ -40,7 +40,7 @@ from vireid.data import generate_synthetic
 from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin
 from vireid.nn import GFT, H2FT
 from vireid.protocols import RegDB
-from vireid.report import METRICS
+from vireid.protocols.report import METRICS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 Values = dict[str, dict[str, float]]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vireid import INFRARED, VISIBLE
 from vireid.data import EvalTransform, KeypointSample, RegDBDataset, SYSUMM01Dataset, generate_synthetic
-from vireid.features import save_features
+from vireid.data.features import save_features
 from vireid.neighbors import topk
 from vireid.nn import PERSON_13, SmallBackbone, gaussian_heatmaps, resnet50
 from vireid.plots import cmc_curves, ranked_lists

@@ -21,8 +21,8 @@ import torch
 from vireid import INFRARED, VISIBLE
 from vireid.data import HeatmapFolder, LLCMDataset, RegDBDataset, SYSUMM01Dataset
 from vireid.data.keypoints import heatmap_path
+from vireid.data.pose import cache_heatmaps
 from vireid.nn import PERSON_13
-from vireid.pose import cache_heatmaps
 
 
 def parse_arguments() -> argparse.Namespace:

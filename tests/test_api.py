@@ -12,10 +12,7 @@ import pytest
 import vireid
 
 PACKAGE = Path(vireid.__file__).parent
-PUBLIC = [
-    *("nn", "losses", "ot", "neighbors", "rerank", "metrics", "protocols", "report"),
-    *("features", "data", "models", "plots", "pose", "cli"),
-]
+PUBLIC = ["nn", "losses", "ot", "neighbors", "rerank", "metrics", "data", "protocols", "models", "plots", "cli"]
 OPTIONAL = [
     *("PIL", "click", "faiss", "kornia", "lightning_fabric", "matplotlib", "safetensors", "sklearn", "tensorboard"),
     *("timm", "torchmetrics", "torchvision", "tqdm", "transformers"),
@@ -24,28 +21,25 @@ OPTIONAL = [
 # Files that are all about one extra, and are themselves imported in a function only.
 BEHIND_AN_EXTRA = {"cli": {"click", "tqdm"}, "metrics/_torchmetrics.py": {"torchmetrics"}}
 
-# A part may import those named here and itself. Root: the constants of vireid/__init__.py, which imports nothing.
-BASE = {"_arrays", "_checks", "_files", "_ops", "_store"}
+# The ground plan: a part may import those named here and itself. Root: the constants of vireid/__init__.py.
+BASE = {"_checks", "_files", "_ops"}
 MAY_IMPORT = {
     "__init__": set(),
     "_checks": set(),
     "_ops": {"_checks"},
-    "_arrays": {"_checks"},
-    "_store": {"_files"},
+    "_files": set(),
     "neighbors": BASE,
     "ot": BASE,
     "nn": BASE | {"neighbors"},
     "losses": BASE | {"neighbors", "ot", "nn"},  # nn: CRILoss computes a graph layer's output again
     "rerank": BASE | {"neighbors", "nn"},  # nn: graph_transfer ranks with H2FT or GFT
     "metrics": BASE | {"neighbors"},
-    "report": BASE,
-    "protocols": BASE | {"neighbors", "metrics", "rerank", "report"},
-    "features": BASE,
     "data": BASE | {"nn"},  # nn: skeletons, which key points are named by
-    "pose": BASE | {"data", "nn"},
+    "protocols": BASE | {"neighbors", "metrics", "rerank", "data"},  # data: feature files
     "models": BASE | {"nn", "losses"},
     "plots": BASE | {"metrics", "nn"},  # nn: skeletons, likewise
-    "cli": BASE | {"features", "neighbors", "protocols", "report", "rerank"},
+    "training": BASE | {"neighbors", "ot", "nn", "losses", "rerank", "metrics", "data", "protocols", "models"},
+    "cli": BASE | {"ot", "neighbors", "nn", "rerank", "data", "protocols", "models", "plots", "training"},
     "__main__": {"cli"},
 }
 
@@ -62,7 +56,6 @@ PROMISED = {
         *("mutual_identity_loss", "part_contrastive_loss", "part_diversity_loss"),
     ],
     "ot": ["GraphOT", "graph_ot"],
-    "pose": ["cache_heatmaps", "estimate_heatmaps"],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": ["AIM", "GraphTransfer", "QueryExpansion", "SIM", "aim", "gnn", "graph_transfer", "k_reciprocal", "sim"],
     "metrics": [
@@ -73,11 +66,12 @@ PROMISED = {
         "feature_margin",
         "rank_metrics",
     ],
-    "protocols": ["LLCM", "SYSUMM01", "RegDB", "Report"],
-    "report": ["QueryResults", "Report", "ReportRow"],
-    "features": ["Features", "load_features", "save_features"],
+    "protocols": ["LLCM", "SYSUMM01", "QueryResults", "RegDB", "Report", "ReportRow"],
     "cli": ["main"],
-    "data": ["CrossModalIdentitySampler", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "generate_synthetic"],
+    "data": [
+        *("CrossModalIdentitySampler", "Features", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "cache_heatmaps"),
+        *("estimate_heatmaps", "generate_synthetic", "load_features", "save_features"),
+    ],
     "models": [
         "Baseline",
         "BaselineCriterion",
@@ -120,6 +114,22 @@ def test_root_names():
     assert vireid.__all__ == ["INFRARED", "VISIBLE", "__version__"]
     assert (vireid.VISIBLE, vireid.INFRARED) == (0, 1)
     assert vireid.__version__.count(".") == 2
+
+
+def test_sub_packages_load_on_first_use():
+    run_fresh("""
+import sys, vireid
+assert not any(name.startswith("vireid.") for name in sys.modules) and "torch" not in sys.modules
+assert vireid.nn.H2FT and vireid.rerank.aim and "losses" in dir(vireid)
+try:
+    vireid.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+""")
+
+
+def test_the_public_names_are_few():
+    assert sum(len(importlib.import_module(f"vireid.{name}").__all__) for name in PUBLIC) <= 150
 
 
 @pytest.mark.parametrize("name", PUBLIC)

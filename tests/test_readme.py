@@ -4,11 +4,10 @@ import importlib
 import json
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])

@@ -1,16 +1,52 @@
-"""Checks of arguments, made once at each public function. A message names the argument, what it must be, what came.
+"""Check arguments, once at each public function. A message names the argument, what it must be and what came.
 
-Only shapes, types and options are looked at here: that is free. Values are read (which stalls a GPU) by
-`check_finite` alone, where features enter ranking.
+Only shapes, types and options are read here, which is free. Only `check_finite` reads values, which stalls a GPU: it is
+called where features enter ranking. Ranking also accepts NumPy arrays and answers with them: `to_tensor`, `same_kind`.
 """
 
 from collections.abc import Collection, Sequence
 from numbers import Real
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+
+_KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be bool"}
+
+
+def check_tensor(
+    name: str, x: Any, shape: str, *, kind: Literal["float", "integer", "bool", "any"] = "float", **sizes: int
+) -> None:
+    """Raise unless ``x`` is a tensor of ``shape``, written in the letters of the docstrings.
+
+    Args:
+        name: of the argument, for the message.
+        x: the argument.
+        shape: one word per axis: a number ("3"), or a name ("B", "K+1") whose size is free unless ``sizes`` has it.
+            Axes named h, w, H and W must not be empty.
+        kind: kind of its dtype.
+        sizes: sizes that are known, by the axis' name.
+
+    Raises:
+        TypeError: if it is not a tensor, or of another kind.
+        ValueError: if its shape differs; the message has the known sizes in place of their names.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    axes = [str(sizes.get(axis, axis)) for axis in shape.split()]
+    if x.ndim != len(axes) or any(
+        (axis.isdigit() and size != int(axis)) or (axis in "hwHW" and size == 0)
+        for axis, size in zip(axes, x.shape, strict=True)
+    ):
+        expected = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
+    found = "bool" if x.dtype == torch.bool else "float" if x.is_floating_point() else "integer"
+    if kind != "any" and (found != kind or x.is_complex()):
+        raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
 
 
 def check_matrix(name: str, x: Any, *, columns: int | None = None) -> None:
@@ -100,3 +136,50 @@ def check_finite(name: str, x: Tensor) -> None:
         rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
         count = f"{len(rows)} of {len(x)} rows, first in row {int(rows[0])}"
         raise ValueError(f"{name} must be finite, got NaN or an infinity in {count}")
+
+
+def to_tensor(name: str, x: Any) -> Tensor:
+    """``x`` as a tensor without gradient; a NumPy array shares its memory where PyTorch can do that."""
+    if isinstance(x, Tensor):
+        return x.detach()
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
+    if x.dtype.kind in "iu":
+        x = x.astype(np.int64)
+    elif x.dtype.kind != "f":
+        raise TypeError(f"{name} must hold numbers, got {x.dtype}")
+    elif not (x.flags.writeable and x.flags.c_contiguous and x.dtype.isnative):
+        x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(x)
+
+
+def to_matrix(name: str, x: Any, *, columns: int | None = None) -> Tensor:
+    """``x`` as a floating-point tensor (N, d)."""
+    x = to_tensor(name, x)
+    check_matrix(name, x, columns=columns)
+    return x
+
+
+def check_pair(query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
+    """``query`` (Nq, d) and ``gallery`` (Ng, d), Ng at least 1, as finite tensors on one device."""
+    q = to_matrix("query", query)
+    g = to_matrix("gallery", gallery, columns=q.shape[1])
+    if not len(g):
+        raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
+    if q.device != g.device:
+        raise ValueError(f"query and gallery must be on one device, got {q.device} and {g.device}")
+    check_finite("query", q)
+    check_finite("gallery", g)
+    return q, g
+
+
+def to_integers(name: str, x: Any, length: int, device: torch.device) -> Tensor:
+    """``x`` as an int64 tensor (``length``,) on ``device``."""
+    x = to_tensor(name, x)
+    check_integers(name, x, length)
+    return x.to(device, torch.int64)
+
+
+def same_kind(x: Tensor, given: Any) -> Any:
+    """``x`` as a NumPy array if ``given`` is one, else as it is."""
+    return x.cpu().numpy() if isinstance(given, np.ndarray) else x

@@ -52,7 +52,7 @@ def vireid() -> None:
 
     Each command reads a feature file, .npz or .safetensors, with the arrays features (N, d), ids, cameras, modality
     (0 visible, 1 infrared) and, if wanted, names and image_numbers. numpy.savez writes one, and so does
-    vireid.features.save_features.
+    vireid.data.features.save_features.
     """
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vireid import __version__
-from vireid._files import written_whole
 from vireid.cli.options import METHODS, OutputFile, bar, check_device, common_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -102,6 +101,8 @@ def rerank(
     if json_file is not None:
         versions = {"python": platform.python_version(), "torch": str(torch.__version__), "vireid": __version__}
         place = {"hardware": _hardware(device), "device": device, "threads": threads, "versions": versions}
+        from vireid._files import written_whole
+
         with written_whole(json_file) as temporary:
             temporary.write_text(json.dumps({**size, **place, "repeats": repeats, "rows": rows}, indent=1) + "\n")
     click.echo(f"{queries} x {gallery} x {dim}, top {top}, {_hardware(device)}, {threads} threads")

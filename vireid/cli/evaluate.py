@@ -22,8 +22,8 @@ from vireid.cli.options import (
 )
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
-    from vireid.features import Features
-    from vireid.report import Report
+    from vireid.data.features import Features
+    from vireid.protocols.report import Report
 
 __all__ = ["evaluate"]
 
@@ -128,7 +128,7 @@ def evaluate(
 
     import numpy as np
 
-    from vireid.report import Report
+    from vireid.protocols.report import Report
 
     protocols = _protocols(protocol, mode, shots, sampling, permutations, direction)
     trials = sum(getattr(rules, "trials", 1) for rules in protocols)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
-    from vireid.features import Features
+    from vireid.data.features import Features
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -145,7 +145,7 @@ def check_device(device: str) -> None:
 
 def read_features(file: Path, *outputs: Path | None) -> "Features":
     """The feature file, which none of the outputs may overwrite."""
-    from vireid.features import load_features
+    from vireid.data.features import load_features
 
     for output in outputs:
         if output is not None and output.exists() and output.samefile(file):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid._files import written_whole
 from vireid.cli.options import (
     METHODS,
     METHODS_HELP,
@@ -101,6 +100,8 @@ def rerank(
         arrays = {"query": query_rows, "indices": indices, "distances": distances}
         if found.names is not None:
             arrays["names"] = np.array(found.names, dtype=np.str_)
+        from vireid._files import written_whole
+
         with written_whole(output) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, **arrays)
     else:
@@ -131,6 +132,8 @@ def _ranked(q: Any, g: Any, method: str, options: dict[str, Any], top: int) -> I
 def _write_csv(
     output: Path, query: "np.ndarray", indices: "np.ndarray", distances: "np.ndarray", names: list[str] | None
 ) -> None:
+    from vireid._files import written_whole
+
     with written_whole(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         named = [] if names is None else ["query_name", "gallery_name"]

@@ -1,5 +1,6 @@
 """Data: readers of the published layouts, key points, synthetic data, the identity sampler, batched augmentation."""
 
+from vireid.data.features import Features, load_features, save_features
 from vireid.data.keypoints import (
     HeatmapFolder,
     Keypoints,
@@ -9,6 +10,7 @@ from vireid.data.keypoints import (
     save_keypoints,
 )
 from vireid.data.moves import move_heatmaps, move_keypoints
+from vireid.data.pose import cache_heatmaps, estimate_heatmaps
 from vireid.data.readers import KeypointSample, LLCMDataset, RegDBDataset, Sample, SYSUMM01Dataset
 from vireid.data.sampler import CrossModalIdentitySampler
 from vireid.data.synthetic import generate_synthetic
@@ -18,6 +20,7 @@ __all__ = [
     "ChannelExchange",
     "CrossModalIdentitySampler",
     "EvalTransform",
+    "Features",
     "HeatmapFolder",
     "KeypointSample",
     "Keypoints",
@@ -26,13 +29,17 @@ __all__ = [
     "SYSUMM01Dataset",
     "Sample",
     "TrainAugmentation",
+    "cache_heatmaps",
     "channel_exchange",
+    "estimate_heatmaps",
     "generate_synthetic",
+    "load_features",
     "load_heatmaps",
     "load_keypoints",
     "move_heatmaps",
     "move_keypoints",
     "normalize",
+    "save_features",
     "save_heatmaps",
     "save_keypoints",
 ]

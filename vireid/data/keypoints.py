@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32
-from vireid._store import load_arrays, save_arrays
 
 __all__ = [
     "HeatmapFolder",
@@ -262,7 +262,7 @@ class HeatmapFolder:
     """The heatmaps of a dataset's images, read one by one: ``HeatmapFolder(…)[i]`` is (K, h, w) float32 of image i.
 
     Args:
-        folder: holds a file an image, written by `vireid.pose.cache_heatmaps` or `save_heatmaps`.
+        folder: holds a file an image, written by `vireid.data.pose.cache_heatmaps` or `save_heatmaps`.
         paths: of the N images.
         root: folder of the data set.
         keep: hold on to what was read, in float16.

@@ -193,7 +193,7 @@ class SYSUMM01Dataset(_ImageDataset):
         size: (height, width) that images are resized to, bilinear with antialiasing.
         cache: keep an image in memory once it has been read.
         keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
-            heatmaps (`vireid.pose.cache_heatmaps`), which covers every image of the split. Samples are then
+            heatmaps (`vireid.data.pose.cache_heatmaps`), which covers every image of the split. Samples are then
             `KeypointSample`. A source that is missing, damaged or lacks an image raises FileNotFoundError or
             ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
@@ -273,7 +273,7 @@ class RegDBDataset(_ImageDataset):
         size: (height, width) that images are resized to, bilinear with antialiasing.
         cache: keep an image in memory once it has been read.
         keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
-            heatmaps (`vireid.pose.cache_heatmaps`), which covers every image of the split. Samples are then
+            heatmaps (`vireid.data.pose.cache_heatmaps`), which covers every image of the split. Samples are then
             `KeypointSample`. A source that is missing, damaged or lacks an image raises FileNotFoundError or
             ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
@@ -366,7 +366,7 @@ class LLCMDataset(_ImageDataset):
         size: (height, width) that images are resized to, bilinear with antialiasing.
         cache: keep an image in memory once it has been read.
         keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
-            heatmaps (`vireid.pose.cache_heatmaps`), which covers every image of the split. Samples are then
+            heatmaps (`vireid.data.pose.cache_heatmaps`), which covers every image of the split. Samples are then
             `KeypointSample`. A source that is missing, damaged or lacks an image raises FileNotFoundError or
             ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, to_integers, to_matrix
-from vireid._checks import check_count, check_finite
+from vireid._checks import Array, check_count, check_finite, to_integers, to_matrix
 
 __all__ = ["affinity_error_rate", "affinity_quality", "feature_margin"]
 

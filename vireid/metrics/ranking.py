@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, same_kind, to_integers, to_matrix
-from vireid._checks import check_count, check_finite, check_option
+from vireid._checks import Array, check_count, check_finite, check_option, same_kind, to_integers, to_matrix
 
 __all__ = ["RankMetrics", "rank_metrics"]
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vireid._arrays import Array, to_integers, to_matrix, to_tensor
+from vireid._checks import Array, to_integers, to_matrix, to_tensor
 from vireid.metrics.ranking import CMCOver, Exclude, Gallery, RankMetrics, check_options, summary
 
 if TYPE_CHECKING:

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, same_kind, to_matrix, to_tensor
-from vireid._checks import check_count, check_finite, check_option
+from vireid._checks import Array, check_count, check_finite, check_option, same_kind, to_matrix, to_tensor
+from vireid.neighbors._exact import Metric, prepare, score_pairs, topk
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
-from vireid.neighbors.search import Metric, prepare, score_pairs, topk
 
 __all__ = ["ApproximateIndex", "recall"]
 

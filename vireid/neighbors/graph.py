@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from vireid._arrays import Array, same_kind, to_matrix
-from vireid._checks import check_count, check_finite
+from vireid._checks import Array, check_count, check_finite, same_kind, to_matrix
+from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32
-from vireid._store import load_arrays, save_arrays
-from vireid.neighbors.search import Found, Rows, error_bound, neighbours_within, prepare, score_pairs, search
+from vireid.neighbors._exact import Found, Rows, error_bound, neighbours_within, prepare, score_pairs, search
 
 __all__ = ["NeighborGraph"]
 
@@ -49,7 +48,7 @@ class NeighborGraph:
 
     @property
     def rows(self) -> Rows:
-        """The gallery prepared for `vireid.neighbors.search`; made at the first use, and as large as ``features``."""
+        """The gallery prepared for `vireid.neighbors._exact`; made at the first use, and as large as ``features``."""
         if self._rows is None:
             with torch.no_grad(), torch.autocast(self.features.device.type, enabled=False):
                 self._rows = prepare(self.features, "cosine", self.values.dtype, gallery=True)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vireid._checks import check_positive
 from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Found, Rows, products
+from vireid.neighbors._exact import Found, Rows, products
 from vireid.nn.transfer import (
     FeatureTransfer,
     cosine_with_self,

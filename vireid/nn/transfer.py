@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 from vireid._checks import check_count, check_finite, check_integers, check_matrix
 from vireid._ops import at_least_float32, evaluation_mode, normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Found, Rows, prepare, search
+from vireid.neighbors._exact import Found, Rows, prepare, search
 from vireid.nn.necks import BNNeck
 
 _BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32

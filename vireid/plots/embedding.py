@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._arrays import to_matrix
-from vireid._checks import check_count, check_finite, check_positive
+from vireid._checks import check_count, check_finite, check_positive, to_matrix
 from vireid.plots._drawing import COLORS, GREY, MODALITIES, check_modality, check_shape, finish, new_figure, to_numpy
 
 if TYPE_CHECKING:

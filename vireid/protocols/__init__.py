@@ -2,7 +2,7 @@
 
 from vireid.protocols.llcm import LLCM
 from vireid.protocols.regdb import RegDB
+from vireid.protocols.report import QueryResults, Report, ReportRow
 from vireid.protocols.sysu import SYSUMM01
-from vireid.report import Report, ReportRow
 
-__all__ = ["LLCM", "SYSUMM01", "RegDB", "Report", "ReportRow"]
+__all__ = ["LLCM", "SYSUMM01", "QueryResults", "RegDB", "Report", "ReportRow"]

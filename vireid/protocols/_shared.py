@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._arrays import Array, to_integers, to_matrix
-from vireid._checks import check_finite, check_option
+from vireid._checks import Array, check_finite, check_option, to_integers, to_matrix
 from vireid._ops import at_least_float32, normalize_rows
 from vireid.metrics import RankMetrics
-from vireid.report import QueryResults, Report, ReportRow
+from vireid.protocols.report import QueryResults, Report, ReportRow
 
 DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
 

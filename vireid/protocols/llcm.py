@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array
-from vireid._checks import check_count, check_option
+from vireid._checks import Array, check_count, check_option
 from vireid.metrics import rank_metrics
 from vireid.protocols._shared import (
     DIRECTIONS,
@@ -21,7 +20,7 @@ from vireid.protocols._shared import (
     numpy_integers,
     query_and_gallery,
 )
-from vireid.report import Report
+from vireid.protocols.report import Report
 
 __all__ = ["LLCM"]
 

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from vireid._arrays import Array
-from vireid._checks import check_option
+from vireid._checks import Array, check_option
 from vireid.metrics import rank_metrics
 from vireid.protocols._shared import (
     DIRECTIONS,
@@ -15,7 +14,7 @@ from vireid.protocols._shared import (
     make_report,
     query_and_gallery,
 )
-from vireid.report import Report
+from vireid.protocols.report import Report
 
 __all__ = ["RegDB"]
 

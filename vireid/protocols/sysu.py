@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array
-from vireid._checks import check_count, check_option
+from vireid._checks import Array, check_count, check_option
 from vireid._files import check_file
 from vireid.metrics import rank_metrics
 from vireid.protocols._shared import (
@@ -24,7 +23,7 @@ from vireid.protocols._shared import (
     make_report,
     numpy_integers,
 )
-from vireid.report import Report
+from vireid.protocols.report import Report
 
 __all__ = ["SYSUMM01"]
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, check_pair
-from vireid._checks import check_count
-from vireid.neighbors.search import Rows, prepare
+from vireid._checks import Array, check_count, check_pair
+from vireid.neighbors._exact import Rows, prepare
 
 __all__ = [
     "Lists",

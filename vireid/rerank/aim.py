@@ -5,10 +5,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, check_pair, same_kind
-from vireid._checks import check_count, check_option
+from vireid._checks import Array, check_count, check_option, check_pair, same_kind
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows, neighbours_within, prepare, search
+from vireid.neighbors._exact import Rows, neighbours_within, prepare, search
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 

@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, check_pair, same_kind, to_matrix
-from vireid._checks import check_count, check_finite
-from vireid._store import load_arrays, save_arrays
+from vireid._checks import Array, check_count, check_finite, check_pair, same_kind, to_matrix
+from vireid._files import load_arrays, save_arrays
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows, nearest_first, prepare
+from vireid.neighbors._exact import Rows, nearest_first, prepare
 from vireid.rerank._pairs import blocks
 
 __all__ = ["GalleryReranker"]

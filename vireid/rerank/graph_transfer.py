@@ -7,10 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array
-from vireid._checks import check_finite
+from vireid._checks import Array, check_finite
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows
+from vireid.neighbors._exact import Rows
 from vireid.nn.transfer import FeatureTransfer
 from vireid.rerank.fitted import GalleryReranker
 

@@ -5,9 +5,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array, same_kind
-from vireid._checks import check_count, check_number
-from vireid.neighbors.search import Rows, nearest_first, neighbours_within
+from vireid._checks import Array, check_count, check_number, same_kind
+from vireid.neighbors._exact import Rows, nearest_first, neighbours_within
 from vireid.rerank._pairs import (
     Lists,
     blocks,

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._arrays import Array
-from vireid._checks import check_count, check_number
+from vireid._checks import Array, check_count, check_number
 from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows, products, search
+from vireid.neighbors._exact import Rows, products, search
 from vireid.rerank.fitted import GalleryReranker
 
 __all__ = ["QueryExpansion", "query_expansion"]

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vireid._arrays import Array
-from vireid._checks import check_count, check_number
+from vireid._checks import Array, check_count, check_number
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors.search import Rows, search
+from vireid.neighbors._exact import Rows, search
 from vireid.rerank._pairs import reciprocal
 from vireid.rerank._sparse import Sparse, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker

@@ -1,0 +1,377 @@
+"""Feature files: what comes back, what users' own code may write, and every kind of bad file."""
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vireid.data.features import Features, load_features, save_features
+
+ENDINGS = [".npz", ".safetensors"]
+NAMES = ["cam1/0001/0001.jpg", "cam3/0001/0012.jpg", "cam2/0002/Ärger 7.png", "cam6/0003/0001.bmp"]
+
+
+def arrays(n=4, d=3, dtype=np.float32):
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(dtype)
+    ids, cameras = np.array([1, 1, 2, 3])[:n], np.array([1, 3, 2, 6])[:n]
+    return {"features": x, "ids": ids, "cameras": cameras, "modality": np.isin(cameras, (3, 6)).astype(np.int64)}
+
+
+def written(path, content):
+    """A file as users' own code writes it."""
+    if path.suffix == ".npz":
+        np.savez(path, **content)
+        return path
+    from safetensors.numpy import save_file
+
+    metadata = {key: content.pop(key) for key in ("names", "metadata") if isinstance(content.get(key), str)}
+    save_file(content, path, metadata)
+    return path
+
+
+# -- What comes back -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_was_saved_comes_back(ending, dtype, tmp_path):
+    given = arrays(dtype=dtype)
+    path = tmp_path / f"a{ending}"
+    save_features(
+        path, **given, names=NAMES, image_numbers=np.array([1, 12, 7, 1]), metadata={"model": "CIFT", "é": "1"}
+    )
+    found = load_features(str(path))
+    for name, x in given.items():
+        np.testing.assert_array_equal(getattr(found, name), x)
+        assert getattr(found, name).dtype == x.dtype
+    assert found.names == NAMES
+    assert found.image_numbers.tolist() == [1, 12, 7, 1]
+    assert found.metadata == {"model": "CIFT", "é": "1"}
+    assert len(found) == 4
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_tensors_and_what_is_left_out(ending, tmp_path):
+    given = {name: torch.from_numpy(x) for name, x in arrays().items()}
+    given["features"] = given["features"].bfloat16().T.contiguous().T.requires_grad_()  # columns in memory, a gradient
+    given["cameras"] = given["ids"]  # shares its memory
+    given["modality"] = given["modality"].to(torch.uint8)
+    save_features(tmp_path / f"a{ending}", **given)
+    found = load_features(tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(found.features, given["features"].detach().float().numpy())
+    assert (found.ids.tolist(), found.cameras.tolist()) == ([1, 1, 2, 3], [1, 1, 2, 3])
+    assert found.modality.tolist() == [0, 1, 0, 1]
+    assert (found.names, found.image_numbers, found.metadata) == (None, None, {})
+
+
+def test_bfloat16_stays_so_in_safetensors(tmp_path):
+    from safetensors import safe_open
+
+    given = arrays() | {"features": torch.randn(4, 3).bfloat16()}
+    given = {name: torch.as_tensor(x) for name, x in given.items()}
+    save_features(tmp_path / "a.safetensors", **given)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as stored:
+        assert torch.equal(stored.get_tensor("features"), given["features"])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_that_users_wrote(ending, tmp_path):
+    """Smaller integers, other arrays beside, no names; a big-endian or Fortran array in an .npz."""
+    given = arrays()
+    content = given | {"ids": given["ids"].astype(np.uint16), "modality": given["modality"].astype(np.int8)}
+    content["logits"] = np.zeros((4, 2))
+    if ending == ".npz":
+        content["features"] = np.asfortranarray(given["features"].astype(">f4"))
+        content["names"] = np.array(NAMES)
+    found = load_features(written(tmp_path / f"a{ending}", content))
+    np.testing.assert_array_equal(found.features, given["features"])
+    assert found.ids.dtype == found.modality.dtype == np.int64
+    assert found.modality.tolist() == given["modality"].tolist()
+    assert found.names == (NAMES if ending == ".npz" else None)
+
+
+def test_a_compressed_npz(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **arrays())
+    np.testing.assert_array_equal(load_features(tmp_path / "a.npz").features, arrays()["features"])
+
+
+def test_image_numbers_from_names():
+    given = arrays()
+    assert Features(**given, names=NAMES).numbers().tolist() == [1, 12, 7, 1]
+    assert Features(**given, names=["c1_7", "3_1_0007", "2", "x/4/5.tiff"]).numbers().tolist() == [7, 7, 2, 5]
+    numbers = np.array([9, 8, 7, 6])
+    assert Features(**given, names=NAMES, image_numbers=numbers).numbers() is numbers
+    with pytest.raises(ValueError, match=r"names must end in the image's number.*got '3/b\.jpg'"):
+        Features(**given, names=["1/1.jpg", "3/b.jpg", "3", "4"]).numbers()
+    with pytest.raises(ValueError, match="image_numbers or names must be in the feature file, got neither"):
+        Features(**given).numbers()
+
+
+def test_places_from_names():
+    given = arrays()
+    assert Features(**given, names=["b10", "a", "b2", "b1"]).places().tolist() == [2, 0, 3, 1]  # sorted as text
+    assert Features(**given, names=["b", "a", "b", "a"]).places().tolist() == [1, 0, 1, 0]  # twice stays twice
+    numbers = np.array([9, 8, 7, 6])
+    assert Features(**given, names=NAMES, image_numbers=numbers).places() is numbers
+    with pytest.raises(ValueError, match="image_numbers or names must be in the feature file, got neither"):
+        Features(**given).places()
+
+
+# -- Bad arrays, as files and as arguments -------------------------------------------------------------------------
+
+X = arrays()["features"]
+BAD = [
+    ({"features": X[0]}, "features must have shape (N, d), got (3,)"),
+    ({"features": X[:3]}, "ids must have shape (3,), one entry a row, got (4,)"),
+    ({"features": X[:0]}, "features must hold at least one image and one column, got shape (0, 3)"),
+    ({"features": X[:, :0]}, "features must hold at least one image and one column, got shape (4, 0)"),
+    ({"features": X.astype(np.int32)}, "features must be floating point, got torch.int64"),
+    ({"features": np.where(X == X[2, 1], np.nan, X)}, "features must be finite, got NaN or an infinity in 1 of 4 rows"),
+    ({"features": np.where(X == X[2, 1], np.inf, X)}, "features must be finite"),
+    ({"ids": np.array([1, 1, 2])}, "ids must have shape (4,), one entry a row, got (3,)"),
+    ({"ids": np.array([1.0, 1, 2, 3])}, "ids must hold integers, got torch.float64"),
+    ({"ids": np.array([1, 1, 2, 2**63], dtype=np.uint64)}, "ids must be below 2**63"),
+    ({"cameras": np.array([[1, 1, 2, 2]])}, "cameras must have shape (4,), one entry a row, got (1, 4)"),
+    ({"modality": np.array([0, 1, 2, 0])}, "modality must be 0 (visible) or 1 (infrared), got 2"),
+    ({"modality": np.array([0, 1, -1, 0])}, "modality must be 0 (visible) or 1 (infrared), got -1"),
+    ({"modality": np.array([False, True, True, False])}, "modality must hold "),
+    ({"image_numbers": np.array([1, 2])}, "image_numbers must have shape (4,), one entry a row, got (2,)"),
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(("change", "text"), BAD)
+def test_bad_arrays_are_named(change, text, ending, tmp_path):
+    path = tmp_path / f"a{ending}"
+    with pytest.raises((ValueError, TypeError)) as caught:
+        save_features(path, **(arrays() | change))
+    assert text in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"a\.") as caught:
+        load_features(written(path, arrays() | change))
+    # NumPy's integers reach the checks as int64, safetensors' as what they are
+    assert text.replace("torch.int64", "") in str(caught.value).replace("torch.int32", "").replace("torch.int64", "")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("name", ["features", "ids", "cameras", "modality"])
+def test_a_missing_array_is_named(name, ending, tmp_path):
+    content = arrays()
+    del content[name]
+    with pytest.raises(ValueError, match=f"must hold the arrays features, ids, cameras, modality, misses {name}$"):
+        load_features(written(tmp_path / f"a{ending}", content))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"names": NAMES[:3]}, "names must hold 4 names, one an image, got 3"),
+        ({"names": [b"1", b"2", b"3", b"4"]}, "names must be a list of texts"),
+        ({"metadata": {"epoch": 3}}, "metadata must map texts to texts"),
+        ({"metadata": {"names": "x"}}, "metadata must not have the key 'names'"),
+        ({"features": X.tolist()}, "features must be a torch.Tensor or a numpy.ndarray, got list"),
+        ({"features": X.astype(np.longdouble)}, "features must be float16, bfloat16, float32 or float64, got float"),
+        ({"features": torch.zeros(4, 3, dtype=torch.float8_e5m2)}, "features must be float16, bfloat16, float32 or "),
+    ],
+)
+def test_bad_arguments(change, text, tmp_path):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        save_features(tmp_path / "a.npz", **(arrays() | change))
+    assert text in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"names": np.array(NAMES[:3])}, "names must hold 4 names, one an image, got 3"),
+        (
+            {"names": np.array(NAMES, dtype=object)},
+            "names holds pickled objects, which are not read: text is stored as",
+        ),
+        ({"ids": np.array([1, 1, 2, 3], dtype=object)}, "ids holds pickled objects, which are not read"),
+        ({"names": np.array([n.encode() for n in NAMES])}, "names must be a (N,) array of text"),
+        ({"names": np.array([NAMES])}, "names must be a (N,) array of text"),
+        ({"metadata": np.array("{")}, "metadata must be JSON text"),
+        ({"metadata": np.array("[" * 10**5)}, "metadata must be JSON text"),
+        ({"metadata": np.array('{"a": 1}')}, "metadata must map texts to texts"),
+        ({"metadata": np.array('["a"]')}, "metadata must map texts to texts"),
+        ({"metadata": np.array([1])}, "metadata must be one JSON text"),
+        ({"features": X.astype(np.longdouble)}, "features must be float16, bfloat16, float32 or float64, got float"),
+        ({"features": X.astype(complex)}, "features must hold numbers, got complex128"),
+    ],
+)
+def test_bad_npz(change, text, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.npz: ") as caught:
+        load_features(written(tmp_path / "a.npz", arrays() | change))
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (json.dumps(NAMES[:3]), "names must hold 4 names, one an image, got 3"),
+        (json.dumps([1, 2, 3, 4]), "names must be a list of texts"),
+        (json.dumps("abcd"), "names must be a list of texts"),
+        ("cam1", "names must be JSON text"),
+    ],
+)
+def test_bad_names_in_safetensors(names, text, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.safetensors: ") as caught:
+        load_features(written(tmp_path / "a.safetensors", arrays() | {"names": names}))
+    assert text in str(caught.value)
+
+
+def test_pickled_objects_are_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    np.savez(tmp_path / "a.npz", **(arrays() | {"names": np.array([Trap()] * 4, dtype=object)}), other=Trap())
+    with pytest.raises(ValueError, match="pickled objects, which are not read"):
+        load_features(tmp_path / "a.npz")
+    assert not marker.exists()
+
+
+# -- Damaged files, other files, disks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_cut_file_is_refused(ending, tmp_path):
+    save_features(tmp_path / f"whole{ending}", **arrays(), names=NAMES, metadata={"a": "b"})
+    content = (tmp_path / f"whole{ending}").read_bytes()
+    for size in [*range(0, len(content), 37), len(content) - 1]:
+        (tmp_path / f"cut{ending}").write_bytes(content[:size])
+        with pytest.raises(ValueError, match=f"cut{ending}: "):
+            load_features(tmp_path / f"cut{ending}")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_flipped_byte_never_ends_in_anything_else(ending, tmp_path):
+    save_features(tmp_path / f"whole{ending}", **arrays(), names=NAMES, metadata={"a": "b"})
+    content = (tmp_path / f"whole{ending}").read_bytes()
+    refused = 0
+    for position in range(0, len(content), 3):
+        broken = bytearray(content)
+        broken[position] ^= 0x41
+        (tmp_path / f"broken{ending}").write_bytes(broken)
+        try:
+            load_features(tmp_path / f"broken{ending}")
+        except ValueError as caught:
+            error = caught
+        else:
+            continue
+        assert f"broken{ending}: " in str(error)
+        refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("content", [b"", b"features", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_other_files_are_refused(content, ending, tmp_path):
+    (tmp_path / f"a{ending}").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a{ending}: (is no {ending} file|must hold the arrays)"):
+        load_features(tmp_path / f"a{ending}")
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"'shape'", b"'shape("), (b"(512, 8)", b"(512, 8,")])
+def test_headers_that_are_no_python_are_refused(old, new, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, x in (arrays() | {"features": np.zeros((512, 8), np.float32)}).items():
+            with archive.open(f"{name}.npy", "w") as member:
+                stream = io.BytesIO()
+                np.save(stream, x)
+                assert name != "features" or old in stream.getvalue()
+                member.write(stream.getvalue().replace(old, new) if name == "features" else stream.getvalue())
+    with pytest.raises(ValueError, match="features cannot be read, the file is damaged"):
+        load_features(tmp_path / "a.npz")
+
+
+def test_a_folder_is_said(tmp_path):
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a\.npz': is a folder"):
+        load_features(tmp_path / "a.npz")
+
+
+def test_an_array_that_claims_terabytes(tmp_path):
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (2**40, 64)}).ljust(117) + "\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, x in arrays().items():
+            if name == "features":
+                archive.writestr("features.npy", b"\x93NUMPY\x01\x00\x76\x00" + header.encode() + bytes(64))
+            else:
+                with archive.open(f"{name}.npy", "w") as stream:
+                    np.save(stream, x)
+    with pytest.raises(ValueError, match="features cannot be read, the file is damaged"):
+        load_features(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a", "a.npz.gz", "a.NPZ", "a.pt"])
+def test_other_endings_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=r"path must end in \.npz or \.safetensors, got "):
+        save_features(tmp_path / name, **arrays())
+    with pytest.raises(ValueError, match=r"path must end in \.npz or \.safetensors, got "):
+        load_features(tmp_path / name)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"path must be a feature file, got '.*a\.npz': no such file"):
+        load_features(tmp_path / "a.npz")
+    with pytest.raises(FileNotFoundError, match="path must be in an existing folder, got "):
+        save_features(tmp_path / "none" / "a.npz", **arrays())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_leaves_the_old_file(ending, error, tmp_path, monkeypatch):
+    path = tmp_path / f"a{ending}"
+    save_features(path, **arrays())
+    old = path.read_bytes()
+
+    def fails(target, *_, **__):
+        if ending == ".npz":
+            target.write(b"half")
+        else:
+            with open(target, "wb") as stream:
+                stream.write(b"half")
+        raise error
+
+    monkeypatch.setattr(np, "savez", fails) if ending == ".npz" else monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(type(error)):
+        save_features(path, **arrays(n=3))
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (
+        lambda: save_features(tmp_path / "b.safetensors", **arrays()),
+        lambda: load_features(tmp_path / "a.safetensors"),
+    ):
+        with pytest.raises(ImportError, match=r"needs safetensors: pip install 'vireid\[safetensors\]'"):
+            call()
+    save_features(tmp_path / "a.npz", **arrays())
+    assert len(load_features(tmp_path / "a.npz")) == 4
+
+
+def test_importing_it_loads_no_extra():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import vireid.data.features
+assert not {"safetensors", "click", "tqdm"} & (set(sys.modules) - before)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

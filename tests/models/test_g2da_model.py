@@ -1,0 +1,323 @@
+"""G2DA wired: the graph recomputed pixel by pixel, the losses by plain loops and from Eq. 13."""
+
+import math
+
+import pytest
+import torch
+from test_cross_modality_triplet import loop as triplet_by_loops
+from test_message_fusion import by_loop as fusion_by_loops
+from test_part_contrastive import loop as contrastive_by_loops
+from test_transport_loss import definition as transport_by_permutations
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from reference import cift as ref
+from vireid import INFRARED, VISIBLE
+from vireid.models import G2DA, G2DACriterion
+from vireid.nn import PERSON_13, MessageFusionAttention, TwoStream, part_grid, skeleton_adjacency
+
+CHANNELS, IDENTITIES, CHAIN = 4, 3, skeleton_adjacency([(0, 1), (1, 2)], 3)
+
+
+def batch(visible: int = 4, infrared: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images in float64, labels and modality, in random order, and heatmaps of three key points; some have none."""
+    size = visible + infrared
+    kind = torch.tensor([VISIBLE] * visible + [INFRARED] * infrared)[torch.randperm(size)]
+    heatmaps = torch.rand(size, 3, 6, 4, dtype=torch.double)
+    heatmaps[: size // 2, 1] = 0
+    return torch.randn(size, 3, 8, 6, dtype=torch.double), torch.arange(size) % IDENTITIES, kind, heatmaps
+
+
+def g2da(*, two_stream: bool = True, **options) -> G2DA:
+    """In float64, with parameters large enough for every one of them to be seen; maps of 3 x 2."""
+    stem, trunk = nn.Conv2d(3, 5, 3, stride=2), nn.Conv2d(5, CHANNELS, 1)
+    backbone = TwoStream(stem, trunk, infrared_stem=nn.Conv2d(3, 5, 3, stride=2), out_channels=CHANNELS)
+    options = {"adjacency": CHAIN, "heads": 2, "threshold": 0.5} | options
+    if not two_stream:
+        options["dim"] = CHANNELS * math.prod(options.get("grid") or (1, 1))
+    model = G2DA(backbone if two_stream else nn.Sequential(stem, trunk), IDENTITIES, **options).double()
+    for part in [model.neck, *([] if model.attention is None else [model.attention.norm, model.aggregation.norm])]:
+        nn.init.uniform_(part.weight, 0.0, 1.0)
+        nn.init.normal_(part.running_mean)
+    if model.aggregation is not None:
+        nn.init.normal_(model.attention.project.weight)
+        nn.init.normal_(model.aggregation.weight)
+        nn.init.normal_(model.aggregation.norm.bias)
+        nn.init.normal_(model.graph_classifier.weight)
+    nn.init.normal_(model.classifier.weight)
+    return model
+
+
+def state(norm: nn.Module) -> dict[str, Tensor]:
+    return {name: norm.state_dict()[name].clone() for name in ("weight", "running_mean", "running_var")}
+
+
+def nodes_by_loops(maps: Tensor, heatmaps: Tensor, normalize: bool) -> Tensor:
+    """Eq. 2 for maps of 3 x 2 under heatmaps of 6 x 4: a cell covers two by two pixels."""
+    rows = []
+    for image, heat in zip(maps, heatmaps, strict=True):
+        own = []
+        for each in heat:
+            cells = [(i, j, each[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].sum() / 4) for i in range(3) for j in range(2)]
+            node = sum(weight * image[:, i, j] for i, j, weight in cells) / 6
+            length = (node @ node).sqrt()
+            own.append(node * math.sqrt(len(node)) / length if normalize and length > 0 else node)
+        rows.append(torch.stack(own))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("two_stream", [True, False])
+def test_the_graph_by_loops(two_stream, training, normalize):
+    images, _, modality, heatmaps = batch()
+    model = g2da(two_stream=two_stream, normalize_nodes=normalize).train(training)
+    neck, own, bias = state(model.neck), state(model.aggregation.norm), model.aggregation.norm.bias
+    if two_stream:
+        maps = torch.stack(
+            [
+                model.backbone.trunk(model.backbone.stems[kind](image[None]))[0]
+                for image, kind in zip(images, modality.tolist(), strict=True)
+            ]
+        )
+    else:
+        maps = model.backbone(images)
+    before = {name: value.clone() for name, value in model.attention.norm.state_dict().items()}
+    output = model(images, modality, heatmaps)
+    pooled = torch.stack([sum(m[:, i, j] for i in range(3) for j in range(2)) / 6 for m in maps])
+    whole = ref.batch_norm(pooled, **neck, training=training)
+    nodes = torch.cat([nodes_by_loops(maps, heatmaps, False), whole[:, None]], 1)
+    assert_close(output.nodes, nodes)
+    nodes = torch.cat([nodes_by_loops(maps, heatmaps, normalize), whole[:, None]], 1)
+    mask = torch.tensor([[*(bool(h.any()) for h in image), True] for image in heatmaps])
+    assert_close(output.pooled, pooled)
+    assert_close(output.logits, whole @ model.classifier.weight.T)
+    assert output.mask.tolist() == mask.tolist()
+    model.attention.norm.load_state_dict(before)
+    messages = fusion_by_loops(model.attention, nodes, training, mask)
+    assert not model.attention.kept().all()  # some channels are replaced
+    graph = ref.batch_norm(pooled, **own, training=training) + bias
+    graph = graph + sum(w * messages[:, i] for i, w in enumerate(model.aggregation.weight))
+    assert_close(output.features, graph)
+    assert_close(output.graph_logits, graph @ model.graph_classifier.weight.T)
+
+
+def test_without_graph_the_neck_ranks():
+    images, _, modality, heatmaps = batch()
+    output = g2da(graph=False)(images, modality, heatmaps)
+    assert output.graph_logits is None
+    assert torch.equal(output.features, output.nodes[:, -1])
+    assert output.nodes.shape == (7, 4, CHANNELS)
+
+
+def test_stacked_cells_are_those_of_the_map_under_each_heatmap():
+    """As with the small backbone: the features and the graph's nodes stack cells, the nodes to be aligned do not."""
+    images, _, modality, heatmaps = batch()
+    model = g2da(two_stream=False, grid=(3, 1)).eval()
+    assert model.dim == 3 * CHANNELS
+    given = []
+    model.attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    maps, output = model.backbone(images), model(images, modality, heatmaps)
+    cells = [(i, j) for i in range(3) for j in range(2)]
+    heat = torch.stack([heatmaps[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3)) for i, j in cells], 2)
+    for b in range(len(images)):
+        for k in range(3):
+            expected = [
+                (heat[b, k, 2 * i] * maps[b, c, i, 0] + heat[b, k, 2 * i + 1] * maps[b, c, i, 1]) / 2
+                for c in range(CHANNELS)
+                for i in range(3)
+            ]
+            assert_close(given[0][b, k], torch.stack(expected))
+    assert_close(output.pooled, torch.stack([maps[:, c, i].mean(1) for c in range(CHANNELS) for i in range(3)], 1))
+    assert_close(given[0][:, -1], ref.batch_norm(output.pooled, **state(model.neck), training=False))
+    assert_close(output.nodes[:, :-1], nodes_by_loops(maps, heatmaps, False))
+    assert_close(output.nodes[:, -1], maps.mean((2, 3)))
+
+
+def test_fixed_parts_stand_for_key_points():
+    images, _, modality, _ = batch()
+    parts, adjacency = part_grid(2, 2)
+    model = g2da(adjacency=adjacency, parts=parts).eval()
+    output = model(images, modality)
+    expected = model(images, modality, parts.double().expand(len(images), -1, -1, -1))
+    assert torch.equal(output.features, expected.features)
+    assert output.mask.all()
+    assert output.nodes.shape == (7, 5, CHANNELS)
+    assert not any(name.endswith("parts") for name in model.state_dict())
+
+
+def test_the_papers_graph_is_the_default():
+    model = G2DA(nn.Conv2d(3, 8, 3), 2, dim=8)
+    assert torch.equal(model.attention.adjacency, PERSON_13.adjacency())
+    assert (model.attention.heads, model.attention.threshold) == (4, 0.02)
+    assert len(model.aggregation.weight) == 14
+
+
+def test_heads_are_fused_below_the_threshold_alone():
+    """Table III's "G" is -inf: every channel is its own."""
+    images, _, modality, heatmaps = batch()
+    fused = g2da(threshold=0.5).eval()
+    plain = g2da(threshold=-math.inf).eval()
+    plain.load_state_dict(fused.state_dict())
+    nn.init.constant_(plain.attention.norm.weight, 0.4)
+    nn.init.constant_(fused.attention.norm.weight, 0.4)
+    assert plain.attention.kept().all()
+    assert not fused.attention.kept().any()
+    assert not torch.allclose(fused(images, modality, heatmaps).features, plain(images, modality, heatmaps).features)
+    fused.attention.norm.weight.data.fill_(0.6)
+    plain.attention.norm.weight.data.fill_(0.6)
+    assert torch.equal(fused(images, modality, heatmaps).features, plain(images, modality, heatmaps).features)
+
+
+def expected_losses(output, labels: Tensor, modality: Tensor, *, normalize: bool) -> dict[str, Tensor]:
+    """Eq. 13's losses, each by loops; every pair of one person, of the nodes that each image has."""
+    rows, size = range(len(labels)), len(labels)
+    pairs = [(i, j) for i in rows for j in rows if labels[i] == labels[j] and modality[i] < modality[j]]
+    aligned = []
+    for i, j in pairs:
+        x, y = output.nodes[i][output.mask[i]], output.nodes[j][output.mask[j]]
+        if len(x) == len(y):
+            aligned.append(transport_by_permutations(x, y, 0.5, "abs"))
+    assert len(aligned) == len(pairs) > 0
+    return {
+        "ce": sum(ref.cross_entropy(o, int(y)) for o, y in zip(output.logits, labels, strict=True)) / size,
+        "triplet": triplet_by_loops(output.pooled, labels, modality, 0.3, normalize),
+        "transport": sum(aligned) / len(aligned),
+        "contrastive": contrastive_by_loops(output.nodes, labels, modality, output.mask, 2.0, normalize),
+        "graph": sum(ref.cross_entropy(o, int(y)) for o, y in zip(output.graph_logits, labels, strict=True)) / size,
+    }
+
+
+WEIGHTS = {"base": 0.7, "transport": 1.1, "contrastive": 0.3, "graph": 1.3}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_criterion_by_loops(normalize):
+    images, labels, modality, heatmaps = batch()
+    heatmaps = heatmaps + 0.01  # every node present: its optimum is that of the permutations
+    output = g2da()(images, modality, heatmaps)
+    losses = G2DACriterion(**WEIGHTS, normalize_nodes=normalize, normalize_triplet=normalize)(output, labels, modality)
+    expected = expected_losses(output, labels, modality, normalize=normalize)
+    share = {"ce": 0.7, "triplet": 0.7, **{k: WEIGHTS[k] for k in ("transport", "contrastive", "graph")}}
+    assert losses.keys() == {*expected, "total"}
+    for name, value in expected.items():
+        assert_close(losses[name], share[name] * value)
+    assert_close(losses["total"], sum(share[name] * value for name, value in expected.items()))
+
+
+def test_the_papers_weights_are_the_default():
+    images, labels, modality, heatmaps = batch()
+    output = g2da()(images, modality, heatmaps)
+    default = G2DACriterion()(output, labels, modality)
+    ones = G2DACriterion(base=1, transport=1, contrastive=1, graph=1)(output, labels, modality)
+    for name, loss in ones.items():
+        if name != "total":
+            assert_close(default[name], loss * (0.1 if name == "contrastive" else 1.0))
+
+
+@pytest.mark.parametrize("name", ["base", "transport", "contrastive", "graph"])
+def test_a_weight_of_0_leaves_its_loss_out(name):
+    images, labels, modality, heatmaps = batch()
+    losses = G2DACriterion(**{name: 0.0})(g2da()(images, modality, heatmaps), labels, modality)
+    names = {"ce", "triplet", "transport", "contrastive", "graph", "total"}
+    assert losses.keys() == names - ({"ce", "triplet"} if name == "base" else {name})
+
+
+def test_only_a_weight_for_a_graph_that_is_not_there():
+    images, labels, modality, heatmaps = batch()
+    output = g2da(graph=False)(images, modality, heatmaps)
+    with pytest.raises(ValueError, match="no loss is left"):
+        G2DACriterion(base=0, transport=0, contrastive=0)(output, labels, modality)
+
+
+def test_phi_structure_and_pairs_reach_the_transport():
+    images, labels, modality, heatmaps = batch()
+    output = g2da()(images, modality, heatmaps + 0.01)
+    values = {
+        G2DACriterion(**options)(output, labels, modality)["transport"].item()
+        for options in ({}, {"phi": 0.0}, {"phi": 1.0}, {"loss": "square"}, {"pairs": "one_to_one"})
+    }
+    assert len(values) == 5
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_every_trained_parameter_receives_a_gradient(graph):
+    images, labels, modality, heatmaps = batch()
+    model = g2da(graph=graph, threshold=0.02)
+    G2DACriterion()(model(images, modality, heatmaps), labels, modality)["total"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert all(p.grad.any() for n, p in model.named_parameters() if p.requires_grad and "score" not in n)
+
+
+@pytest.mark.parametrize("kinds", [(0, 4), (4, 0), (1, 1), (1, 5), (1, 0)])
+def test_unbalanced_batches_neither_fail_nor_give_nan(kinds):
+    images, labels, modality, heatmaps = batch(*kinds)
+    model = g2da()
+    losses = G2DACriterion()(model(images, modality, heatmaps), labels, modality)
+    losses["total"].backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_images_without_any_key_point():
+    images, labels, modality, heatmaps = batch()
+    model = g2da(normalize_nodes=True)
+    output = model(images, modality, torch.zeros_like(heatmaps))
+    assert output.mask.sum() == len(images)  # the global node
+    total = G2DACriterion()(output, labels, modality)["total"]
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, device):
+    images, labels, modality, heatmaps = (x.to(device) for x in batch())
+    model, criterion = g2da(normalize_nodes=True).float().to(device), G2DACriterion()
+    with torch.autocast(device.type if hasattr(device, "type") else str(device), dtype=dtype):
+        losses = criterion(model(images.float(), modality, heatmaps.float()), labels, modality)
+    losses["total"].backward()
+    assert losses["total"].dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: g2da()(torch.randn(2, 3, 8, 6).double(), torch.tensor([0, 1])),
+            "heatmaps must be .B, 3, h, w. for a model without parts, got None",
+        ),
+        (
+            lambda: g2da()(torch.randn(2, 3, 8, 6).double(), torch.tensor([0, 1]), torch.rand(2, 13, 4, 4).double()),
+            "heatmaps must be .B, 3, h, w., got .2, 13, 4, 4.",
+        ),
+        (lambda: g2da(parts=torch.rand(4, 2, 2)), "parts must be .3, H, W. as the adjacency, got .4, 2, 2."),
+        (lambda: g2da(heads=3), "dim must be a multiple of heads = 3, got 4"),
+        (lambda: G2DA(nn.Sequential(nn.Conv2d(3, 4, 3)), 2), "dim must be given"),
+        (
+            lambda: G2DA(nn.Conv2d(3, 4, 3), 2, dim=8)(
+                torch.rand(2, 3, 8, 6), torch.tensor([0, 1]), torch.rand(2, 13, 4, 4)
+            ),
+            "backbone must return .B, 8, h, w., got .2, 4, 6, 4.",
+        ),
+        (lambda: G2DACriterion(base=-1.0), "base must be at least 0"),
+        (lambda: G2DACriterion(transport=-1.0), "transport must be at least 0"),
+        (lambda: G2DACriterion(phi=2.0), "phi must be in"),
+        (lambda: G2DACriterion(epsilon=0.0), "epsilon must be"),
+        (lambda: G2DACriterion(base=0, transport=0, contrastive=0, graph=0), "one weight at least must be above 0"),
+    ],
+)
+def test_what_is_wrong_is_named(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_parts_are_a_tensor():
+    with pytest.raises(TypeError, match=r"parts must be a torch\.Tensor, got list"):
+        g2da(parts=[[1.0]])
+
+
+def test_the_attention_layer_is_the_librarys():
+    assert isinstance(g2da().attention, MessageFusionAttention)
+    assert g2da(graph=False).attention is None

@@ -1,0 +1,676 @@
+import copy
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reference import cift as ref
+from vireid import INFRARED, VISIBLE
+from vireid.nn import GFT, H2FT, BNNeck
+
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module in float64, with a scale and running statistics as training leaves them."""
+    g = torch.Generator().manual_seed(seed)
+    module = module.double()
+    for name, t in module.state_dict().items():
+        if name.endswith("running_mean"):
+            t.copy_(0.3 * torch.randn(t.shape, generator=g))
+        elif name.endswith(("running_var", "weight")) and t.ndim == 1:
+            t.copy_(0.5 + torch.rand(t.shape, generator=g))
+    return module
+
+
+def values_of(module: nn.Module, x: Tensor) -> Tensor:
+    """v(x) of a module with the default BNNeck, by the reference, in the module's mode."""
+    state = {name.rsplit(".", 1)[-1]: t.detach().cpu().clone() for name, t in module.value.state_dict().items()}
+    return ref.batch_norm(
+        x.cpu(), state["weight"], state["running_mean"], state["running_var"], training=module.training
+    )
+
+
+def batch(
+    seed: int, visible: int, infrared: int, dim: int = 6, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Random features in a random row order."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(visible + infrared, dim, generator=g, dtype=torch.double)
+    modality = torch.tensor([VISIBLE] * visible + [INFRARED] * infrared)
+    return x.to(device), modality[torch.randperm(len(modality), generator=g)].to(device)
+
+
+def sizes(largest: int = 5) -> st.SearchStrategy[tuple[int, int]]:
+    """Images of each modality: balanced or not, one modality alone, one row, two rows."""
+    return st.tuples(st.integers(0, largest), st.integers(0, largest)).filter(any)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in module.state_dict().items()}
+
+
+# -- H2FT, training ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 12), training=st.booleans())
+def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training):
+    x, modality = batch(seed, *size, device=device)
+    module = randomized(H2FT(6, k=k, tau_hom=0.4, tau_het=0.2), seed).to(device).train(training)
+    v = values_of(module, x)
+    # two rows that a training batch normalises are v and -v: every cosine is 1 or -1, nothing is near a tie
+    f_q, f_g, a_het, a_hom = ref.h2ft(v, v, modality.cpu(), k=k, tau_hom=0.4, tau_het=0.2)
+    out = module(x, modality)
+    assert_close(out.values.cpu(), v, **EXACT)
+    assert_close(out.query.cpu(), f_q, **EXACT)
+    assert_close(out.gallery.cpu(), f_g, **EXACT)
+    assert_close(out.affinity_het.cpu(), a_het, **EXACT)
+    assert_close(out.affinity_hom.cpu(), a_hom, **EXACT)
+    assert out.gallery_index.tolist() == list(range(len(x)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=sizes(4), k=st.integers(1, 9), training=st.booleans())
+def test_h2ft_equals_the_loop_with_repeated_images(seed, size, k, training):
+    x, modality = batch(seed, *size)
+    copied = torch.randint(len(x), (len(x),), generator=torch.Generator().manual_seed(seed))
+    x = x[copied]
+    module = randomized(H2FT(6, k=k, tau_hom=0.4, tau_het=0.2), seed).train(training)
+    v = values_of(module, x)
+    # a batch of one image over and over has zero variance: what is left of it after normalising is rounding
+    assume(not training or len(set(copied.tolist())) > 1 or len(x) == 1)
+    f_q, f_g, _, _ = ref.h2ft(v, v, modality, k=k, tau_hom=0.4, tau_het=0.2)
+    out = module(x, modality)
+    assert_close(out.query, f_q, **EXACT)
+    assert_close(out.gallery, f_g, **EXACT)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_h2ft_gradients_equal_those_of_the_loop(training):
+    x, modality = batch(3, 4, 3)
+    module = randomized(H2FT(6, k=3)).train(training)
+    weights = torch.randn(2, 7, 6, dtype=torch.double)
+    ours = x.clone().requires_grad_()
+    out = module(ours, modality)
+    (out.query * weights[0] + out.gallery * weights[1]).sum().backward()
+    loop = x.clone().requires_grad_()
+    v = values_of(module, loop)
+    f_q, f_g, _, _ = ref.h2ft(v, v, modality, k=3, tau_hom=0.4, tau_het=0.2)
+    (f_q * weights[0] + f_g * weights[1]).sum().backward()
+    assert_close(ours.grad, loop.grad, **EXACT)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make", [lambda: H2FT(5, k=3), lambda: GFT(5, k=3), lambda: GFT(5, k=3, unbalanced=True)])
+def test_gradcheck(make, training, device):
+    x, modality = batch(1, 3, 4, dim=5, device=device)
+    module = randomized(make()).to(device).train(training)
+
+    def outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        out = torch.func.functional_call(module, {weight_name: weight}, (x, modality))
+        return out.query, out.gallery
+
+    [(weight_name, weight)] = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    assert torch.autograd.gradcheck(outputs, (x.requires_grad_(), weight.detach().clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("argument", ["k", "tau_hom", "tau_het"])
+def test_each_hyper_parameter_matters_where_it_should(argument):
+    x, modality = batch(5, 5, 5)
+    options = {"k": 4, "tau_hom": 0.4, "tau_het": 0.2}
+    before = randomized(H2FT(6, **options)).eval()(x, modality)
+    after = randomized(H2FT(6, **options | {argument: 2 if argument == "k" else 0.7})).eval()(x, modality)
+    assert torch.equal(before.query, after.query) == (argument == "tau_hom")
+    assert torch.equal(before.gallery, after.gallery) == (argument == "tau_het")
+
+
+def test_defaults_are_the_papers():
+    x, modality = batch(5, 6, 6)
+    module = H2FT(6).double()
+    stated = H2FT(6, k=4, tau_hom=0.4, tau_het=0.2).double()
+    assert_close(module(x, modality), stated(x, modality))
+    # by hand: two rows of one modality are no neighbours across, and the query keeps itself alone
+    alone = module(x[:2], torch.tensor([0, 0]))
+    assert_close(alone.affinity_het, torch.eye(2).double())
+    assert_close(alone.query, alone.values)
+
+
+def test_a_pair_by_hand():
+    """Orthogonal unit vectors: cos = 0, so the weights are e^(1/tau) : 1."""
+    module = H2FT(2, k=2, tau_hom=0.4, tau_het=0.2, value=nn.Identity()).double()
+    x = torch.eye(2).double()
+    het = torch.tensor([5.0]).double().exp()
+    hom = torch.tensor([2.5]).double().exp()
+    across = module(x, torch.tensor([VISIBLE, INFRARED]))
+    assert_close(across.query, torch.stack([torch.cat([het, het / het]), torch.cat([het / het, het])]) / (het + 1))
+    assert_close(across.gallery, x)
+    within = module(x, torch.tensor([INFRARED, INFRARED]))
+    assert_close(within.query, x)
+    assert_close(within.gallery, torch.stack([torch.cat([hom, hom / hom]), torch.cat([hom / hom, hom])]) / (hom + 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 8), training=st.booleans())
+def test_row_order_is_irrelevant(seed, size, k, training):
+    x, modality = batch(seed, *size)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    module = randomized(H2FT(6, k=k)).train(training)
+    out, moved = module(x, modality), module(x[order], modality[order])
+    for name in ("query", "gallery", "values"):
+        assert_close(getattr(moved, name), getattr(out, name)[order], **EXACT)
+    for name in ("affinity_het", "affinity_hom"):
+        assert_close(getattr(moved, name), getattr(out, name)[order][:, order], **EXACT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    size=sizes(),
+    k=st.integers(1, 8),
+    repeated=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_the_query_is_its_own_first_neighbour(seed, size, k, repeated, dtype):
+    x, modality = batch(seed, *size)
+    x = x[:1].repeat(len(x), 1) if repeated else x
+    out = H2FT(6, k=k, value=nn.Identity())(x.to(dtype), modality)
+    other = modality[:, None] != modality
+    self = torch.eye(len(x), dtype=torch.bool)
+    for a, allowed in ((out.affinity_het, other | self), (out.affinity_hom, ~other)):
+        assert (a.diagonal() > 0).all()
+        assert (a.diagonal() >= a.max(1).values - 1e-6).all()  # a repeated image ties, up to the rounding of its cosine
+        assert_close(a.double().sum(1), torch.ones(len(x)).double(), rtol=0, atol=1e-2)
+        assert not a[~allowed].any()
+        assert ((a > 0).sum(1) == allowed.sum(1).clamp(max=k)).all()
+
+
+def degenerate_batches() -> dict[str, tuple[Tensor, Tensor]]:
+    x, modality = batch(0, 4, 4)
+    with_zeros = x.clone()
+    with_zeros[::3] = 0
+    return {
+        "one image repeated": (x[:1].repeat(8, 1), modality),
+        "some images repeated": (x[[0, 0, 0, 1, 1, 2, 3, 3]], modality),
+        "zero rows": (with_zeros, modality),
+        "zeros only": (torch.zeros_like(x), modality),
+        "one row": (x[:1], modality[:1]),
+        "two rows": (x[:2], torch.tensor([0, 1])),
+        "two equal rows": (x[[0, 0]], torch.tensor([0, 1])),
+        "one modality": (x, torch.zeros_like(modality)),
+        "tiny": (x * 1e-8, modality),
+        "huge": (x * 1e4, modality),
+        "opposite": (torch.cat([x[:4], -x[:4]]), modality),
+    }
+
+
+MODULES = {
+    "h2ft": lambda **options: H2FT(6, **options),
+    "gft": lambda **options: GFT(6, **options),
+    "gft on groups": lambda **options: GFT(6, unbalanced=True, **options),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", degenerate_batches())
+@pytest.mark.parametrize("name", MODULES)
+def test_no_nan_in_outputs_or_gradients(name, case, half, training, device):
+    x, modality = degenerate_batches()[case]
+    for options in ({"k": 4}, {"k": 100}, {"k": 1}, {"k": 4, "value": nn.Identity()}):
+        module = MODULES[name](**options).to(device).train(training)
+        rows = x.float().to(device).requires_grad_()
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+            out = module(rows, modality.to(device))
+        loss = out.query.float().square().sum() + out.gallery.float().square().sum() + out.affinity_het.float().sum()
+        loss.backward()
+        for t in (*out, rows.grad, *(p.grad for p in module.parameters())):
+            if t is not None and t.is_floating_point():
+                assert torch.isfinite(t).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("name", MODULES)
+def test_lower_precision_is_close_to_double(name, dtype, tolerance, device):
+    """Ten directions, each seen by a visible and an infrared camera: no neighbour depends on the last bit."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.linalg.qr(torch.randn(16, 16, generator=g, dtype=torch.double)).Q[:10].repeat(2, 1)
+    x = x + 0.1 * torch.randn(x.shape, generator=g, dtype=torch.double)
+    x, modality = x.to(dtype).double().to(device), torch.tensor([0] * 10 + [1] * 10, device=device)
+    options = {"k": 2, "value": nn.Identity()}
+    module = {"h2ft": H2FT, "gft": GFT}.get(name, GFT)(16, **options, **({"unbalanced": True} if "on" in name else {}))
+    exact, rough = module(x, modality), module(x.to(dtype), modality)
+    assert rough.query.dtype == dtype
+    assert_close(rough.query.double(), exact.query, rtol=0, atol=tolerance)
+    assert_close(rough.gallery.double(), exact.gallery, rtol=0, atol=tolerance)
+    # under autocast the weights stay in float32 and so does the neck
+    if dtype != torch.float32:
+        with torch.autocast(device.type, dtype=dtype):
+            mixed = module(x.float(), modality)
+        assert_close(mixed.query.double(), exact.query, rtol=0, atol=tolerance)
+        assert_close(mixed.gallery.double(), exact.gallery, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_inputs_are_not_modified(name):
+    x, modality = batch(2, 3, 5)
+    module, copies = MODULES[name]().double(), (x.clone(), modality.clone())
+    out = module(x, modality)
+    (out.query.sum() + out.gallery.sum()).backward()
+    module.transfer(x[:3], x[3:])
+    module.distance(x[:3], x[3:])
+    assert torch.equal(x, copies[0])
+    assert torch.equal(modality, copies[1])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_another_value_module_is_used(name):
+    x, modality = batch(2, 3, 3)
+    linear = nn.Linear(6, 6, bias=False).double()
+    module = MODULES[name](value=linear).double()
+    assert module.value is linear
+    assert_close(module(x, modality).values, x @ linear.weight.T)
+
+
+def test_state_dict_round_trip():
+    x, modality = batch(2, 3, 3)
+    module = randomized(H2FT(6)).train()
+    module(x, modality)
+    again = H2FT(6).double()
+    again.load_state_dict(module.state_dict())
+    assert_close(again.eval()(x, modality), module.eval()(x, modality), rtol=0, atol=0)
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 6  # the neck's scale alone
+
+
+# -- H2FT, inference -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), nq=st.integers(1, 4), ng=st.integers(1, 8), k=st.integers(1, 11))
+def test_h2ft_transfer_equals_the_loop_over_single_queries(device, seed, nq, ng, k):
+    x, _ = batch(seed, nq, ng)
+    module = randomized(H2FT(6, k=k, tau_hom=0.3, tau_het=0.1), seed).eval()
+    v = values_of(module, x)
+    module = module.to(device)
+    f_q, f_g, _ = ref.h2ft_transfer(v[:nq], v[nq:], k=k, tau_hom=0.3, tau_het=0.1)
+    ours = module.transfer(x[:nq].to(device), x[nq:].to(device))
+    assert_close(ours[0].cpu(), f_q, **EXACT)
+    assert_close(ours[1].cpu(), f_g, **EXACT)
+    distance = module.distance(x[:nq].to(device), x[nq:].to(device))
+    assert_close(distance.cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
+
+
+def test_h2ft_transfer_is_one_group_of_the_forward_pass():
+    """A training batch of one query and a gallery of the other modality is the test-time graph."""
+    x, _ = batch(4, 1, 9)
+    module = randomized(H2FT(6)).eval()
+    out = module(x, torch.tensor([VISIBLE] + [INFRARED] * 9))
+    f_q, f_g = module.transfer(x[:1], x[1:])
+    assert_close(f_q, out.query[:1], **EXACT)
+    assert_close(f_g, out.gallery[1:], **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_h2ft_transfer_does_not_depend_on_the_other_queries(dtype, device):
+    """With more dimensions than images f_q tells its neighbours: they are the rows it is a combination of."""
+    g = torch.Generator().manual_seed(0)
+    query, gallery = torch.randn(12, 64, generator=g).double(), torch.randn(40, 64, generator=g).double()
+    module = H2FT(64, k=5, value=nn.Identity()).eval()
+    _, _, expected = ref.h2ft_transfer(query, gallery, k=5, tau_hom=0.4, tau_het=0.2)
+
+    def neighbors(rows: list[int], f_q: Tensor) -> list[set[int]]:
+        found = []
+        for i, f in zip(rows, f_q.double().cpu(), strict=True):
+            basis = torch.cat([gallery, query[i : i + 1]])
+            weights = torch.linalg.lstsq(basis.T, f[:, None]).solution[:-1, 0]
+            found.append(set((weights > 1e-5).nonzero().flatten().tolist()))
+        return found
+
+    q, g = query.to(device, dtype), gallery.to(device, dtype)
+    everyone, f_g = module.transfer(q, g)
+    assert neighbors(list(range(12)), everyone) == expected
+    for rows in ([3], [7, 2], [11, 0, 5, 5], torch.randperm(12).tolist(), [*range(12)] * 3):
+        f_q, same = module.transfer(q[rows], g)
+        assert torch.allclose(f_q, everyone[rows], rtol=0, atol=1e-6)
+        assert torch.allclose(same, f_g, rtol=0, atol=1e-6)
+        assert neighbors(rows, f_q) == [expected[i] for i in rows]
+        assert torch.allclose(module.distance(q[rows], g), module.distance(q, g)[rows], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_inference_ignores_and_keeps_the_mode_and_the_running_statistics(name):
+    x, modality = batch(1, 4, 8)
+    value = nn.Sequential(BNNeck(6), nn.Dropout(0.5), nn.BatchNorm1d(6))
+    module = MODULES[name](value=value).double().train()
+    module(x, modality)
+    module.value[2].eval()  # a part the user holds fixed stays as it was
+    before = state_of(module)
+    modes = [m.training for m in module.modules()]
+    trained = module.transfer(x[:4], x[4:])
+    distance = module.distance(x[:4], x[4:])
+    assert [m.training for m in module.modules()] == modes
+    assert_close(module.state_dict(), before, rtol=0, atol=0)
+    module.eval()
+    assert_close(module.transfer(x[:4], x[4:]), trained, rtol=0, atol=0)
+    assert_close(module.distance(x[:4], x[4:]), distance, rtol=0, atol=0)
+    assert not any(t.requires_grad for t in (*trained, distance))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that a tensor's memory holds while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, Tensor):
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
+        return out
+
+
+def test_the_recorder_sees_a_large_tensor():
+    with LargestTensor() as largest:
+        torch.zeros(10, 3) @ torch.zeros(3, 1000)
+    assert largest.elements == 10_000
+
+
+def test_h2ft_inference_keeps_no_gallery_by_gallery_matrix():
+    """What it works in are blocks of a fixed size: with more images the bound is a smaller part of their square."""
+    x = torch.randn(8_008, 8)
+    module = H2FT(8).eval()
+    with LargestTensor() as largest:
+        f_q, f_g = module.transfer(x[:8], x[8:])
+        distance = module.distance(x[:8], x[8:])
+    assert (f_q.shape, f_g.shape, distance.shape) == ((8, 8), (8_000, 8), (8, 8_000))
+    assert 8_000 * 8 <= largest.elements < 8_000 * 8_000 / 4
+
+
+def test_gft_distance_keeps_no_cubic_tensor():
+    """64 queries by 8,000 images by 64 numbers are 33 million, the gallery's own matrix 64 million."""
+    x = torch.randn(8_064, 64)
+    with LargestTensor() as largest:
+        distance = GFT(64).distance(x[:64], x[64:])
+    assert distance.shape == (64, 8_000)
+    assert 64 * 8_000 <= largest.elements < 8_000 * 8_000 / 4
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_inference_of_degenerate_input_is_finite(name):
+    x = torch.randn(6, 6)
+    for query, gallery, k in (
+        (x[:1], x[:1], 4),
+        (x[:3], x[:1], 100),
+        (x[[0, 0]], x[[0, 0, 0, 1]], 2),
+        (torch.zeros(2, 6), x, 3),
+        (x, torch.zeros(4, 6), 3),
+        (torch.zeros(1, 6), torch.zeros(3, 6), 1),
+        (x[:2], -x[:2], 1),
+    ):
+        for value in (None, nn.Identity()):
+            module = MODULES[name](k=k, value=value).eval()
+            for t in (*module.transfer(query, gallery), module.distance(query, gallery)):
+                assert torch.isfinite(t).all()
+            half = module.bfloat16().distance(query.bfloat16(), gallery.bfloat16())
+            assert torch.isfinite(half).all()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_inference_under_autocast_is_as_exact_as_without(name, half, device):
+    """Neighbours, and which of them a query displaces, must not depend on the last bits of a half-precision cosine."""
+    x, _ = batch(3, 30, 60, dim=6, device=device)
+    module = MODULES[name]().to(device).eval()
+    expected = module.double().distance(x[:30], x[30:])
+    module.float()
+    with torch.autocast(device.type, dtype=half):
+        distance = module.distance(x[:30].float(), x[30:].float())
+        f_q, f_g = module.transfer(x[:30].float(), x[30:].float())
+    assert_close(distance.double(), expected, rtol=0, atol=1e-4)
+    cosine = (nn.functional.normalize(f_q)[:, None] * nn.functional.normalize(f_g, dim=-1)).sum(-1)
+    assert_close(1 - cosine.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_an_empty_batch_and_no_queries_are_empty():
+    x = torch.randn(5, 6)
+    for make in MODULES.values():
+        out = make()(x[:0], torch.zeros(0, dtype=torch.long))
+        assert out.query.shape == out.gallery.shape == out.values.shape == (0, 6)
+        assert make().transfer(x[:0], x)[0].shape == (0, 6)
+        assert make().distance(x[:0], x).shape == (0, 5)
+
+
+@pytest.mark.parametrize("k", [1, 20])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_zero_row_counts_itself_with_cosine_one_and_is_kept(name, k):
+    """Its cosine with every row is 0, with itself 1: alone it stays, among all it has weight e^(1/tau) : 1."""
+    x, modality = batch(3, 4, 4)
+    x[modality == VISIBLE] = 0
+    module = MODULES[name](k=k, value=nn.Identity()).double()
+    out = module(x, modality)
+    if name == "h2ft":
+        f_q, f_g, a_het, a_hom = ref.h2ft(x, x, modality, k=k, tau_hom=0.4, tau_het=0.2)
+        assert_close((out.affinity_het, out.affinity_hom), (a_het, a_hom), **EXACT)
+        assert_close(out.gallery, f_g, **EXACT)
+    elif name == "gft":
+        f_q, matrix = ref.gft(x, x, k=k, tau=0.2)
+        assert_close((out.affinity_het, out.gallery), (matrix, f_q), **EXACT)
+    else:
+        f_q, f_g = ref.gft_groups(x, x, modality, k=k, tau=0.2)
+        expected = per_image(torch.stack([f for *_, f in f_g]), [g for _, g, _ in f_g])
+        assert_close(per_image(out.gallery, out.gallery_index.tolist()), expected, **EXACT)
+    assert_close(out.query, f_q, **EXACT)
+
+    query, gallery = torch.cat([x[:2], torch.zeros(1, 6).double()]), x.roll(1, 0)
+    if name == "h2ft":
+        f_q, f_g, _ = ref.h2ft_transfer(query, gallery, k=k, tau_hom=0.4, tau_het=0.2)
+    else:
+        f_q, f_g, _, _ = ref.gft_transfer(query, gallery, k=k, tau=0.2)
+    assert_close(module.transfer(query, gallery), (f_q, f_g), **EXACT)
+    assert_close(module.distance(query, gallery), ref.cosine_distance(f_q, f_g), **EXACT)
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+@pytest.mark.parametrize("ng", range(1, 6))
+def test_inference_at_every_boundary_of_k(ng, k):
+    """k below, at and above the gallery's size, and with room for the query alone."""
+    x, _ = batch(11, 3, ng)
+    h2ft, gft = H2FT(6, k=k, value=nn.Identity()), GFT(6, k=k, value=nn.Identity())
+    f_q, f_g, _ = ref.h2ft_transfer(x[:3], x[3:], k=k, tau_hom=0.4, tau_het=0.2)
+    assert_close(h2ft.transfer(x[:3], x[3:]), (f_q, f_g), **EXACT)
+    f_q, f_g, _, _ = ref.gft_transfer(x[:3], x[3:], k=k, tau=0.2)
+    assert_close(gft.transfer(x[:3], x[3:]), (f_q, f_g), **EXACT)
+    assert_close(gft.distance(x[:3], x[3:]), ref.cosine_distance(f_q, f_g), **EXACT)
+
+
+# -- GFT -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 12), training=st.booleans())
+def test_gft_equals_the_loop(device, seed, size, k, training):
+    x, modality = batch(seed, *size, device=device)
+    module = randomized(GFT(6, k=k, tau=0.3), seed).to(device).train(training)
+    v = values_of(module, x)
+    expected, matrix = ref.gft(v, v, k=k, tau=0.3)
+    out = module(x, modality)
+    for name in ("query", "gallery"):
+        assert_close(getattr(out, name).cpu(), expected, **EXACT)
+    for name in ("affinity_het", "affinity_hom"):
+        assert_close(getattr(out, name).cpu(), matrix, **EXACT)
+    assert_close(out.values.cpu(), v, **EXACT)
+    assert out.gallery_index.tolist() == list(range(len(x)))
+
+
+def per_image(rows: Tensor, index: list[int]) -> dict[int, Tensor]:
+    """The rows of each gallery image, sorted: which group a row is from has no name."""
+    grouped = defaultdict(list)
+    for row, image in zip(rows.tolist(), index, strict=True):
+        grouped[image].append(row)
+    return {image: torch.tensor(sorted(rows), dtype=torch.double) for image, rows in sorted(grouped.items())}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 9), training=st.booleans())
+def test_gft_on_groups_equals_the_loop(device, seed, size, k, training):
+    x, modality = batch(seed, *size, device=device)
+    module = randomized(GFT(6, k=k, tau=0.3, unbalanced=True), seed).to(device).train(training)
+    v = values_of(module, x)
+    f_q, f_g = ref.gft_groups(v, v, modality.cpu(), k=k, tau=0.3)
+    out = module(x, modality)
+    assert_close(out.query.cpu(), f_q, **EXACT)
+    assert out.gallery.shape == (2 * size[0] * size[1], 6)
+    assert out.gallery_index.shape == (2 * size[0] * size[1],)
+    ours = per_image(out.gallery.cpu(), out.gallery_index.tolist())
+    loop = per_image(torch.stack([f for *_, f in f_g]) if f_g else torch.zeros(0, 6), [g for _, g, _ in f_g])
+    assert_close(ours, loop, **EXACT)
+
+
+def test_gft_on_groups_has_the_gradients_of_the_loop():
+    x, modality = batch(6, 3, 4)
+    module = randomized(GFT(6, k=2, tau=0.3, unbalanced=True)).train()
+    ours = x.clone().requires_grad_()
+    out = module(ours, modality)
+    (out.query.pow(3).sum() + out.gallery.pow(3).sum()).backward()
+    loop = x.clone().requires_grad_()
+    v = values_of(module, loop)
+    f_q, f_g = ref.gft_groups(v, v, modality, k=2, tau=0.3)
+    (f_q.pow(3).sum() + sum(f.pow(3).sum() for *_, f in f_g)).backward()
+    assert_close(ours.grad, loop.grad, **EXACT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    nq=st.integers(1, 4),
+    ng=st.integers(1, 8),
+    k=st.integers(1, 11),
+    unbalanced=st.booleans(),
+)
+def test_gft_inference_equals_the_loop_over_single_queries(device, seed, nq, ng, k, unbalanced):
+    x, _ = batch(seed, nq, ng)
+    module = randomized(GFT(6, k=k, tau=0.3, unbalanced=unbalanced), seed).eval()
+    v = values_of(module, x)
+    f_q, f_g, _, _ = ref.gft_transfer(v[:nq], v[nq:], k=k, tau=0.3)
+    module = module.to(device)
+    ours = module.transfer(x[:nq].to(device), x[nq:].to(device))
+    assert_close(ours[0].cpu(), f_q, **EXACT)
+    assert_close(ours[1].cpu(), f_g, **EXACT)
+    distance = module.distance(x[:nq].to(device), x[nq:].to(device))
+    assert_close(distance.cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
+
+
+def test_gft_distance_where_a_query_displaces_gallery_neighbours():
+    """Queries beside one of three gallery clusters: they join the neighbours of its rows alone."""
+    g = torch.Generator().manual_seed(0)
+    centers = torch.eye(3, 6).double().repeat_interleave(5, 0)
+    gallery = centers + 0.2 * torch.randn(15, 6, generator=g).double()
+    query = torch.stack([torch.eye(3, 6).double()[0], -torch.ones(6).double(), torch.eye(3, 6).double()[2]])
+    query = query + 0.05 * torch.randn(3, 6, generator=g).double()
+    module = GFT(6, k=4, tau=0.2, value=nn.Identity()).double()
+    for rows, some_displaced in (([0], True), ([1], False), ([2], True), ([0, 1, 2], True)):
+        f_q, f_g, taken, free = ref.gft_transfer(query[rows], gallery, k=4, tau=0.2)
+        assert (taken > 0) == some_displaced  # the case is what it says
+        assert free > 0
+        assert_close(module.distance(query[rows], gallery), ref.cosine_distance(f_q, f_g), **EXACT)
+        assert_close(module.transfer(query[rows], gallery), (f_q, f_g), **EXACT)
+
+
+def test_gft_transfer_is_the_forward_pass_over_query_and_gallery():
+    x, _ = batch(4, 1, 9)
+    module = randomized(GFT(6)).eval()
+    out = module(x, torch.tensor([VISIBLE] + [INFRARED] * 9))
+    f_q, f_g = module.transfer(x[:1], x[1:])
+    assert_close(f_q, out.query[:1], **EXACT)
+    assert_close(f_g[0], out.gallery[1:], **EXACT)
+
+
+@pytest.mark.parametrize(("nq", "ng"), [(150, 37), (37, 150)])
+def test_gft_distance_equals_its_transfer_on_more_rows(nq, ng):
+    """Enough rows that blocks begin and end inside them, or that every query displaces somebody."""
+    x, _ = batch(8, nq, ng)
+    module = randomized(GFT(6, k=5)).eval()
+    f_q, f_g = module.transfer(x[:nq], x[nq:])
+    expected = 1 - torch.einsum("qd,qgd->qg", nn.functional.normalize(f_q), nn.functional.normalize(f_g, dim=2))
+    assert_close(module.distance(x[:nq], x[nq:]), expected, **EXACT)
+    some = torch.randperm(nq)[:5]
+    assert_close(module.distance(x[some], x[nq:]), expected[some], **EXACT)
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: H2FT(6, k=0), ValueError, "k must be at least 1, got 0"),
+        (lambda: H2FT(6, k=2.0), TypeError, r"k must be an integer, got 2\.0"),
+        (lambda: H2FT(0), ValueError, "dim must be at least 1, got 0"),
+        (lambda: H2FT(6, tau_hom=0.0), ValueError, r"tau_hom must be above 0 and finite, got 0\.0"),
+        (lambda: H2FT(6, tau_het=-1.0), ValueError, r"tau_het must be above 0 and finite, got -1\.0"),
+        (lambda: GFT(6, k=0), ValueError, "k must be at least 1, got 0"),
+        (lambda: GFT(6, tau=0.0), ValueError, r"tau must be above 0 and finite, got 0\.0"),
+    ],
+)
+def test_bad_settings(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_bad_input(name):
+    module, x, modality = MODULES[name](), torch.randn(4, 6), torch.tensor([0, 0, 1, 1])
+    for error, message, bad in (
+        (ValueError, r"x must have shape \(N, 6\), got \(4, 5\)", (x[:, :5], modality)),
+        (ValueError, r"x must have shape \(N, 6\), got \(6,\)", (x[0], modality)),
+        (TypeError, r"x must be floating point, got torch\.int64", (x.long(), modality)),
+        (TypeError, r"x must be a torch\.Tensor, got ndarray", (x.numpy(), modality)),
+        (ValueError, r"modality must have shape \(4,\).*got \(3,\)", (x, modality[:3])),
+        (TypeError, r"modality must hold integers, got torch\.float32", (x, modality.float())),
+    ):
+        with pytest.raises(error, match=message):
+            module(*bad)
+    for method in (module.transfer, module.distance):
+        with pytest.raises(ValueError, match=r"query must have shape \(N, 6\), got \(4, 5\)"):
+            method(x[:, :5], x)
+        with pytest.raises(ValueError, match=r"gallery must have shape \(N, 6\), got \(4, 5\)"):
+            method(x, x[:, :5])
+        with pytest.raises(ValueError, match="gallery must"):
+            method(x, x[:0])
+        for k in (1, 4):
+            broken = x.clone()
+            broken[1, 2] = torch.nan
+            method = getattr(MODULES[name](k=k), method.__name__)
+            for which, arguments in (("query", (broken, x)), ("gallery", (x, broken))):
+                with pytest.raises(ValueError, match=f"{which} must be finite.* 1 of 4 rows, first in row 1"):
+                    method(*arguments)
+
+
+# -- compilers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compile():
+    x, modality = batch(0, 4, 4)
+    module = H2FT(6).double()
+    compiled = torch.compile(copy.deepcopy(module))
+    assert_close(tuple(compiled(x, modality)), tuple(module(x, modality)), **EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_export():
+    x, modality = batch(0, 4, 4)
+    module = H2FT(6).double().eval()
+    program = torch.export.export(module, (x, modality))
+    other, kinds = batch(1, 4, 4)
+    for ours, exported in zip(module(other, kinds), program.module()(other, kinds), strict=True):
+        assert_close(exported, ours, **EXACT)

@@ -1,0 +1,337 @@
+"""k-reciprocal encoding against plain loops of the published algorithm, and what both transductive methods share."""
+
+import math
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import postprocessing
+from vireid.neighbors import _exact
+from vireid.neighbors._exact import nearest_first
+from vireid.rerank import _pairs
+from vireid.rerank.gnn import gnn
+from vireid.rerank.k_reciprocal import k_reciprocal
+
+# the package's attributes of these names are the functions
+gnn_module, k_reciprocal_module = (import_module(f"vireid.rerank.{name}") for name in ("gnn", "k_reciprocal"))
+
+
+def cosines(features):
+    """Every pair in float64; 0 with a zero row."""
+    rows = [np.asarray(x, dtype=np.float64) for x in features]
+    lengths = [math.sqrt((x * x).sum()) for x in rows]
+    return [
+        [float((a * b).sum()) / (la * lb) if la * lb > 0 else 0.0 for b, lb in zip(rows, lengths, strict=True)]
+        for a, la in zip(rows, lengths, strict=True)
+    ]
+
+
+def ranking(cosine, i):
+    """All images from the nearest of image i, which is itself, to the farthest, ties by index."""
+    return sorted(range(len(cosine)), key=lambda j: (j != i, -cosine[i][j], j))
+
+
+def reference(query, gallery, k1, k2, lambda_value):
+    features = torch.cat([query, gallery]).double()
+    n, nq = len(features), len(query)
+    cosine = cosines(features)
+    rank = [ranking(cosine, i) for i in range(n)]
+    distance = []
+    for i in range(n):
+        row = [0.0 if i == j else 2 - 2 * cosine[i][j] for j in range(n)]
+        largest = max(row)
+        distance.append([d / largest if largest > 1e-12 else 0.0 for d in row])
+
+    def reciprocal(i, k):
+        return {j for j in rank[i][: k + 1] if i in rank[j][: k + 1]}
+
+    encoding = []
+    for i in range(n):
+        start = reciprocal(i, k1)
+        members = set(start)
+        for c in start:
+            candidates = reciprocal(c, round(k1 / 2))
+            if len(candidates & start) > 2 / 3 * len(candidates):
+                members |= candidates
+        weights = {j: math.exp(-distance[i][j]) for j in members}
+        encoding.append({j: w / sum(weights.values()) for j, w in weights.items()})
+    expanded = []
+    for i in range(n):
+        near = rank[i][:k2]
+        expanded.append({j: sum(encoding[m].get(j, 0) for m in near) / len(near) for m in near for j in encoding[m]})
+    result = torch.zeros(nq, n - nq, dtype=torch.float64)
+    for q in range(nq):
+        for g in range(nq, n):
+            smaller = sum(min(v, expanded[g].get(j, 0)) for j, v in expanded[q].items())
+            jaccard = 1 - smaller / (2 - smaller)
+            result[q, g - nq] = (1 - lambda_value) * jaccard + lambda_value * distance[q][g]
+    return result
+
+
+def clustered(nq, ng, d, *, per=25, noise=1.6, seed=0):
+    r = torch.Generator().manual_seed(seed)
+    centers = torch.nn.functional.normalize(torch.randn(max(1, (nq + ng) // per), d, generator=r), dim=1)
+    x = centers[torch.randint(len(centers), (nq + ng,), generator=r)]
+    x = x + noise * torch.randn(nq + ng, d, generator=r) / d**0.5
+    return x[:nq], x[nq:]
+
+
+def exact(n, seed):
+    """Rows whose cosines have no rounding error in float32: four entries of ±1 each."""
+    r = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(n, 6, generator=r).argsort(1)[:, :4]
+    return torch.zeros(n, 6).scatter(1, chosen, torch.randint(0, 2, (n, 4), generator=r) * 2.0 - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    nq=st.integers(0, 6),
+    ng=st.integers(1, 18),
+    k1=st.integers(1, 28),
+    k2=st.integers(1, 9),
+    lambda_value=st.sampled_from([0, 0.3, 1.0]),
+)
+def test_equals_plain_loops(device, dtype, seed, nq, ng, k1, k2, lambda_value):
+    r = torch.Generator().manual_seed(seed)
+    # small integers: many duplicates, ties and zero rows, in the same order for both as their sums are exact
+    q, g = (torch.randint(-1, 2, (n, 3), generator=r).to(dtype) for n in (nq, ng))
+    got = k_reciprocal(q.to(device), g.to(device), k1=k1, k2=k2, lambda_value=lambda_value)
+    assert got.dtype == dtype
+    assert got.shape == (nq, ng)
+    wanted = reference(q, g, k1, k2, lambda_value)
+    assert_close(got.cpu().double(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize(("k1", "k2", "lambda_value"), [(20, 6, 0.3), (7, 1, 0.0), (5, 3, 1.0), (3, 60, 0.5)])
+def test_equals_plain_loops_on_clusters(device, k1, k2, lambda_value):
+    q, g = (x.double() for x in clustered(12, 40, 8, per=10, noise=1.0))
+    got = k_reciprocal(q.to(device), g.to(device), k1=k1, k2=k2, lambda_value=lambda_value)
+    assert_close(got.cpu(), reference(q, g, k1, k2, lambda_value), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.6, 20.0])  # separate identities, realistic, no identities at all
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_the_dense_form(device, dtype, noise):
+    q, g = (x.to(device, dtype) for x in clustered(150, 600, 64, noise=noise))
+    got = k_reciprocal(q, g)
+    wanted = postprocessing.k_reciprocal(q.double(), g.double())  # in float32 it would mix up near ties
+    assert_close(got.double(), wanted, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("nq", [1, 1000, 2600, 2999])
+def test_large_sets_are_worked_on_in_tiles_and_d_is_put_together_right(nq):
+    x = torch.randn(3000, 5)
+    got = k_reciprocal(x[:nq], x[nq:], k1=1, k2=1, lambda_value=1)
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    wanted = 2 - 2 * unit @ unit.T
+    wanted /= wanted.amax(1, keepdim=True)
+    assert_close(got.double(), wanted[:nq, nq:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_the_size_of_blocks_does_not_matter(monkeypatch, method):
+    q, g = clustered(60, 240, 16, per=10)
+    wanted = method(q, g, k1=8, k2=4)
+    monkeypatch.setattr(_pairs, "_PAIRS", 7)
+    monkeypatch.setattr(_pairs, "_BLOCK_BYTES", 3000)
+    monkeypatch.setattr(k_reciprocal_module, "_CANDIDATES", 300)
+    monkeypatch.setattr(gnn_module, "_ENTRIES", 100)
+    monkeypatch.setattr(gnn_module, "_WIDTH", 3)
+    assert_close(method(q, g, k1=8, k2=4), wanted, rtol=0, atol=1e-6)
+    assert_close(method(q, g, k1=8, k2=4, top=5)[0], wanted.sort(1).values[:, :5], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("lambda_value", [0.0, 0.3])
+@pytest.mark.parametrize("top", [1, 7, 40, 99])
+def test_top_is_a_stable_sort_of_the_distances(device, top, lambda_value):
+    q, g = exact(9, 1).to(device), exact(40, 2).to(device)  # 9 + 40 of 240 possible rows, so that there are ties
+    g[20:] = g[:20]
+    settings = {"k1": 4, "k2": 2, "lambda_value": lambda_value}
+    values, indices = k_reciprocal(q, g, top=top, **settings)
+    wanted = k_reciprocal(q, g, **settings).sort(dim=1, stable=True)
+    assert torch.equal(values, wanted.values[:, :top])
+    assert torch.equal(indices, wanted.indices[:, :top])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    rows=st.integers(0, 4),
+    columns=st.integers(1, 12),
+    kinds=st.integers(1, 6),
+    n=st.integers(1, 12),
+)
+def test_nearest_first_is_a_stable_sort(seed, rows, columns, kinds, n):
+    n = min(n, columns)
+    distance = torch.randint(0, kinds, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+    wanted = distance.sort(dim=1, stable=True)
+    values, indices = nearest_first(distance, n)
+    assert torch.equal(values, wanted.values[:, :n])
+    assert torch.equal(indices, wanted.indices[:, :n])
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the size of every tensor that an operation makes: its elements, or the entries of a sparse one."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.sparse = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if not isinstance(x, torch.Tensor):
+                continue
+            if x.layout == torch.strided:
+                self.seen.add(x.numel())
+            else:
+                self.sparse.add(x._nnz())
+        return result
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_top_never_makes_all_distances(monkeypatch, method):
+    for module, name, size in (
+        (_pairs, "_BLOCK_BYTES", 2**16),
+        (_pairs, "_PAIRS", 2**12),
+        (_exact, "_BLOCK_BYTES", 2**16),
+        (k_reciprocal_module, "_CANDIDATES", 2**11),
+        (gnn_module, "_ENTRIES", 2**12),
+    ):
+        monkeypatch.setattr(module, name, size)
+    monkeypatch.setattr(_exact, "_tile", lambda device, m: 128)
+    q, g = clustered(311, 1009, 8)  # primes: no other tensor has their product as its size
+    settings = {"k1": 6, "k2": 3}
+    with Sizes() as dense:
+        method(q, g, **settings)
+    with Sizes() as sparse:
+        method(q, g, top=10, **settings)
+    assert 311 * 1009 in dense.seen
+    assert 311 * 1009 not in sparse.seen
+    assert max(sparse.seen | sparse.sparse) < 311 * 1009 / 2
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_says_what_it_looks_at(method):
+    assert method.uses == "transductive"
+    q, g = clustered(20, 60, 8, per=5)
+    assert not torch.allclose(method(q[:1], g, k1=5, k2=3), method(q, g, k1=5, k2=3)[:1])
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_kinds_of_input(device, method):
+    q, g = clustered(10, 40, 8, per=5)
+    given = q.clone(), g.clone()
+    wanted = method(q, g, k1=5, k2=3)
+    assert torch.equal(q, given[0])
+    assert torch.equal(g, given[1])
+
+    got = method(q.numpy(), g.numpy(), k1=5, k2=3)
+    assert isinstance(got, np.ndarray)
+    assert got.dtype == np.float32
+    assert np.array_equal(got, wanted.numpy())
+    values, indices = method(q.numpy(), g.numpy(), k1=5, k2=3, top=4)
+    assert isinstance(values, np.ndarray)
+    assert isinstance(indices, np.ndarray)
+    assert indices.dtype == np.int64
+
+    for dtype in (torch.float16, torch.bfloat16):
+        halves = q.to(device, dtype), g.to(device, dtype)
+        got = method(*halves, k1=5, k2=3)
+        assert got.dtype == torch.float32
+        assert_close(got, method(*(x.float() for x in halves), k1=5, k2=3), rtol=0, atol=1e-6)
+    assert method(q, g.double(), k1=5, k2=3).dtype == torch.float64
+    assert not method(q.requires_grad_(), g, k1=5, k2=3).requires_grad
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_scale_of_the_features_does_not_matter(method):
+    q, g = clustered(10, 40, 8, per=5)
+    assert_close(method(q * 1e-15, g * 1e15), method(q, g), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_few_images(device, method):
+    one, none = torch.tensor([[1.0, 2.0]], device=device), torch.empty(0, 2, device=device)
+    same = method(one, one)
+    assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-6)
+    assert method(none, one).shape == (0, 1)
+    values, indices = method(none, one, top=3)
+    assert values.shape == indices.shape == (0, 1)
+    assert indices.dtype == torch.int64
+    values, indices = method(one, torch.cat([-one, one]), k1=2, k2=2, top=1)
+    assert indices.tolist() == [[1]]
+
+
+def test_images_that_are_all_alike_have_no_distance():
+    x = torch.rand(1, 300).expand(60, -1)
+    distance = k_reciprocal(x[:20], x[20:], k1=59)
+    assert_close(distance, torch.zeros(20, 40), rtol=0, atol=1e-6)  # D of rounding errors alone would be up to 1
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"gallery": torch.empty(0, 3)}, ValueError, "gallery must hold at least one row"),
+        ({"gallery": torch.ones(4, 2)}, ValueError, r"gallery must have shape \(N, 3\), got \(4, 2\)"),
+        ({"query": torch.ones(3)}, ValueError, r"query must have shape \(N, d\), got \(3,\)"),
+        ({"query": [[1.0]]}, TypeError, "query must be a torch.Tensor or a numpy.ndarray, got list"),
+        ({"gallery": torch.ones(4, 3, dtype=torch.int64)}, TypeError, "gallery must be floating point"),
+        ({"query": torch.full((2, 3), math.nan)}, ValueError, "query must be finite.*2 of 2 rows"),
+        ({"gallery": torch.tensor([[1.0, 2.0, math.inf]])}, ValueError, "gallery must be finite.*row 0"),
+        ({"gallery": torch.ones(4, 3, device="meta")}, ValueError, "must be on one device, got cpu and meta"),
+        ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+        ({"k2": 0}, ValueError, "k2 must be at least 1, got 0"),
+        ({"k1": 2.0}, TypeError, "k1 must be an integer, got 2.0"),
+        ({"top": 0}, ValueError, "top must be at least 1, got 0"),
+        ({"top": 1.5}, TypeError, "top must be an integer, got 1.5"),
+    ],
+)
+def test_bad_input_is_named(method, change, error, text):
+    arguments = {"query": torch.ones(2, 3), "gallery": torch.ones(4, 3)} | change
+    with pytest.raises(error, match=text):
+        method(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("lambda_value", "error"), [(-0.1, ValueError), (1.1, ValueError), (math.nan, ValueError), ("1", TypeError)]
+)
+def test_bad_lambda_is_named(lambda_value, error):
+    with pytest.raises(error, match="lambda_value must be"):
+        k_reciprocal(torch.ones(2, 3), torch.ones(4, 3), lambda_value=lambda_value)
+
+
+def test_parts_cover_all_in_order():
+    cost = torch.tensor([5, 0, 100, 1, 1, 1, 0])
+    found = list(_pairs.parts(cost, 10))
+    assert [i for part in found for i in range(part.start, part.stop)] == list(range(7))
+    assert all(int(cost[part][1:].sum()) < 10 for part in found)
+    assert list(_pairs.parts(cost[:0], 10)) == []
+
+
+@pytest.mark.parametrize("method", [k_reciprocal, gnn])
+def test_leaves_the_warning_filters_alone(monkeypatch, method):
+    """They are the whole process's: two threads that change and restore them would undo each other's."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a call must not change the filters")
+
+    monkeypatch.setattr(warnings, "catch_warnings", fail)
+    method(*clustered(5, 40, 8), k1=5, k2=3)
+
+
+def test_a_fresh_process_hears_no_warning():
+    code = "import torch; from vireid.rerank import gnn, k_reciprocal as k; x = torch.eye(4); gnn(x, x); k(x, x)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
