@@ -442,7 +442,7 @@ def write_sweep(arguments: argparse.Namespace, content: dict[str, Any], name: st
     write_json(arguments.output / "results.json", content)
     print(f"wrote {arguments.output / 'results.json'}")
     if arguments.figure:
-        from vireid.plots import sensitivity_curves
+        from sensitivity_plot import sensitivity_curves
 
         sensitivity_curves(content["records"], arguments.figure, parameter=name, metrics=metrics)
         print(f"wrote {arguments.figure}")

@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 import peers
+from cost_plot import cost_curves
 from measure import hardware, record, write_json
 from rerank import TOP, clustered_features, guarded, say, timed, warm_up, watched
-from vireid.plots import cost_curves
 
 SIZES = (1_000, 3_162, 10_000, 31_623, 100_000, 316_228, 1_000_000)
 CONTENDERS = (

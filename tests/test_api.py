@@ -83,8 +83,8 @@ PROMISED = {
         "SAAICriterion",
     ],
     "plots": [
-        *("attention_maps", "cmc_curves", "cost_curves", "embedding_map", "ranked_lists", "sensitivity_curves"),
-        *("cost_matrices", "skeleton_graph", "transport_plan", "tsne"),
+        *("attention_maps", "cmc_curves", "cost_matrices", "embedding_map", "ranked_lists", "skeleton_graph"),
+        *("transport_plan", "tsne"),
     ],
 }
 

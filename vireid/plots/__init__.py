@@ -1,8 +1,8 @@
-"""Pictures of what a model finds: rankings, affinities, attention, features, and what a setting or a method costs.
+"""Pictures of a model's rankings, affinities, attention and features.
 
-`cmc_curves` and `ranked_lists` show a ranking, `affinity_quality_surface` CIFT's Fig. 3, `sensitivity_curves`, `tsne`
-and `attention_maps` SAAI's Fig. 3 to 6, `skeleton_graph`, `transport_plan` and `cost_matrices` G2DA's graphs, their
-alignment and its cost, `embedding_map` any projection of features, `cost_curves` time and memory.
+`cmc_curves` and `ranked_lists` show a ranking, `affinity_quality_surface` CIFT's Fig. 3, `tsne` and `attention_maps`
+SAAI's Fig. 5 and 6, `skeleton_graph`, `transport_plan` and `cost_matrices` G2DA's graphs, their alignment and its cost,
+`embedding_map` any projection of features.
 
 Every function returns a ``matplotlib.figure.Figure`` that belongs to the caller (no pyplot, no global state, no display
 needed) and, where a ``path`` is given, also writes it: the suffix chooses the format (png, pdf, svg, …), and the file
@@ -11,10 +11,8 @@ appears whole or not at all. All but `feature_affinity_sweep`, which only counts
 
 from vireid.plots.affinity import AffinitySweep, affinity_quality_surface, feature_affinity_sweep
 from vireid.plots.attention import attention_maps
-from vireid.plots.cost import cost_curves
 from vireid.plots.embedding import embedding_map, tsne
 from vireid.plots.retrieval import cmc_curves, ranked_lists
-from vireid.plots.sensitivity import sensitivity_curves
 from vireid.plots.skeleton import skeleton_graph
 from vireid.plots.transport import cost_matrices, transport_plan
 
@@ -23,12 +21,10 @@ __all__ = [
     "affinity_quality_surface",
     "attention_maps",
     "cmc_curves",
-    "cost_curves",
     "cost_matrices",
     "embedding_map",
     "feature_affinity_sweep",
     "ranked_lists",
-    "sensitivity_curves",
     "skeleton_graph",
     "transport_plan",
     "tsne",

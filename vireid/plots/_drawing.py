@@ -16,7 +16,7 @@ from vireid._files import written_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, GREEN, RED, GREY = "#1f4e9c", "#1a8f3c", "#d1242f", "#57606a"
+BLUE, GREEN, RED, GRAY = "#1f4e9c", "#1a8f3c", "#d1242f", "#57606a"
 # Colour-blind safe, and told apart by line and marker in print as well.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LINES = ("-", "--", "-.", ":")

@@ -12,7 +12,7 @@ from torch import Tensor
 from vireid._checks import check_option, check_size
 from vireid.plots._drawing import (
     BLUE,
-    GREY,
+    GRAY,
     MODALITIES,
     check_images,
     check_limits,
@@ -98,7 +98,7 @@ def attention_maps(
     figure, axes = new_canvas(total_w, total_h)
     columns = left + cell_w + image_gap + np.arange(len(titles)) * (cell_w + gap)
     columns[prototypes:] += image_gap - gap
-    small: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": GREY}
+    small: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": GRAY}
     if title:
         axes.text(grid_w / 2, 0.12, title, ha="center", va="center", fontsize=10)
     for x, name in zip((left, *columns), ("image", *titles), strict=True):
@@ -173,4 +173,4 @@ def _draw_scale(figure: "Figure", axes: Any, limits: tuple[float, float] | None)
     ticks = np.linspace(low, high, 5).tolist() if limits else [low, high]
     bar.set_ticks(ticks, labels=[f"{t:.{digits}f}" for t in ticks] if limits else ["least", "largest"])
     bar.ax.tick_params(labelsize=8, length=2)
-    bar.set_label("attention" if limits else "attention in each map", fontsize=8, color=GREY)
+    bar.set_label("attention" if limits else "attention in each map", fontsize=8, color=GRAY)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_finite, check_positive, to_matrix
-from vireid.plots._drawing import COLORS, GREY, MODALITIES, check_modality, check_shape, finish, new_figure, to_numpy
+from vireid.plots._drawing import COLORS, GRAY, MODALITIES, check_modality, check_shape, finish, new_figure, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,7 +171,7 @@ def _legend(figure: "Figure", colors: np.ndarray, kinds: list[int]) -> None:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
-    style: dict[str, Any] = {"linestyle": "none", "color": GREY, "markersize": 5}
+    style: dict[str, Any] = {"linestyle": "none", "color": GRAY, "markersize": 5}
     handles: list[Any] = [Line2D([], [], marker=_SHAPES[kind][0], label=MODALITIES[kind], **style) for kind in kinds]
     labels = [handle.get_label() for handle in handles]
     handles.append(tuple(Line2D([], [], marker="s", **style | {"color": color}) for color in colors[:3]))

@@ -11,8 +11,8 @@ from vireid._checks import check_count
 from vireid.plots._drawing import (
     BLUE,
     COLORS,
+    GRAY,
     GREEN,
-    GREY,
     LINES,
     MARKERS,
     MODALITIES,
@@ -143,7 +143,7 @@ def ranked_lists(
     total_h = top + count * row_h + bottom - (gap if distance is None else 0.06)
     figure, axes = new_canvas(total_w, total_h)
     columns = left + cell_w + query_gap + np.arange(ranks) * (cell_w + gap)
-    small: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": GREY}
+    small: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": GRAY}
 
     if title:
         axes.text(total_w / 2, 0.12, title, ha="center", va="center", fontsize=10)

@@ -12,7 +12,7 @@ from vireid.nn.skeleton import PERSON_13, Skeleton
 from vireid.plots._drawing import (
     BLUE,
     COLORS,
-    GREY,
+    GRAY,
     MODALITIES,
     check_images,
     check_modality,
@@ -164,7 +164,7 @@ def draw_picture(axes: Any, image: np.ndarray, x: float, y: float, width: float,
 def draw_frame(axes: Any, x: float, y: float, width: float, height: float) -> None:
     """A thin line around a picture or a matrix."""
     corners = (x, x + width, x + width, x, x), (y, y, y + height, y + height, y)
-    axes.plot(*corners, color=GREY, linewidth=0.8, solid_joinstyle="miter", zorder=3)
+    axes.plot(*corners, color=GRAY, linewidth=0.8, solid_joinstyle="miter", zorder=3)
 
 
 def draw_nodes(axes: Any, places: np.ndarray, colors: list[str], marker: str = "o") -> None:
@@ -187,9 +187,9 @@ def _draw_global(axes: Any, place: tuple[float, float], others: np.ndarray) -> N
     """The global node, a diamond, and its edges."""
     for x, y in others:
         axes.plot((place[0], x), (place[1], y), color="white", linewidth=1.1, alpha=0.7, zorder=3.5)
-        axes.plot((place[0], x), (place[1], y), color=GREY, linewidth=0.6, zorder=3.6)
-    draw_nodes(axes, np.array([place]), [GREY], "D")
-    axes.text(place[0] + 0.07, place[1], "global", ha="left", va="center", fontsize=6.5, color=GREY)
+        axes.plot((place[0], x), (place[1], y), color=GRAY, linewidth=0.6, zorder=3.6)
+    draw_nodes(axes, np.array([place]), [GRAY], "D")
+    axes.text(place[0] + 0.07, place[1], "global", ha="left", va="center", fontsize=6.5, color=GRAY)
 
 
 def _draw_names(
@@ -203,8 +203,8 @@ def _draw_names(
         for n, level in zip(chosen, _spread(places[chosen, 1], y + tall / 2, tall), strict=True):
             line = (places[n, 0], edge + away * 0.04, edge + away * 0.09), (places[n, 1], level, level)
             axes.plot(*line, color="white", linewidth=1.1, alpha=0.7, zorder=3.5)
-            axes.plot(*line, color=GREY, linewidth=0.5, zorder=3.6)
-            axes.text(edge + away * 0.11, level, show_name(names[n]), ha=ha, va="center", fontsize=6.5, color=GREY)
+            axes.plot(*line, color=GRAY, linewidth=0.5, zorder=3.6)
+            axes.text(edge + away * 0.11, level, show_name(names[n]), ha=ha, va="center", fontsize=6.5, color=GRAY)
 
 
 def _spread(levels: np.ndarray, middle: float, length: float) -> np.ndarray:

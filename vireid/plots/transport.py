@@ -11,7 +11,7 @@ from vireid._checks import check_number, check_option
 from vireid.plots._drawing import (
     BLUE,
     COLORS,
-    GREY,
+    GRAY,
     check_images,
     check_limits,
     check_shape,
@@ -128,18 +128,18 @@ def transport_plan(
             place[n] = inner, top - 0.14 - row * 0.17
             ha = ("right", "left")[i]
             name = show_name(labels[i][n])
-            axes.text(inner + (-0.09, 0.09)[i], place[n, 1], name, ha=ha, va="center", fontsize=7, color=GREY)
+            axes.text(inner + (-0.09, 0.09)[i], place[n, 1], name, ha=ha, va="center", fontsize=7, color=GRAY)
         places.append(place)
     _draw_lines(axes, share, places, labels, kept)
     for i, place in enumerate(places):
         shown = np.isfinite(place).all(1)
         inside = shown & ~np.isin(np.arange(len(place)), homeless[i])
         draw_nodes(axes, place[inside], [side_color(name) for name in np.array(labels[i])[inside]])
-        draw_nodes(axes, place[homeless[i]], [GREY] * len(homeless[i]), "D")
+        draw_nodes(axes, place[homeless[i]], [GRAY] * len(homeless[i]), "D")
     middle, y = aside[0] + (sum(widths) + gap) / 2, top + _SIDE + 0.36
     for x, text, same in ((middle - 1.2, "same node", True), (middle + 0.1, "another node", False)):
         axes.plot((x, x + 0.26), (y, y), **_line(same, 0.7))
-        axes.text(x + 0.32, y, text, color=GREY, ha="left", va="center", fontsize=8)
+        axes.text(x + 0.32, y, text, color=GRAY, ha="left", va="center", fontsize=8)
 
     percent = 100 * values
     limits = (0.0, float(percent.max()))

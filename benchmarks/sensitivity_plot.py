@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vireid._checks import check_number, check_option
-from vireid.plots._drawing import COLORS, GREY, LINES, MARKERS, finish, new_figure
+from vireid.plots._drawing import COLORS, GRAY, LINES, MARKERS, finish, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +131,7 @@ def _legend(figure: "Figure", axes: Any, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles, labels = axes.get_legend_handles_labels()
-    star = Line2D([], [], linestyle="none", marker="*", markersize=10, color=GREY)
+    star = Line2D([], [], linestyle="none", marker="*", markersize=10, color=GRAY)
     entries = [*handles, star]
     figure.legend(
         entries,

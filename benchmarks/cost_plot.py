@@ -33,7 +33,7 @@ def cost_curves(
             - "size": gallery images;
             - "seconds" and "peak_bytes": what was measured, None if nothing was;
             - "stopped": why there is no figure ("time", "memory", …), None where there is one;
-            - "group" (may be left out): methods of one group share a colour and differ in line and marker.
+            - "group" (may be left out): methods of one group share a color and differ in line and marker.
         path: where to write the figure as well.
         title: line above the picture.
 
