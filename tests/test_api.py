@@ -167,6 +167,18 @@ for name in ["vireid"] + ["vireid." + part for part in {PUBLIC}]:
 """)
 
 
+@pytest.mark.parametrize("name", ["nn", "losses", "ot", "neighbors", "rerank", "metrics"])
+def test_a_component_imports_fast(name):
+    """The compiler of torch and POT take longer than torch itself: on first use only."""
+    run_fresh(f"""
+import sys, torch
+slow = {{"torch._dynamo", "ot"}} - set(sys.modules)
+assert "torch._dynamo" in slow, "torch loads its compiler by itself: nothing to see here"
+import vireid.{name}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+""")
+
+
 def test_every_part_imports_where_no_extra_is_installed():
     """The extras are needed where they are used, not to import the names."""
     run_fresh(f"""

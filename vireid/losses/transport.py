@@ -1,6 +1,6 @@
 """Alignment of the graphs of one identity across the modalities by optimal transport."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,16 @@ from vireid import INFRARED, VISIBLE
 from vireid._checks import check_option
 from vireid._ops import at_least_float32
 from vireid.losses.parts import check_nodes
-from vireid.ot.graph import check_options, graph_ot
+from vireid.ot.graph import GraphOT, check_options, graph_ot
 
 __all__ = ["GraphOTLoss", "graph_ot_loss"]
 
-_solve = torch.compiler.disable(graph_ot)  # its loops end when the data say so, which a compiler would unroll
+
+def _solve(*graphs: Tensor, **options: Any) -> GraphOT:
+    """Call `graph_ot`, hidden from a compiler, which would unroll its loops: they end when the data say so."""
+    if torch.compiler.is_compiling():  # only then: `disable` imports torch._dynamo, which takes as long as torch itself
+        return torch.compiler.disable(graph_ot)(*graphs, **options)
+    return graph_ot(*graphs, **options)
 
 
 def graph_ot_loss(
