@@ -62,7 +62,9 @@ class Heads(nn.Module):
         out = self.transfer(features, self.modality)
         query, gallery = self.graph_classifier(out.query), self.graph_classifier(out.gallery)
         labels = self.labels[out.gallery_index]
-        tie: Tensor = self.cri(self.transfer, features, self.modality, self.graph_classifier, self.labels, output=out)
+        tie: Tensor = self.cri(
+            features, self.labels, self.modality, transfer=self.transfer, classifier=self.graph_classifier, output=out
+        )
         return (
             F.cross_entropy(logits, self.labels)
             + self.hcc_features(features, self.labels)

@@ -73,6 +73,7 @@ PROMISED = {
         *("estimate_heatmaps", "generate_synthetic", "load_features", "save_features"),
     ],
     "models": [
+        "AlignedCriterion",
         "Baseline",
         "BaselineCriterion",
         "CIFT",
@@ -273,7 +274,7 @@ def test_a_missing_extra_is_named(package, extra, call, hidden, monkeypatch):
 
 def options_of(kind):
     """Names of the options of a class, and one of it with its defaults."""
-    given = {"dim": 6, "identities": 3, "channels": 6, "nodes": 4}
+    given = {"dim": 6, "num_classes": 3, "channels": 6, "nodes": 4}
     parameters = inspect.signature(kind).parameters.values()
     made = kind(**{p.name: given[p.name] for p in parameters if p.default is p.empty})
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY], made

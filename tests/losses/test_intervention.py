@@ -36,7 +36,7 @@ class Case:
 
     def loss(self, cri: CRILoss, x: Tensor | None = None, output=None) -> Tensor:
         x = self.x if x is None else x
-        return cri(self.transfer, x, self.modality, self.classifier, self.labels, output=output)
+        return cri(x, self.labels, self.modality, transfer=self.transfer, classifier=self.classifier, output=output)
 
 
 def randomized(cri: CRILoss) -> CRILoss:
@@ -242,7 +242,7 @@ def test_minimising_it_raises_the_affinity_of_positives(name):
     optimizer = torch.optim.SGD([x], lr=2.0)
     for _ in range(30):
         optimizer.zero_grad()
-        cri(transfer, x, modality, classifier, ids).backward()
+        cri(x, ids, modality, transfer=transfer, classifier=classifier).backward()
         optimizer.step()
     assert not torch.equal(x, start)
     assert affinity() > 1.05 * before
@@ -267,7 +267,8 @@ def test_no_nan(name, half, device):
             module.to(device)
         rows = rows.to(device).requires_grad_()
         with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
-            out = cri(transfer, rows, modality.to(device), classifier, pairs[: len(rows)].to(device))
+            inputs = rows, pairs[: len(rows)].to(device), modality.to(device)
+            out = cri(*inputs, transfer=transfer, classifier=classifier)
         out.backward()
         assert torch.isfinite(out)
         for p in (rows, *cri.parameters(), *classifier.parameters(), *transfer.parameters()):
@@ -281,8 +282,8 @@ def test_gradcheck_of_the_distribution():
 
     def loss(mu: Tensor, rho: Tensor, x: Tensor) -> Tensor:
         torch.manual_seed(1)
-        arguments = (case.transfer, x, case.modality, case.classifier, case.labels)
-        return torch.func.functional_call(cri, {"X_mu": mu, "X_rho": rho}, arguments)
+        named = {"transfer": case.transfer, "classifier": case.classifier}
+        return torch.func.functional_call(cri, {"X_mu": mu, "X_rho": rho}, (x, case.labels, case.modality), named)
 
     inputs = [t.detach().clone().requires_grad_() for t in (cri.X_mu, cri.X_rho, case.x)]
     assert torch.autograd.gradcheck(loss, inputs)
@@ -326,7 +327,7 @@ def test_bad_input():
     ):
         a = arguments | bad
         with pytest.raises(error, match=message):
-            cri(case.transfer, a["x"], a["modality"], case.classifier, a["labels"])
+            cri(**a, transfer=case.transfer, classifier=case.classifier)
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
@@ -340,7 +341,7 @@ def test_any_classifier_is_one_with_the_linear_one(name, detach, device):
     for classifier in (linear, nn.Sequential(linear)):
         torch.manual_seed(3)
         x = case.x.clone().requires_grad_()
-        loss = cri(copy.deepcopy(case.transfer), x, case.modality, classifier, case.labels)
+        loss = cri(x, case.labels, case.modality, transfer=copy.deepcopy(case.transfer), classifier=classifier)
         results.append((loss, *torch.autograd.grad(loss, [x, cri.X_mu, cri.X_rho])))
     for one, other in zip(*results, strict=True):
         assert_close(one, other, rtol=0, atol=1e-12)

@@ -388,7 +388,7 @@ def test_bad_input():
         (TypeError, r"rate must be a number, got None", lambda: MutualIdentityLoss(5, 4, rate=None)),
         (ValueError, r"specific_weight must be .*got nan", lambda: MutualIdentityLoss(5, 4, specific_weight=math.nan)),
         (ValueError, r"dim must be at least 1, got 0", lambda: MutualIdentityLoss(0, 4)),
-        (ValueError, r"identities must be at least 1, got 0", lambda: MutualIdentityLoss(5, 0)),
+        (ValueError, r"num_classes must be at least 1, got 0", lambda: MutualIdentityLoss(5, 0)),
     ):
         with pytest.raises(error, match=message):
             call()

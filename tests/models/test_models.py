@@ -300,10 +300,10 @@ def test_a_backbone_is_a_module(model):
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"identities": 0}, ValueError, "identities must be at least 1, got 0"),
-        ({"identities": 2.0}, TypeError, "identities must be an integer, got 2.0"),
-        ({"identities": 2, "dim": 0}, ValueError, "dim must be at least 1, got 0"),
-        ({"identities": 2, "dim": "6"}, TypeError, "dim must be an integer, got '6'"),
+        ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
+        ({"num_classes": 2.0}, TypeError, "num_classes must be an integer, got 2.0"),
+        ({"num_classes": 2, "dim": 0}, ValueError, "dim must be at least 1, got 0"),
+        ({"num_classes": 2, "dim": "6"}, TypeError, "dim must be an integer, got '6'"),
     ],
 )
 @pytest.mark.parametrize("kind", [Baseline, CIFT])

@@ -283,7 +283,7 @@ def test_the_averages_are_saved_with_the_criterion():
         (lambda: SAAI(nn.ReLU(), 5), "channels must be given for a backbone without the attribute out_channels"),
         (lambda: saai(grid=(0, 1)), r"grid\[0\] must be at least 1, got 0"),
         (lambda: saai(parts=-1), "parts must be at least 0, got -1"),
-        (lambda: SAAI(nn.Conv2d(3, 4, 3), 0), "identities must be at least 1, got 0"),
+        (lambda: SAAI(nn.Conv2d(3, 4, 3), 0), "num_classes must be at least 1, got 0"),
         (lambda: SAAICriterion(saai(), cri=CRILoss(16)), "cri needs a model with a transfer"),
         (lambda: SAAICriterion(saai(), part_diversity=-1), "part_diversity must be at least 0 and finite, got -1"),
         (lambda: SAAICriterion(saai(), affinity_weight=math.nan), "affinity_weight must be at least 0"),

@@ -123,7 +123,7 @@ class MutualIdentityLoss(nn.Module):
 
     Args:
         dim: feature size d.
-        identities: number C of training identities.
+        num_classes: number C of training identities.
         rate: weight of the current classifiers in a step of the averages, in (0, 1].
         specific_weight: w_s, at least 0.
         mutual_weight: w_m, at least 0.
@@ -148,7 +148,7 @@ class MutualIdentityLoss(nn.Module):
     def __init__(
         self,
         dim: int,
-        identities: int,
+        num_classes: int,
         *,
         rate: float = 0.2,
         specific_weight: float = 1.0,
@@ -156,15 +156,15 @@ class MutualIdentityLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_count("dim", dim)
-        check_count("identities", identities)
+        check_count("num_classes", num_classes)
         check_number("rate", rate)
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
         check_at_least_zero("specific_weight", specific_weight)
         check_at_least_zero("mutual_weight", mutual_weight)
         self.rate, self.specific_weight, self.mutual_weight = rate, specific_weight, mutual_weight
-        self.shared = nn.Parameter(torch.empty(identities, dim).normal_(std=0.001))
-        self.specific = nn.Parameter(torch.empty(2, identities, dim).normal_(std=0.001))
+        self.shared = nn.Parameter(torch.empty(num_classes, dim).normal_(std=0.001))
+        self.specific = nn.Parameter(torch.empty(2, num_classes, dim).normal_(std=0.001))
         self.register_buffer("averaged", self.specific.detach().clone())
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
@@ -198,8 +198,8 @@ class MutualIdentityLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
-        identities, dim = self.shared.shape
+        num_classes, dim = self.shared.shape
         return (
-            f"{dim}, {identities}, rate={self.rate}, specific_weight={self.specific_weight}, "
+            f"{dim}, {num_classes}, rate={self.rate}, specific_weight={self.specific_weight}, "
             f"mutual_weight={self.mutual_weight}"
         )

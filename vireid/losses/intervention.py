@@ -48,21 +48,22 @@ class CRILoss(nn.Module):
 
     def forward(
         self,
-        transfer: FeatureTransfer,
         x: Tensor,
-        modality: Tensor,
-        classifier: nn.Module,
         labels: Tensor,
+        modality: Tensor,
+        *,
+        transfer: FeatureTransfer,
+        classifier: nn.Module,
         output: H2FTOutput | None = None,
     ) -> Tensor:
         """Mean of the loss over the query rows and over the gallery rows, each half.
 
         Args:
-            transfer: the graph layer that makes ``output`` from ``x``: `vireid.nn.H2FT` or `vireid.nn.GFT`.
-            x: (B, d) the features that enter it.
-            modality: (B,) 0 visible, 1 infrared.
-            classifier: module (N, d) -> (N, C); the one that the transferred features are trained with.
+            x: (B, d) features that enter the transfer.
             labels: (B,) integers in [0, C).
+            modality: (B,) integers, 0 visible, 1 infrared.
+            transfer: the graph layer that makes ``output`` from ``x``: `vireid.nn.H2FT` or `vireid.nn.GFT`.
+            classifier: module (N, d) -> (N, C); the one that the transferred features are trained with.
             output: ``transfer(x, modality)`` where it is at hand; saves computing it again, and an update of v's
                 running statistics.
 

@@ -1,5 +1,6 @@
 """The components wired into whole models: model(images, modality) -> named tensors, each beside its criterion."""
 
+from vireid.models.aligned import AlignedCriterion
 from vireid.models.baseline import Baseline, BaselineCriterion, BaselineOutput, feature_size
 from vireid.models.cift import CIFT, CIFTCriterion, CIFTOutput
 from vireid.models.g2da import G2DA, G2DACriterion, G2DAOutput
@@ -9,6 +10,7 @@ __all__ = [
     "CIFT",
     "G2DA",
     "SAAI",
+    "AlignedCriterion",
     "Baseline",
     "BaselineCriterion",
     "BaselineOutput",

@@ -30,7 +30,7 @@ class Baseline(nn.Module):
 
     Args:
         backbone: any module (B, 3, H, W) -> (B, c, h, w), shared by both modalities.
-        identities: number C of training identities.
+        num_classes: number C of training identities.
         dim: feature size d, c · rows · columns of the grid. Default: c is the backbone's ``out_channels``.
         grid: (rows, columns) that the map is averaged to before its cells are stacked. Default: the backbone's
             ``grid`` where it has one, else (1, 1), which is global average pooling as in the paper.
@@ -43,19 +43,19 @@ class Baseline(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        identities: int,
+        num_classes: int,
         *,
         dim: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_module("backbone", backbone)
-        check_count("identities", identities)
+        check_count("num_classes", num_classes)
         self.grid = feature_grid(backbone) if grid is None else grid
         self.dim = feature_size(backbone, grid) if dim is None else dim
         self.backbone = backbone
         self.neck = BNNeck(self.dim)
-        self.classifier = classifier(self.dim, identities)
+        self.classifier = classifier(self.dim, num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> BaselineOutput:
         """Embed ``images`` (B, 3, H, W); ``modality`` (B,) is not used: both modalities share every weight."""
@@ -86,9 +86,9 @@ class BaselineCriterion(nn.Module):
         return losses | {"total": sum_losses(losses)}
 
 
-def classifier(dim: int, identities: int) -> nn.Linear:
+def classifier(dim: int, num_classes: int) -> nn.Linear:
     """A linear classifier without bias, as the BNNeck wants it, starting near zero."""
-    layer = nn.Linear(dim, identities, bias=False)
+    layer = nn.Linear(dim, num_classes, bias=False)
     nn.init.normal_(layer.weight, std=0.001)
     return layer
 

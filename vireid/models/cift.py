@@ -36,7 +36,7 @@ class CIFT(nn.Module):
 
     Args:
         backbone: any module (B, 3, H, W) -> (B, c, h, w), shared by both modalities.
-        identities: number C of training identities.
+        num_classes: number C of training identities.
         dim: feature size d, as in `Baseline`.
         grid: of the pooling, as in `Baseline`.
         transfer: `H2FT` (default) or `GFT`, of size d (`feature_size`).
@@ -48,18 +48,18 @@ class CIFT(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        identities: int,
+        num_classes: int,
         *,
         dim: int | None = None,
         grid: tuple[int, int] | None = None,
         transfer: FeatureTransfer | None = None,
     ) -> None:
         super().__init__()
-        self.baseline = Baseline(backbone, identities, dim=dim, grid=grid)
+        self.baseline = Baseline(backbone, num_classes, dim=dim, grid=grid)
         self.transfer: FeatureTransfer = H2FT(self.baseline.dim) if transfer is None else transfer
         if self.transfer.dim != self.baseline.dim:
             raise ValueError(f"transfer must be of size {self.baseline.dim} as the features, got {self.transfer.dim}")
-        self.graph_classifier = classifier(self.baseline.dim, identities)
+        self.graph_classifier = classifier(self.baseline.dim, num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
         """Embed ``images`` (B, 3, H, W) and transfer features between them by ``modality`` (B,)."""
@@ -92,7 +92,12 @@ class CIFTCriterion(nn.Module):
         if self.cri is not None:
             transfer, graph_classifier = self._shared
             losses["tie"] = self.cri(
-                transfer, output.features, modality, graph_classifier, labels, output=output.transfer
+                output.features,
+                labels,
+                modality,
+                transfer=transfer,
+                classifier=graph_classifier,
+                output=output.transfer,
             )
         return losses | {"total": sum_losses(losses)}
 

@@ -51,7 +51,7 @@ class G2DA(nn.Module):
     Args:
         backbone: `vireid.nn.TwoStream` as in the paper, or any module (B, 3, H, W) -> (B, c, h, w), shared by both
             modalities.
-        identities: number C of training identities.
+        num_classes: number C of training identities.
         adjacency: (K + 1, K + 1) bool, see `vireid.nn.skeleton_adjacency`. Default: the paper's 13 key points.
         parts: (K, H, W) heatmaps that every image has, in place of its own: such as `vireid.nn.part_grid` gives, with
             its adjacency. Then the model needs images and modality alone. Default: each image brings its own.
@@ -78,7 +78,7 @@ class G2DA(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        identities: int,
+        num_classes: int,
         *,
         adjacency: Tensor | None = None,
         parts: Tensor | None = None,
@@ -91,7 +91,7 @@ class G2DA(nn.Module):
     ) -> None:
         super().__init__()
         check_module("backbone", backbone)
-        check_count("identities", identities)
+        check_count("num_classes", num_classes)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
         if parts is not None and not isinstance(parts, Tensor):
             raise TypeError(f"parts must be a torch.Tensor, got {type(parts).__name__}")
@@ -103,12 +103,12 @@ class G2DA(nn.Module):
         self.backbone = backbone
         self.register_buffer("parts", parts, persistent=False)
         self.neck = BNNeck(self.dim)
-        self.classifier = classifier(self.dim, identities)
+        self.classifier = classifier(self.dim, num_classes)
         self.attention = self.aggregation = self.graph_classifier = None
         if graph:
             self.attention = MessageFusionAttention(self.dim, heads=heads, adjacency=adjacency, threshold=threshold)
             self.aggregation = SkeletonAggregation(self.dim, len(adjacency))
-            self.graph_classifier = classifier(self.dim, identities)
+            self.graph_classifier = classifier(self.dim, num_classes)
 
     def forward(self, images: Tensor, modality: Tensor, heatmaps: Tensor | None = None) -> G2DAOutput:
         """Embed images.

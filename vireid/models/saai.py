@@ -49,7 +49,7 @@ class SAAI(nn.Module):
 
     Args:
         backbone: any module (B, 3, H, W) -> (B, c, h, w), shared by both modalities.
-        identities: number C of training identities: of `SAAICriterion`'s classifiers, and of W_g with ``transfer``.
+        num_classes: number C of training identities: of `SAAICriterion`'s classifiers, and of W_g with ``transfer``.
         parts: number p of prototypes; 0 leaves them out (Table 3's baseline).
         channels: c. Default: the backbone's ``out_channels``.
         grid: (rows, columns) that the map is averaged to for the global feature before its cells are stacked. Default:
@@ -73,7 +73,7 @@ class SAAI(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        identities: int,
+        num_classes: int,
         *,
         parts: int = 7,
         channels: int | None = None,
@@ -85,9 +85,9 @@ class SAAI(nn.Module):
     ) -> None:
         super().__init__()
         check_module("backbone", backbone)
-        check_count("identities", identities)
+        check_count("num_classes", num_classes)
         check_count("parts", parts, minimum=0)
-        self.identities = identities
+        self.num_classes = num_classes
         if channels is None:
             if not hasattr(backbone, "out_channels"):
                 raise ValueError("channels must be given for a backbone without the attribute out_channels, got None")
@@ -105,7 +105,7 @@ class SAAI(nn.Module):
         )
         self.neck: BNNeck | DualBNNeck = DualBNNeck(self.dim) if dual_neck else BNNeck(self.dim)
         self.transfer = transfer
-        self.graph_classifier = None if transfer is None else classifier(self.dim, identities)
+        self.graph_classifier = None if transfer is None else classifier(self.dim, num_classes)
         if transfer is not None and transfer.dim != self.dim:
             raise ValueError(f"transfer must be of size {self.dim} as the features, got {transfer.dim}")
 
@@ -173,7 +173,7 @@ class SAAICriterion(nn.Module):
         if cri is not None and model.transfer is None:
             raise ValueError("cri needs a model with a transfer, got one without")
         self._shared = (model.transfer, model.graph_classifier)  # a tuple, so that they are not registered
-        self.identity = MutualIdentityLoss(model.dim, model.identities)
+        self.identity = MutualIdentityLoss(model.dim, model.num_classes)
         self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None
         self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
         self.affinity, self.cri = affinity, cri
@@ -200,6 +200,11 @@ class SAAICriterion(nn.Module):
             transfer, graph_classifier = self._shared
             if self.cri is not None and transfer is not None and graph_classifier is not None:
                 losses["tie"] = self.cri(
-                    transfer, output.features, modality, graph_classifier, labels, output=output.transfer
+                    output.features,
+                    labels,
+                    modality,
+                    transfer=transfer,
+                    classifier=graph_classifier,
+                    output=output.transfer,
                 )
         return losses | {"total": sum_losses(losses)}
