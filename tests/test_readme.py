@@ -56,7 +56,7 @@ def test_the_results_in_the_pages_are_the_recorded_ones() -> None:
 def test_saais_results_in_the_pages_are_the_recorded_ones() -> None:
     pytest.importorskip("tqdm", reason="the benchmarks need the extra train")
     pytest.importorskip("lightning_fabric", reason="the benchmarks need the extra train")
-    saai_table = importlib.import_module("saai_table")
+    saai_table = importlib.import_module("benchmarks.tables.saai_table")
     recorded = saai_table.make_table(json.loads((ROOT / "benchmarks/results/saai.json").read_text(encoding="utf-8")))
     for page, rows in (("README.md", 7), ("docs/results-saai.md", 60)):
         lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
@@ -68,7 +68,7 @@ def test_saais_results_in_the_pages_are_the_recorded_ones() -> None:
 def test_g2das_results_in_the_pages_are_the_recorded_ones() -> None:
     pytest.importorskip("tqdm", reason="the benchmarks need the extra train")
     pytest.importorskip("lightning_fabric", reason="the benchmarks need the extra train")
-    make_table = importlib.import_module("g2da_table").make_table
+    make_table = importlib.import_module("benchmarks.tables.g2da_table").make_table
     results = [ROOT / "benchmarks/results" / name for name in ("g2da.json", "g2da_synthetic.json")]
     recorded = [make_table(json.loads(path.read_text(encoding="utf-8"))).splitlines() for path in results]
     page = (ROOT / "docs/results-g2da.md").read_text(encoding="utf-8").splitlines()

@@ -12,8 +12,7 @@ from places import ROOT
 
 @pytest.fixture
 def evaluation(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import evaluation
+    from benchmarks.speed import evaluation
 
     return evaluation
 
@@ -39,7 +38,7 @@ def test_a_run_prints_and_records(tmp_path):
     output = tmp_path / "evaluation.json"
     options = ["--sizes", "tiny", "--peers", "published loops", "--repeats", "2", "--no-memory"]
     options += ["--output", str(output)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "evaluation.py"), *options]
+    command = [sys.executable, "-m", "benchmarks.speed.evaluation", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment())
     assert "published loops" in done.stdout
     assert "yes" in done.stdout

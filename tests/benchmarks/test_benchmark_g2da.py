@@ -12,11 +12,10 @@ import pytest
 import torch
 
 import common
-import g2da
-import runs
 import train_cift
 import train_g2da
 import train_saai
+from benchmarks.tables import g2da, runs
 from vireid.data import generate_synthetic
 
 TINY = ["--epochs", "1", "--batches", "2", "--identities", "2", "--per-modality", "2", "--accelerator", "cpu"]
@@ -209,7 +208,7 @@ def test_rows_are_what_the_runs_say(table):
                 found = row["results"][direction][metric]
                 assert found["per_trial"] == values
                 assert (found["mean"], found["std"]) == (pytest.approx(fmean(values)), pytest.approx(stdev(values)))
-    assert content["command"].startswith("python benchmarks/g2da.py --root ")
+    assert content["command"].startswith("python -m benchmarks.tables.g2da --root ")
     assert content["settings"]["gw"]["phi"] == 0
     assert content["settings"]["g2da"]["trial"] == 1
     assert {"hardware", "cpus", "device", "versions"} <= content.keys()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import graph_ot as benchmark
 import vireid.ot
+from benchmarks.speed import graph_ot as benchmark
 
 
 @pytest.fixture(autouse=True)

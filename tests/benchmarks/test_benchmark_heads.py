@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import heads
-import heads_cift
-import heads_saai
+from benchmarks.speed import heads, heads_cift, heads_saai
 from vireid import INFRARED, VISIBLE
 
 CPU = torch.device("cpu")
@@ -112,7 +110,7 @@ def test_memory_is_asked_of_a_fresh_process_with_the_same_settings(monkeypatch, 
     asked = []
 
     def run_self(script, options):
-        assert Path(script).name == "heads.py"
+        assert script == "benchmarks.speed.heads"
         asked.append(options)
         return "12\n"
 

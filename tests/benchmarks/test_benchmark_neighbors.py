@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-import neighbors as benchmark
+from benchmarks.speed import neighbors as benchmark
 
 
 @pytest.fixture(autouse=True)

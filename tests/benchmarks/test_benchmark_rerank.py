@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import peers
-import postprocessing as dense
-import rerank
-import rerank_accuracy as accuracy
-from cift import Method, grid
+from benchmarks.speed import peers, rerank
+from benchmarks.speed import postprocessing as dense
+from benchmarks.tables import rerank_accuracy as accuracy
+from benchmarks.tables.cift import Method, grid
 from vireid._ops import normalize_rows
 from vireid.data import RegDBDataset
 from vireid.protocols import RegDB
@@ -126,11 +125,12 @@ def test_a_missing_peer_is_told(monkeypatch, data):
 
 
 @pytest.fixture
-def watch(tmp_path):
+def watch(tmp_path, monkeypatch):
     script = tmp_path / "watched.py"
     script.write_text(WATCHED)
+    monkeypatch.syspath_prepend(str(tmp_path))
     limits = {"threads": 1, "limit": 60.0, "memory": 4.0}
-    return lambda code, **others: rerank.watched(str(script), [code], **(limits | others))
+    return lambda code, **others: rerank.watched("watched", [code], **(limits | others))
 
 
 def test_watched_returns_the_lines_after_the_first(watch):
@@ -214,7 +214,7 @@ def test_the_benchmark_runs_whole(tmp_path, monkeypatch, capsys):
     )
     assert cases["aim"]["mAP"] == pytest.approx(expected)
     assert content["versions"]["numpy"] == np.__version__
-    assert content["command"].startswith("python benchmarks/rerank.py --settings regdb")
+    assert content["command"].startswith("python -m benchmarks.speed.rerank --settings regdb")
     shown = capsys.readouterr().out
     assert "40 × 150 × 24, distance" in shown
     assert "AIM (dense)" in shown

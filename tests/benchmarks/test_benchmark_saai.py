@@ -13,10 +13,8 @@ import torch
 from torch.testing import assert_close
 
 import common
-import runs
-import saai
-import saai_table
 import train_saai
+from benchmarks.tables import runs, saai, saai_table
 from vireid.data import generate_synthetic
 from vireid.models import SAAI
 from vireid.nn import H2FT

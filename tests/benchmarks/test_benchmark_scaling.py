@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-import peers
-import scaling
+from benchmarks.speed import peers, scaling
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import cift
-import cift_table
 import common
-import postprocessing as pp
-import runs
+from benchmarks.speed import postprocessing as pp
+from benchmarks.tables import cift, cift_table, runs
 from vireid.data import generate_synthetic
 from vireid.models import CIFT, Baseline
 from vireid.nn import GFT, H2FT

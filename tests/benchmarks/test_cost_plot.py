@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cost_plot import cost_curves
+from benchmarks.speed.cost_plot import cost_curves
 
 pytest.importorskip("matplotlib")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sensitivity_plot import sensitivity_curves
+from benchmarks.tables.sensitivity_plot import sensitivity_curves
 
 pytest.importorskip("matplotlib")
 

@@ -117,10 +117,9 @@ def test_the_help_names_every_option_and_default():
         for name, default in entry.options.items():
             assert "--" + name.replace("_", "-") in text
             assert default is None or f"{method} [{default}]" in text
-    for name in ("evaluate", "rerank", "bench"):
+    for name in ("evaluate", "rerank"):
         assert name in run("--help")[0]
     assert "Examples:" in run("rerank", "--help")[0]
-    assert "Examples:" in run("bench", "rerank", "-h")[0]
     assert run("--version")[0].strip() == vireid.__version__
 
 
@@ -365,44 +364,6 @@ def test_rerank_top_beyond_the_gallery_means_all(file, tmp_path):
             assert (np.sort(found["indices"], axis=1) == np.flatnonzero(load_features(file).modality == 0)).all()
 
 
-# -- vireid bench --------------------------------------------------------------------------------------------------
-
-
-def test_bench_times_what_it_is_asked_for(tmp_path):
-    sizes = ["--queries", 20, "--gallery", 60, "--dim", 8, "--repeats", 1]
-    out, err = run("bench", "rerank", *sizes, "--json", tmp_path / "a.json")
-    assert err == ""
-    saved = json.loads((tmp_path / "a.json").read_text())
-    assert [row["method"] for row in saved["rows"]] == ["bare products", *METHODS]
-    assert (saved["queries"], saved["gallery"], saved["dim"]) == (20, 60, 8)
-    assert saved["versions"]["torch"] == str(torch.__version__)
-    for row in saved["rows"]:
-        assert row["seconds"] > 0
-        assert row["ms_per_query"] == pytest.approx(1000 * row["seconds"] / 20)
-        assert row["times_products"] == pytest.approx(row["seconds"] / saved["rows"][0]["seconds"])
-        assert row["method"] in out
-        assert row["uses"] == (getattr(rerankers, row["method"]).uses if row["method"] in METHODS else "-")
-    assert ("peak MiB" in out) == os.access("/proc/self/clear_refs", os.W_OK)
-    chosen = ["--methods", "gnn, aim", "--threads", torch.get_num_threads()]
-    out, _ = run("bench", "rerank", *sizes, *chosen)
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["bare", "gnn", "aim"]
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's record of the peak")
-def test_bench_sees_the_memory_that_is_taken():
-    from vireid.cli.bench import _measure
-
-    figures = _measure(lambda: torch.ones(50 * 2**18), "cpu", 2, lambda: None)
-    assert 45 * 2**20 < figures["peak_bytes"] < 80 * 2**20
-
-
-def test_bench_without_a_record_of_the_peak_leaves_the_column_out(monkeypatch):
-    monkeypatch.setattr("vireid.cli.bench._reset_peak", lambda _: None)
-    out, _ = run("bench", "rerank", "--queries", 5, "--gallery", 9, "--dim", 4, "--methods", "aim", "--repeats", 1)
-    assert "peak MiB" not in out
-    assert "ms/query" in out
-
-
 # -- Wrong options: exit code 2 ------------------------------------------------------------------------------------
 
 SYSU, REGDB = ["--protocol", "sysu-mm01"], ["--protocol", "regdb"]
@@ -464,12 +425,6 @@ def test_wrong_options_of_rerank(options, text, file, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_options_of_bench(tmp_path):
-    assert "'magic' is not one of aim, " in run("bench", "rerank", "--methods", "aim,magic", code=2)[1]
-    assert "Invalid value for '--queries'" in run("bench", "rerank", "--queries", 0, code=2)[1]
-    assert "must end in .json" in run("bench", "rerank", "--json", tmp_path / "a.csv", code=2)[1]
-
-
 def test_the_feature_file_is_not_overwritten(changed):
     path = changed()
     before = path.read_bytes()
@@ -480,8 +435,7 @@ def test_the_feature_file_is_not_overwritten(changed):
 
 def test_a_missing_gpu_is_said(file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for arguments in (["evaluate", file, *REGDB], ["bench", "rerank"]):
-        assert "--device cuda needs a GPU" in run(*arguments, "--device", "cuda", code=2)[1]
+    assert "--device cuda needs a GPU" in run("evaluate", file, *REGDB, "--device", "cuda", code=2)[1]
 
 
 @pytest.mark.gpu
@@ -493,8 +447,6 @@ def test_on_a_gpu(file, tmp_path):
             run("evaluate", file, "--protocol", protocol, *options, "--device", device, "--json", output)
         cpu, gpu = (json.loads((tmp_path / f"{d}.json").read_text())["rows"] for d in ("cpu", "cuda"))
         assert [row["mAP"] for row in gpu] == pytest.approx([row["mAP"] for row in cpu], abs=0.1)
-    sizes = ["--queries", 20, "--gallery", 60, "--dim", 8, "--repeats", 1]
-    assert "peak MiB" in run("bench", "rerank", *sizes, "--device", "cuda")[0]
 
 
 # -- Bad data: exit code 1 and one line ----------------------------------------------------------------------------

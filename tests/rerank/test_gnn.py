@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_k_reciprocal import Sizes
 from torch.testing import assert_close
 
-import postprocessing
+from benchmarks.speed import postprocessing
 from vireid.rerank.gnn import gnn
 
 

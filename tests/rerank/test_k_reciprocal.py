@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import postprocessing
+from benchmarks.speed import postprocessing
 from vireid.neighbors import _exact
 from vireid.neighbors._exact import nearest_first
 from vireid.rerank import _pairs

@@ -5,7 +5,6 @@ from typing import Any
 import click
 
 from vireid import __version__
-from vireid.cli.bench import bench
 from vireid.cli.evaluate import evaluate
 from vireid.cli.rerank import rerank
 
@@ -36,7 +35,6 @@ def _shown(error: Exception) -> click.ClickException:
 _EXAMPLES = """\b
   vireid evaluate features.npz --protocol regdb
   vireid rerank features.npz --method aim --k1 20 --k2 6 --output ranking.npz
-  vireid bench rerank
   vireid COMMAND --help
 """
 
@@ -48,7 +46,7 @@ _EXAMPLES = """\b
 )
 @click.version_option(__version__, message="%(version)s")
 def vireid() -> None:
-    """Visible-infrared person re-identification: evaluate and re-rank features, time the re-rankers.
+    """Visible-infrared person re-identification: evaluate and re-rank features.
 
     Each command reads a feature file, .npz or .safetensors, with the arrays features (N, d), ids, cameras, modality
     (0 visible, 1 infrared) and, if wanted, names and image_numbers. numpy.savez writes one, and so does
@@ -58,4 +56,3 @@ def vireid() -> None:
 
 vireid.add_command(evaluate)
 vireid.add_command(rerank)
-vireid.add_command(bench)

@@ -74,7 +74,7 @@ def topk(
         metric: "cosine" (similarity in [-1, 1], 0 for a zero row), "dot" (inner product) or "euclidean" (the
             distance itself, not its square).
         backend: what makes the products: "torch", or "faiss", whose product of float32 copies is its own. "auto" is
-            "torch", which measured no slower on the whole (``benchmarks/neighbors.py``). The answer is the same.
+            "torch", which measured no slower on the whole (``benchmarks/speed/neighbors.py``). The answer is the same.
         block: queries worked on at once. Default: as many as keep a block of products at 32 MiB.
 
     Returns:

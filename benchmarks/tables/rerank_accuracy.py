@@ -5,11 +5,11 @@ more Baseline model is trained on the first half of the training identities (by 
 The best mean mAP over trials and both directions is taken; then the models that were trained on all training
 identities are evaluated on the test identities, once.
 
-    python benchmarks/rerank_accuracy.py --root RegDB --cache runs/rerank_accuracy
-    python benchmarks/rerank_accuracy.py --root RegDB --cache runs/rerank_accuracy -- --epochs 40
+    python -m benchmarks.tables.rerank_accuracy --root RegDB --cache runs/rerank_accuracy
+    python -m benchmarks.tables.rerank_accuracy --root RegDB --cache runs/rerank_accuracy -- --epochs 40
 
 Options after ``--`` go to every training run (``examples/train_cift.py``). What is in --cache is not computed again:
-models/<row>/<trial>/ (a folder of ``benchmarks/cift.py`` serves as well), validation/ and features/.
+models/<row>/<trial>/ (a folder of ``benchmarks/tables/cift.py`` serves as well), validation/ and features/.
 
 All rows are on Baseline's features but the last two: CIFT trains its transfer along with the features. Time and
 memory are of one call, all queries of trial 1 (visible to infrared) against the gallery, each in a fresh process.
@@ -33,13 +33,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import common
-from cift import Method, grid, plan_runs
-from cift_table import COLUMNS, DIRECTIONS, cell, markdown, parameters_text
-from measure import PeakMemory, can_measure_memory, record, run_self, write_json, write_text
-from runs import Run, Values, load_model, summarize, train_all
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, record, run_self, write_json, write_text
+from benchmarks.tables.cift import Method, grid, plan_runs
+from benchmarks.tables.cift_table import COLUMNS, DIRECTIONS, cell, markdown, parameters_text
+from benchmarks.tables.runs import Run, Values, load_model, summarize, train_all
 from vireid._ops import normalize_rows
 from vireid.models import CIFT
 from vireid.protocols import RegDB
@@ -293,7 +291,9 @@ def main(given: Sequence[str] | None = None) -> None:
         uses = "query" if rerank is None else getattr(rerank.func, "uses")  # noqa: B009  # unknown to mypy
         one = json.dumps({"name": row.name, "model": row.model, "parameters": row.parameters})
         split = list(given).index("--") if "--" in given else len(given)
-        cost = json.loads(run_self(__file__, [*given[:split], "--measure", one, *given[split:]]))
+        cost = json.loads(
+            run_self("benchmarks.tables.rerank_accuracy", [*given[:split], "--measure", one, *given[split:]])
+        )
         parameters = dict(row.parameters)
         if row.name == TRANSFER:
             parameters = {name: own[0].config[name] for name in ("k", "tau_hom", "tau_het")}
@@ -309,7 +309,7 @@ def main(given: Sequence[str] | None = None) -> None:
         )
     content = {
         "benchmark": "accuracy beside speed of the re-rankers",
-        "command": shlex.join(["python", "benchmarks/rerank_accuracy.py", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.tables.rerank_accuracy", *given]),
         "trials": arguments.trials,
         "chosen_on": f"{len(np.unique(validation[0].identities))} training identities a trial, by mean mAP",
         **record(torch.device("cpu")),

@@ -1,7 +1,7 @@
 """Dense, plain forms of the post-processing methods that CIFT is compared with: (query, gallery) -> distance (Nq, Ng).
 
-They are yardsticks for the table of ``benchmarks/cift.py`` and nothing else: whole N × N matrices are kept, which is
-fine for RegDB's 4,120 images. Sparse re-rankers in bounded memory are a later part of the library.
+They are yardsticks for the table of ``benchmarks/tables/cift.py`` and nothing else: whole N × N matrices are kept,
+which is fine for RegDB's 4,120 images. The library's re-rankers are sparse, in bounded memory.
 
 All work on L2-normalised features. "The k nearest" of an image that is in the searched set includes the image itself,
 which always comes first; ties go to the lowest index. Each function says in its attribute ``uses`` what a query's

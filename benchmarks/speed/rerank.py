@@ -5,8 +5,9 @@ of threads for all. AIM is compared with the two bare matrix products q·g and g
 top-k pass over queries and gallery together. Where ours and another form both ran, their values are compared too.
 A case that exceeds --limit or --memory is stopped and recorded so.
 
-    python benchmarks/rerank.py --output rerank.json
-    python benchmarks/rerank.py --settings regdb sysu --threads 1 --limit 60
+    python -m benchmarks.speed.rerank --output rerank.json
+    python -m benchmarks.speed.rerank --settings regdb sysu --threads 1 --limit 60
+    python -m benchmarks.speed.rerank --size 1000 10000 512 --contenders products aim k_reciprocal
 
 ``latency`` among the settings: one query at a time against a fitted gallery of 100,000 × 512.
 """
@@ -33,8 +34,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import peers
-from measure import PeakMemory, can_measure_memory, hardware, record, write_json
+from benchmarks.speed import peers
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, write_json
 from vireid._ops import normalize_rows
 from vireid.metrics import rank_metrics
 from vireid.nn import H2FT
@@ -46,6 +47,7 @@ DENSE_BYTES = 2**30  # a larger distance matrix is not asked for: the nearest TO
 ENOUGH = 120.0  # seconds of all calls after which a contender is not called again
 COMPARED = 64  # queries whose values are compared
 ALL = tuple(name for name in peers.CONTENDERS if name != "search")
+RECORDED = tuple(name for name in ALL if name not in ("sim", "query_expansion"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Setting:
     gallery: int
     dim: int
     noise: float
-    contenders: tuple[str, ...] = ALL
+    contenders: tuple[str, ...] = RECORDED
 
     @property
     def top(self) -> int | None:
@@ -218,12 +220,12 @@ def measure_latency(name: str, device: torch.device) -> None:
 
 
 def watched(
-    script: str, options: Sequence[str], *, threads: int, limit: float, memory: float
+    module: str, options: Sequence[str], *, threads: int, limit: float, memory: float
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Run ``script`` in a fresh process of this interpreter, and stop it when it takes too much.
+    """Run ``module`` in a fresh process of this interpreter, and stop it when it takes too much.
 
     Args:
-        script: prints a line of JSON now and then: first one with "ready", then one for each measurement.
+        module: prints a line of JSON now and then: first one with "ready", then one for each measurement.
         options: of the command line.
         threads: CPU threads of torch and NumPy.
         limit: seconds that any line but the first may be waited for.
@@ -237,7 +239,7 @@ def watched(
     environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
     # its own session, so that stopping it also ends what it may have started
     child = subprocess.Popen(
-        [sys.executable, script, *options], stdout=subprocess.PIPE, env=environment, start_new_session=True
+        [sys.executable, "-m", module, *options], stdout=subprocess.PIPE, env=environment, start_new_session=True
     )
     assert child.stdout is not None
     lines: list[dict[str, Any]] = []
@@ -320,9 +322,16 @@ def kept_distance(path: Path) -> Tensor | None:
         return None if "indices" in arrays else torch.from_numpy(arrays["values"])
 
 
+def setting_of(name: str, arguments: argparse.Namespace) -> Setting:
+    """The setting of that name, or that of --size."""
+    return (
+        Setting(arguments.size[0], arguments.size[1], arguments.size[2], 1.0, ALL) if name == "size" else SETTINGS[name]
+    )
+
+
 def measure_setting(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All contenders of a setting, in turns, each call in its own process."""
-    setting = SETTINGS[name]
+    setting = setting_of(name, arguments)
     data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
     before = mean_ap(1 - normalize_rows(data.query[:COMPARED]) @ normalize_rows(data.gallery).T, setting)
     del data
@@ -338,7 +347,7 @@ def measure_setting(name: str, arguments: argparse.Namespace, folder: Path) -> d
             continue
         options = ["--case", name, case, str(kept[case]), *child_options(arguments)]
         limits = {"threads": arguments.threads, "limit": arguments.limit, "memory": arguments.memory}
-        lines, found["stopped"] = watched(__file__, options, **limits)
+        lines, found["stopped"] = watched("benchmarks.speed.rerank", options, **limits)
         found["runs"] += lines
     for found in cases.values():
         if found["runs"]:
@@ -362,14 +371,15 @@ def measure_latencies(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in tqdm(FITTED, desc="latency", leave=False):
         options = ["--case", "latency", name, "-", *child_options(arguments)]
         limits = {"threads": arguments.threads, "limit": arguments.limit, "memory": arguments.memory}
-        lines, stopped = watched(__file__, options, **limits)
+        lines, stopped = watched("benchmarks.speed.rerank", options, **limits)
         cases[name] = {"stopped": stopped, **(lines[0] if lines else {})}
     return {"gallery": LATENCY.gallery, "dim": LATENCY.dim, "answer": f"nearest {TOP}", "cases": cases}
 
 
 def child_options(arguments: argparse.Namespace) -> list[str]:
     """What a fresh process must know of the command line."""
-    return ["--threads", str(arguments.threads), "--device", arguments.device]
+    size = ["--size", *map(str, arguments.size)] if arguments.size else []
+    return ["--threads", str(arguments.threads), "--device", arguments.device, *size]
 
 
 def show_setting(found: dict[str, Any]) -> str:
@@ -407,6 +417,9 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*SETTINGS, "latency"]
     parser.add_argument("--settings", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--size", nargs=3, type=int, metavar=("QUERIES", "GALLERY", "DIM"), help="in place of the settings; ours too"
+    )
     parser.add_argument("--contenders", nargs="+", choices=ALL, help="only these")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each contender")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender")
@@ -419,6 +432,10 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
     for name in ("repeats", "threads", "limit", "memory"):
         if not getattr(arguments, name) > 0:
             parser.error(f"--{name} must be above 0, got {getattr(arguments, name)}")
+    if arguments.size and min(arguments.size) < 1:
+        parser.error(f"--size must be at least 1, got {arguments.size}")
+    if arguments.size:
+        arguments.settings = ["size"]
     return arguments
 
 
@@ -433,7 +450,7 @@ def main(given: Sequence[str] | None = None) -> None:
         if name == "latency":
             guarded(measure_latency, case, device)
         else:
-            setting = SETTINGS[name]
+            setting = setting_of(name, arguments)
             data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
             guarded(measure_case, case, data, setting.top, device, Path(keep))
         return
@@ -450,7 +467,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if arguments.output:
         content: dict[str, Any] = {
             "benchmark": "re-ranking: time and memory",
-            "command": shlex.join(["python", "benchmarks/rerank.py", *given]),
+            "command": shlex.join(["python", "-m", "benchmarks.speed.rerank", *given]),
             **record(device),
             "seed": SEED,
             "limits": {"seconds": arguments.limit, "GiB": arguments.memory},

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import common
 import trained
 import vireid
-from cift_table import DIRECTIONS, MARGIN_IDENTITIES
-from measure import hardware, write_json, write_text
+from benchmarks.speed.measure import hardware, write_json, write_text
+from benchmarks.tables.cift_table import DIRECTIONS, MARGIN_IDENTITIES
 from vireid._ops import evaluation_mode, normalize_rows
 from vireid.data import generate_synthetic
 from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin
@@ -42,7 +42,7 @@ from vireid.nn import GFT, H2FT
 from vireid.protocols import RegDB
 from vireid.protocols.report import METRICS
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Values = dict[str, dict[str, float]]
 """direction -> metric -> percent, of one trial."""
 
@@ -442,7 +442,7 @@ def write_sweep(arguments: argparse.Namespace, content: dict[str, Any], name: st
     write_json(arguments.output / "results.json", content)
     print(f"wrote {arguments.output / 'results.json'}")
     if arguments.figure:
-        from sensitivity_plot import sensitivity_curves
+        from benchmarks.tables.sensitivity_plot import sensitivity_curves
 
         sensitivity_curves(content["records"], arguments.figure, parameter=name, metrics=metrics)
         print(f"wrote {arguments.figure}")

@@ -88,10 +88,10 @@ class PeakMemory:
             self.bytes = _resident("VmHWM") - self._before
 
 
-def run_self(script: str, options: Sequence[str]) -> str:
-    """Standard output of ``script`` in a fresh process of this interpreter."""
+def run_self(module: str, options: Sequence[str]) -> str:
+    """Standard output of ``module`` in a fresh process of this interpreter."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, script, *options]
+    command = [sys.executable, "-m", module, *options]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
 
 

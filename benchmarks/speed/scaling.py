@@ -4,8 +4,8 @@ A fixed number of queries is ranked against each gallery and the nearest 100 are
 figure is of a fresh process. A contender that exceeds --budget seconds or --memory GiB at some size is stopped,
 recorded so, and not tried at larger ones; nothing is extrapolated.
 
-    python benchmarks/scaling.py --output scaling.json --figure scaling.png
-    python benchmarks/scaling.py --from-json scaling.json --figure scaling.svg
+    python -m benchmarks.speed.scaling --output scaling.json --figure scaling.png
+    python -m benchmarks.speed.scaling --from-json scaling.json --figure scaling.svg
 """
 
 import argparse
@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import peers
-from cost_plot import cost_curves
-from measure import hardware, record, write_json
-from rerank import TOP, clustered_features, guarded, say, timed, warm_up, watched
+from benchmarks.speed import peers
+from benchmarks.speed.cost_plot import cost_curves
+from benchmarks.speed.measure import hardware, record, write_json
+from benchmarks.speed.rerank import TOP, clustered_features, guarded, say, timed, warm_up, watched
 
 SIZES = (1_000, 3_162, 10_000, 31_623, 100_000, 316_228, 1_000_000)
 CONTENDERS = (
@@ -58,7 +58,7 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         for size in tqdm(sorted(arguments.sizes), desc=name, leave=False):
             lines, stopped = watched(
-                __file__,
+                "benchmarks.speed.scaling",
                 ["--case", name, str(size), *child_options(arguments)],
                 threads=arguments.threads,
                 limit=arguments.budget,
@@ -129,7 +129,7 @@ def main(given: Sequence[str] | None = None) -> None:
         print(f"{hardware(device)}, {arguments.threads} thread(s), torch {torch.__version__}")
         content = {
             "benchmark": "re-ranking: cost against the gallery's size",
-            "command": shlex.join(["python", "benchmarks/scaling.py", *given]),
+            "command": shlex.join(["python", "-m", "benchmarks.speed.scaling", *given]),
             **record(device),
             "queries": arguments.queries,
             "dim": arguments.dim,

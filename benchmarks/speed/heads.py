@@ -4,7 +4,7 @@
 The loss and every gradient of ``vireid`` and ``loop`` are checked to agree before anything is timed. Time: the
 contenders take turns in one process. Memory: each in a fresh process of its own.
 
-Run ``python benchmarks/heads.py``; a table goes to the terminal and, with ``--output``, all figures to a JSON file.
+Run ``python -m benchmarks.speed.heads``; a table goes to the terminal and, with ``--output``, all figures to a file.
 """
 
 import argparse
@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import heads_cift
-import heads_saai
-from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from benchmarks.speed import heads_cift, heads_saai
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
 
 SEED = 0
 METHODS = {"cift": heads_cift, "saai": heads_saai}
@@ -101,7 +100,7 @@ def measure_memory(arguments: argparse.Namespace, names: Sequence[str]) -> dict[
     options = ["--method", arguments.method, "--device", arguments.device, "--threads", str(arguments.threads)]
     if arguments.identities is not None:
         options += ["--identities", str(arguments.identities)]
-    return {name: int(run_self(__file__, ["--peak-memory-of", name, *options])) for name in names}
+    return {name: int(run_self("benchmarks.speed.heads", ["--peak-memory-of", name, *options])) for name in names}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

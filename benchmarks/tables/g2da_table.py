@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cift_table import markdown
-from saai_table import HEAD, Row, difference_cells, line, subtract
+from benchmarks.tables.cift_table import markdown
+from benchmarks.tables.saai_table import HEAD, Row, difference_cells, line, subtract
 
 ABLATION = ("baseline", "ot", "cl", "graph", "g2da")
 ALIGNED = {"cri_ot": "cri", "saai_ot": "saai"}

@@ -18,8 +18,8 @@ cost less than the optimum: the marginal error (the larger of the row sums' and 
 the worst of all pairs) stands beside the gap. POT's loop must not cost less than our exact solver by more than 1e-4 of
 the cost in the mean, or nothing is timed.
 
-Run ``python benchmarks/graph_ot.py`` (needs ``pip install POT``); a table goes to the terminal and, with ``--output``,
-all figures to a JSON file. ``--quick`` takes few, small pairs, to see that it runs.
+Run ``python -m benchmarks.speed.graph_ot``; a table goes to the terminal and, with ``--output``, all figures to a file.
+``--quick`` takes few, small pairs, to see that it runs.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import ot
-from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
 from vireid.ot import graph_ot
 
 NODES, DIM, PHI, SEED = 14, 2048, 0.5, 0
@@ -180,7 +180,9 @@ def measure_memory(tasks: list[Task], arguments: argparse.Namespace) -> dict[Tas
         return dict.fromkeys(tasks)
     options = ["--device", arguments.device, "--threads", str(arguments.threads), "--data", arguments.data]
     options += ["--dim", str(arguments.dim)]
-    return {task: int(run_self(__file__, ["--peak-memory-of", str(task), *options])) for task in tasks}
+    return {
+        task: int(run_self("benchmarks.speed.graph_ot", ["--peak-memory-of", str(task), *options])) for task in tasks
+    }
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,7 +22,7 @@ PyPI's torchreid has no source of its Cython part; with the repository's ``rank_
 the modules that evaluate are imported of fastreid, torchreid and open-metric-learning: their packages import much that
 no longer runs on today's Python. The Cython peers use one thread, whatever ``--threads`` says.
 
-Run ``python benchmarks/evaluation.py``; the loops take minutes at the largest size (``--sizes``, ``--peers``).
+Run ``python -m benchmarks.speed.evaluation``; the loops take minutes at the largest size (``--sizes``, ``--peers``).
 """
 
 import argparse
@@ -46,7 +46,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
 from vireid.metrics import rank_metrics
 
 Exclude = Literal["same_camera", "same_id_same_camera"] | None
@@ -326,7 +326,9 @@ def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[
             rows[name] |= {"rank1": answer[0], "mAP": answer[1]}
         if not arguments.no_memory and can_measure_memory(CPU):
             options = ["--threads", str(arguments.threads), "--sizes", size, "--peers", *ready]
-            rows[name]["peak_bytes"] = int(run_self(__file__, [*options, "--peak-memory-of", name]))
+            rows[name]["peak_bytes"] = int(
+                run_self("benchmarks.speed.evaluation", [*options, "--peak-memory-of", name])
+            )
     floor = rows["np.sort of the values"]["median_s"]
     print(f"\n{size}: {p.distance.shape[0]:,} x {p.distance.shape[1]:,}; own rule: {p.exclude}, CMC over {p.cmc_over}")
     print(f"{'':44}{'seconds':>10}{'x sort':>8}{'x ours':>8}{'MiB':>8}{'rank-1':>9}{'mAP':>9}  same as ours")

@@ -11,7 +11,7 @@ Everything is by cosine, on the same random unit rows around random centres, in 
   ``NeighborGraph.extend`` by one image and by a tenth;
 - approximate search: time to build, time of a query, recall of the true 20 neighbours.
 
-Run ``python benchmarks/neighbors.py``; tables go to the terminal and, with ``--output``, all figures to a JSON file.
+Run ``python -m benchmarks.speed.neighbors``; tables go to the terminal and, with ``--output``, all figures to a file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from measure import hardware, record, write_json
+from benchmarks.speed.measure import hardware, record, write_json
 from vireid.neighbors import ApproximateIndex, NeighborGraph, recall, topk
 from vireid.neighbors._exact import prepare, search
 

@@ -4,9 +4,9 @@ For each trial of RegDB (or of a data set in RegDB's layout) and each row, ``exa
 process of its own; what is complete is not run again, and what was interrupted goes on. Then the features of every
 model are ranked without and with AIM.
 
-    python benchmarks/saai.py --root RegDB --output runs/saai_table
-    python benchmarks/saai.py --root RegDB --variant "SAAI, 15 parts=--parts 15" -- --epochs 40
-    python benchmarks/saai.py sweep --parameter parts --values 1 3 5 7 9 15 --root RegDB --figure parts.png
+    python -m benchmarks.tables.saai --root RegDB --output runs/saai_table
+    python -m benchmarks.tables.saai --root RegDB --variant "SAAI, 15 parts=--parts 15" -- --epochs 40
+    python -m benchmarks.tables.saai sweep --parameter parts --values 1 3 5 7 9 15 --root RegDB --figure parts.png
 
 Options after ``--`` go to every training run. Into --output go <row>/<trial>/ of each run, the features, results.json
 and table.md; of ``sweep`` (the paper's Fig. 3 and 4), results.json and the runs that --table does not have already.
@@ -29,13 +29,11 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import train_saai
-from cift_table import DIRECTIONS
-from measure import write_json, write_text
-from rerank_accuracy import METHODS, Features, cached_features, mean_map, write_validation_split
-from runs import (
+from benchmarks.speed.measure import write_json, write_text
+from benchmarks.tables.cift_table import DIRECTIONS
+from benchmarks.tables.rerank_accuracy import METHODS, Features, cached_features, mean_map, write_validation_split
+from benchmarks.tables.runs import (
     Run,
     Values,
     add_options,
@@ -57,7 +55,7 @@ from runs import (
     train_values,
     write_sweep,
 )
-from saai_table import compare, make_table
+from benchmarks.tables.saai_table import compare, make_table
 from vireid.protocols import RegDB
 from vireid.rerank import AIM_SETTINGS
 
@@ -75,7 +73,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 FOLDERS = ("validation", "validation_models", "features")  # of --output, beside the rows'
 SHARE = 0.5  # of the training identities, to train the choosers on
 GRIDS = {method.grid[0]["variant"]: method.grid for method in METHODS if method.name.startswith("AIM")}
-QUOTED = Path(__file__).resolve().parent / "results" / "cift.json"
+QUOTED = Path(__file__).resolve().parents[1] / "results" / "cift.json"
 
 Variant = Literal["paper", "released"]
 Kind = Literal["backbone", "transferred"]
@@ -265,7 +263,7 @@ def sweep(given: Sequence[str]) -> None:
             records.append({**record, **plain[direction], **both})
     content = {
         "benchmark": f"SAAI: sensitivity to {option}",
-        "command": shlex.join(["python", "benchmarks/saai.py", "sweep", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.tables.saai", "sweep", *given]),
         "parameter": arguments.parameter,
         "trials": arguments.trials,
         "settings": swept[0][1].config,  # of the first value and trial
@@ -331,7 +329,7 @@ def main(given: Sequence[str] | None = None) -> None:
     people = len(np.unique(validation[0][1].identities))
     content = {
         "benchmark": "SAAI: SAFL, losses, AIM",
-        "command": shlex.join(["python", "benchmarks/saai.py", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.tables.saai", *given]),
         "labels": labels,
         "trials": arguments.trials,
         "settings": {run.row: run.config for run in reversed(runs)},  # of the first trial

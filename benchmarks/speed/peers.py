@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-import postprocessing as dense
+from benchmarks.speed import postprocessing as dense
 from vireid import rerank as ours
 from vireid._ops import normalize_rows
 from vireid.neighbors import topk
@@ -76,6 +76,18 @@ def gnn(query: Tensor, gallery: Tensor, top: int | None) -> Result:
     return ours.gnn(query, gallery, **GNN_PARAMETERS, top=top)
 
 
+def sim(query: Tensor, gallery: Tensor, top: int | None) -> Result:
+    """Ours."""
+    fitted = ours.SIM().fit(gallery)
+    return fitted.distance(query) if top is None else fitted.topk(query, top)
+
+
+def query_expansion(query: Tensor, gallery: Tensor, top: int | None) -> Result:
+    """Ours."""
+    fitted = ours.QueryExpansion().fit(gallery)
+    return fitted.distance(query) if top is None else fitted.topk(query, top)
+
+
 def dense_aim(query: Tensor, gallery: Tensor, top: int | None) -> Result:
     """As released, with whole matrices."""
     return dense.aim(query, gallery, **AIM_PARAMETERS, variant="released")
@@ -106,6 +118,8 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor, int | None], Result]] = {
         aim_paper,
         k_reciprocal,
         gnn,
+        sim,
+        query_expansion,
         dense_aim,
         dense_gnn,
         torchreid_k_reciprocal,
@@ -120,12 +134,16 @@ LABELS = {
     "aim_paper": "AIM, paper (vireid)",
     "k_reciprocal": "k-reciprocal (vireid)",
     "gnn": "GNN (vireid)",
+    "sim": "SIM (vireid)",
+    "query_expansion": "query expansion (vireid)",
     "dense_aim": "AIM (dense)",
     "dense_gnn": "GNN (dense)",
     "torchreid_k_reciprocal": "k-reciprocal (torchreid)",
     "fastreid_k_reciprocal": "k-reciprocal (fastreid)",
 }
 FLOORS = {
+    "sim": "products",
+    "query_expansion": "products",
     "aim": "products",
     "aim_paper": "products",
     "dense_aim": "products",

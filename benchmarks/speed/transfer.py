@@ -4,7 +4,7 @@
 - ``products``: the floor, the bare products q·g and g·g in blocks, nothing kept. ``GFT.distance`` needs four more q·g.
 - ``dense``: H2FT with the Ng × Ng affinity matrix in memory, as graph code is usually written.
 
-Run ``python benchmarks/transfer.py --gallery 1000 10000 50000``. Each figure is one call in a process of its own.
+Run ``python -m benchmarks.speed.transfer --gallery 1000 10000 50000``. Each figure is one call in a process of its own.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
 from vireid._ops import normalize_rows
 from vireid.nn import GFT, H2FT
 
@@ -111,7 +111,7 @@ def main() -> None:
                 continue
             options = {key: getattr(arguments, key) for key in ("queries", "dim", "repeats", "threads", "device")}
             flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-            answer = run_self(__file__, ["--only", name, "--gallery", str(gallery), *flags]).split()
+            answer = run_self("benchmarks.speed.transfer", ["--only", name, "--gallery", str(gallery), *flags]).split()
             results[name] = {"seconds": float(answer[0]), "peak_bytes": int(answer[1])}
         for name, result in results.items():
             ratio = result["seconds"] / results["products"]["seconds"]

@@ -4,10 +4,10 @@ For each trial of RegDB (or of a data set in RegDB's layout) and each row, a tra
 evaluates in a process of its own; what is complete is not run again, and what was interrupted goes on. Then each run's
 metrics.json is read.
 
-    python benchmarks/g2da.py --root RegDB --output runs/g2da_table
-    python benchmarks/g2da.py --synthetic runs/synthetic --seeds 0 1 2 --reuse runs/cift_table runs/saai_table
-    python benchmarks/g2da.py --root RegDB --variant "GW alone=--phi 0" -- --epochs 40
-    python benchmarks/g2da.py sweep --parameter phi --values 0 0.1 0.5 0.8 1 --root RegDB --figure phi.png
+    python -m benchmarks.tables.g2da --root RegDB --output runs/g2da_table
+    python -m benchmarks.tables.g2da --synthetic runs/synthetic --seeds 0 1 2 --reuse runs/cift_table runs/saai_table
+    python -m benchmarks.tables.g2da --root RegDB --variant "GW alone=--phi 0" -- --epochs 40
+    python -m benchmarks.tables.g2da sweep --parameter phi --values 0 0.1 0.5 0.8 1 --root RegDB --figure phi.png
 
 With --root the nodes of the graph are the parts of a 4 x 3 grid, in place of key points. With --synthetic they are the
 key points of the synthetic pedestrians, which are drawn into that folder first, and the runs of a row differ by the
@@ -28,15 +28,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import train_cift
 import train_g2da
 import train_saai
-from cift_table import DIRECTIONS
-from g2da_table import compare, make_table
-from measure import write_json, write_text
-from runs import (
+from benchmarks.speed.measure import write_json, write_text
+from benchmarks.tables.cift_table import DIRECTIONS
+from benchmarks.tables.g2da_table import compare, make_table
+from benchmarks.tables.runs import (
     Run,
     add_row_options,
     add_run_options,
@@ -181,7 +179,7 @@ def sweep(given: Sequence[str]) -> None:
     option = f"--{arguments.parameter}"
     content = {
         "benchmark": f"G2DA: sensitivity to {option}",
-        "command": shlex.join(["python", "benchmarks/g2da.py", "sweep", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.tables.g2da", "sweep", *given]),
         "parameter": arguments.parameter,
         "settings": swept[0][1].config,  # of the first value and trial
         **setting_of(data, [run for _, run in swept]),
@@ -261,7 +259,7 @@ def main(given: Sequence[str] | None = None) -> None:
     train_all(runs, arguments.jobs)
     content = {
         "benchmark": "G2DA: ablation, and its alignment added to CIFT and SAAI",
-        "command": shlex.join(["python", "benchmarks/g2da.py", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.tables.g2da", *given]),
         "labels": labels,
         "settings": {run.row: run.config for run in reversed(runs)},  # of the first trial
         **setting_of(data, runs),

@@ -4,8 +4,8 @@ For each trial of RegDB (or of a data set in RegDB's layout) and each row, ``exa
 evaluates in a process of its own; what is complete is not run again, and what was interrupted goes on. Then the
 features of Baseline and of CIFT† are post-processed (``postprocessing.py``) and the graphs are looked at.
 
-    python benchmarks/cift.py --root RegDB --output runs/cift_table
-    python benchmarks/cift.py --root RegDB --variant "CIFT, other τ=--tau-hom 0.2 --tau-het 0.4" -- --epochs 40
+    python -m benchmarks.tables.cift --root RegDB --output runs/cift_table
+    python -m benchmarks.tables.cift --root RegDB --variant "CIFT, other τ=--tau-hom 0.2 --tau-het 0.4" -- --epochs 40
 
 Options after ``--`` go to every run. Into --output go <row>/<trial>/ of each run, results.json and table.md.
 
@@ -20,20 +20,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import common
 import train_cift
-from cift_table import COLUMNS, DIRECTIONS, make_table
-from measure import write_json, write_text
-from postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion
-from runs import (
+from benchmarks.speed.measure import write_json, write_text
+from benchmarks.speed.postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion
+from benchmarks.tables.cift_table import COLUMNS, DIRECTIONS, make_table
+from benchmarks.tables.runs import (
     Run,
     Values,
     add_options,
@@ -235,7 +232,7 @@ def main(given: Sequence[str] | None = None) -> None:
     found = evaluate_all(labels, runs, arguments.device)
     content = {
         "benchmark": "CIFT: ablation and post-processing",
-        "command": shlex.join(["python", "benchmarks/cift.py", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.tables.cift", *given]),
         "labels": labels,
         "trials": arguments.trials,
         "settings": {run.row: run.config for run in reversed(runs)},  # of the first trial
