@@ -21,7 +21,7 @@ from vireid.data.features import save_features
 from vireid.neighbors import topk
 from vireid.nn import PERSON_13, SmallBackbone, gaussian_heatmaps, resnet50
 from vireid.plots import cmc_curves, ranked_lists
-from vireid.protocols import SYSUMM01, RegDB, Report
+from vireid.protocols import DIRECTIONS, SYSUMM01, RegDB, Report
 
 Dataset = SYSUMM01Dataset | RegDBDataset
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -145,7 +145,8 @@ def evaluate(
             reports.append(
                 sysu.evaluate(
                     features,
-                    dataset.identities,
+                    dataset.ids,
+                    dataset.modality,
                     dataset.cameras,
                     dataset.image_numbers,
                     rerank=distance,
@@ -154,11 +155,11 @@ def evaluate(
                 )
             )
             continue
-        for direction in ("visible_to_infrared", "infrared_to_visible"):
+        for direction in DIRECTIONS:
             reports.append(
                 RegDB(direction).evaluate(
                     features,
-                    dataset.identities,
+                    dataset.ids,
                     dataset.modality,
                     rerank=distance,
                     features_name=kind,
@@ -199,9 +200,9 @@ def write_features(path: Path, dataset: Dataset, features: Tensor, trained_on: s
     save_features(
         path,
         features,
-        dataset.identities,
-        dataset.cameras,
+        dataset.ids,
         dataset.modality,
+        dataset.cameras,
         names=["/".join(image.parts[-3:]) for image in dataset.paths],  # as in cam1/0005/0001.jpg
         image_numbers=dataset.image_numbers,
         metadata={"trained_on": trained_on},
@@ -226,7 +227,7 @@ def draw_ranked(dataset: Dataset, features: Tensor, distance: Distance | None, p
     ranked_lists(
         torch.stack([dataset[int(i)].image for i in query_rows]),
         torch.stack([torch.stack([dataset[int(i)].image for i in row]) for row in hits]),
-        dataset.identities[hits] == dataset.identities[query_rows][:, None],
+        dataset.ids[hits] == dataset.ids[query_rows][:, None],
         path,
         distance=values.cpu(),
         modality=dataset.modality[query_rows],

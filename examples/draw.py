@@ -87,13 +87,13 @@ def evenly(values: np.ndarray, count: int) -> np.ndarray:
 
 def both_kinds(dataset: common.Dataset) -> np.ndarray:
     """People of whom there is a visible and an infrared image."""
-    kinds = [dataset.identities[dataset.modality == kind] for kind in (VISIBLE, INFRARED)]
+    kinds = [dataset.ids[dataset.modality == kind] for kind in (VISIBLE, INFRARED)]
     return np.intersect1d(*kinds)
 
 
 def choose_pairs(dataset: common.Dataset, people: Iterable[int]) -> list[int]:
     """Rows of the first visible and the first infrared image of each of these people."""
-    of = [(dataset.identities == i) & (dataset.modality == kind) for i in people for kind in (VISIBLE, INFRARED)]
+    of = [(dataset.ids == i) & (dataset.modality == kind) for i in people for kind in (VISIBLE, INFRARED)]
     return [int(np.flatnonzero(rows)[0]) for rows in of]
 
 
@@ -138,12 +138,12 @@ def draw_tsne(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         if arguments.split == "test" and (config["dataset"], config["trial"]) != (first["dataset"], first["trial"]):
             print(f"{path} was trained on {common.trained_on(config)}: it may have seen the people that are shown")
         dataset = trained.open_images(arguments, first, config["size"])
-        rows = np.flatnonzero(np.isin(dataset.identities, evenly(np.unique(dataset.identities), arguments.identities)))
+        rows = np.flatnonzero(np.isin(dataset.ids, evenly(np.unique(dataset.ids), arguments.identities)))
         shown = cast(common.Dataset, Subset(dataset, rows.tolist()))
         features[name] = common.extract_features(model, shown, workers=arguments.workers)
     tsne(
         features,
-        dataset.identities[rows],
+        dataset.ids[rows],
         dataset.modality[rows],
         arguments.output,
         identities=arguments.identities,

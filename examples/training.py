@@ -234,7 +234,7 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
     state = common.resumable(checkpoint, config, resume=arguments.resume)
 
     fabric.seed_everything(arguments.seed, verbose=False)
-    model, criterion = method.build_model(config, dataset.num_identities)
+    model, criterion = method.build_model(config, dataset.num_classes)
     step = Step(model, criterion)
     optimizer = build_optimizer(step, arguments)
     start = 0
@@ -257,7 +257,7 @@ def train(arguments: argparse.Namespace, fabric: Fabric, method: Method) -> nn.M
             common.save_checkpoint(
                 checkpoint,
                 {name: part.state_dict() for name, part in state.items()}
-                | {"config": config, "identities": dataset.num_identities, "epoch": epoch},
+                | {"config": config, "identities": dataset.num_classes, "epoch": epoch},
             )
         fabric.barrier()
 

@@ -31,10 +31,16 @@ def check_file(path: Path, expected: str) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, which takes the name of ``path`` when the block ends well, else vanishes."""
+    """Give a temporary path in the same folder; the file written there replaces ``path`` when the block ends well.
+
+    The bytes are on the disk before the file takes its name, so that not even a crash leaves half a file. If the block
+    raises, the temporary file vanishes and ``path`` stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:  # of a full disk, say, which names no file, or the temporary one
         if error.errno is None:

@@ -29,7 +29,7 @@ import common
 import train_cift
 from benchmarks.speed.measure import write_json, write_text
 from benchmarks.speed.postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion
-from benchmarks.tables.cift_table import COLUMNS, DIRECTIONS, make_table
+from benchmarks.tables.cift_table import COLUMNS, make_table
 from benchmarks.tables.runs import (
     Run,
     Values,
@@ -48,7 +48,7 @@ from benchmarks.tables.runs import (
     summary,
     train_all,
 )
-from vireid.protocols import RegDB
+from vireid.protocols import DIRECTIONS, RegDB
 
 ROWS = {"baseline": "Baseline", "gft": "+ GFT", "ubs": "+ UBS", "h2g": "+ H2G", "cri": "CIFT"}
 
@@ -130,7 +130,7 @@ def post_process(
             function = SharedJaccard() if method.function is k_reciprocal else method.function
             for number, parameters in enumerate(method.grid):
                 report = RegDB(direction).evaluate(
-                    features, dataset.identities, dataset.modality, rerank=partial(function, **parameters)
+                    features, dataset.ids, dataset.modality, rerank=partial(function, **parameters)
                 )
                 found[method.name][number][direction] = report.rows[0].mean
                 progress.update()
@@ -167,9 +167,9 @@ def evaluate_all(labels: Mapping[str, str], runs: Sequence[Run], device: str) ->
         model = load_model(run, device)
         features = common.extract_features(model, dataset, workers=run.arguments.workers)
         kinds = read_metrics(run.folder / "metrics.json")
-        difference = max(difference, check_features(run, kinds, features, dataset.identities, dataset.modality))
+        difference = max(difference, check_features(run, kinds, features, dataset.ids, dataset.modality))
         metrics[run.row].append(kinds)
-        diagnostics[run.row].append(diagnose(model, features, dataset.identities, dataset.modality))
+        diagnostics[run.row].append(diagnose(model, features, dataset.ids, dataset.modality))
         if run.row in processed:
             description = f"post-processing, {run.row}, trial {run.trial}"
             processed[run.row].append(post_process(features, dataset, methods[run.row], description))

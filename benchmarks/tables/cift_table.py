@@ -2,12 +2,10 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-DIRECTIONS: tuple[Literal["visible_to_infrared", "infrared_to_visible"], ...] = (
-    "visible_to_infrared",
-    "infrared_to_visible",
-)
+from vireid.protocols import DIRECTIONS
+
 COLUMNS = tuple(itertools.product(DIRECTIONS, ("rank1", "mAP")))
 MARGIN_IDENTITIES = 64  # Q_X and Q_Y look at all images of so many identities: they compare every pair exactly
 

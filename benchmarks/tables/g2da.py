@@ -32,7 +32,6 @@ import train_cift
 import train_g2da
 import train_saai
 from benchmarks.speed.measure import write_json, write_text
-from benchmarks.tables.cift_table import DIRECTIONS
 from benchmarks.tables.g2da_table import compare, make_table
 from benchmarks.tables.runs import (
     Run,
@@ -53,6 +52,7 @@ from benchmarks.tables.runs import (
     train_values,
     write_sweep,
 )
+from vireid.protocols import DIRECTIONS
 
 
 class Row(NamedTuple):

@@ -36,11 +36,11 @@ from tqdm import tqdm
 import common
 from benchmarks.speed.measure import PeakMemory, can_measure_memory, record, run_self, write_json, write_text
 from benchmarks.tables.cift import Method, grid, plan_runs
-from benchmarks.tables.cift_table import COLUMNS, DIRECTIONS, cell, markdown, parameters_text
+from benchmarks.tables.cift_table import COLUMNS, cell, markdown, parameters_text
 from benchmarks.tables.runs import Run, Values, load_model, summarize, train_all
 from vireid._ops import normalize_rows
 from vireid.models import CIFT
-from vireid.protocols import RegDB
+from vireid.protocols import DIRECTIONS, RegDB
 from vireid.rerank import aim, gnn, graph_transfer, k_reciprocal, query_expansion, sim
 
 Rerank = partial[Any]
@@ -120,7 +120,7 @@ def cached_features(run: Run, path: Path, device: str) -> Features:
     size = (run.config["size"][0], run.config["size"][1])
     dataset = common.open_dataset(run.arguments, "test", size)
     features = common.extract_features(load_model(run, device), dataset, workers=run.arguments.workers).cpu()
-    found = Features(features, dataset.identities, dataset.modality)
+    found = Features(features, dataset.ids, dataset.modality)
     path.parent.mkdir(parents=True, exist_ok=True)
     common.write_whole(
         path,

@@ -34,12 +34,12 @@ import common
 import trained
 import vireid
 from benchmarks.speed.measure import hardware, write_json, write_text
-from benchmarks.tables.cift_table import DIRECTIONS, MARGIN_IDENTITIES
+from benchmarks.tables.cift_table import MARGIN_IDENTITIES
 from vireid._ops import evaluation_mode, normalize_rows
 from vireid.data import generate_synthetic
 from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin
 from vireid.nn import GFT, H2FT
-from vireid.protocols import RegDB
+from vireid.protocols import DIRECTIONS, RegDB
 from vireid.protocols.report import METRICS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 import train_saai
 from benchmarks.speed.measure import write_json, write_text
-from benchmarks.tables.cift_table import DIRECTIONS
 from benchmarks.tables.rerank_accuracy import METHODS, Features, cached_features, mean_map, write_validation_split
 from benchmarks.tables.runs import (
     Run,
@@ -56,7 +55,7 @@ from benchmarks.tables.runs import (
     write_sweep,
 )
 from benchmarks.tables.saai_table import compare, make_table
-from vireid.protocols import RegDB
+from vireid.protocols import DIRECTIONS, RegDB
 from vireid.rerank import AIM_SETTINGS
 
 AFFINITY = ("--affinity-loss", "0.2")

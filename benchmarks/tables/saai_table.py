@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.tables.cift_table import COLUMNS, DIRECTIONS, MARGIN_IDENTITIES, cell, markdown, parameters_text
+from benchmarks.tables.cift_table import COLUMNS, MARGIN_IDENTITIES, cell, markdown, parameters_text
 from benchmarks.tables.runs import summary
+from vireid.protocols import DIRECTIONS
 
 HEAD = ("V→I rank-1", "V→I mAP", "I→V rank-1", "I→V mAP")
 LOSSES = ("saai_id", "saai_id_pd", "saai_id_cs", "saai")

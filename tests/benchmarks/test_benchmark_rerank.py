@@ -272,14 +272,14 @@ def test_the_validation_split_is_made_of_training_identities_alone(layout, tmp_p
     folder = tmp_path / "validation"
     accuracy.write_validation_split(layout, folder, [1, 2], 0.5)
     train, test = (RegDBDataset(folder, split, trial=1) for split in ("train", "test"))
-    assert sorted(set(train.identities.tolist())) == [2, 4, 6]
-    assert sorted(set(test.identities.tolist())) == [9, 11, 30]
+    assert sorted(set(train.ids.tolist())) == [2, 4, 6]
+    assert sorted(set(test.ids.tolist())) == [9, 11, 30]
     assert len(train) == len(test) == 12
-    assert sorted(set(RegDBDataset(folder, "test", trial=2).identities.tolist())) == [7, 8, 10]
+    assert sorted(set(RegDBDataset(folder, "test", trial=2).ids.tolist())) == [7, 8, 10]
     accuracy.write_validation_split(layout, folder, [1, 2], 0.5)  # once more is no change
     with pytest.raises(ValueError, match="another --root or --share"):
         accuracy.write_validation_split(layout, folder, [1], 0.34)
-    assert sorted(set(RegDBDataset(folder, "test", trial=1).identities.tolist())) == [9, 11, 30]
+    assert sorted(set(RegDBDataset(folder, "test", trial=1).ids.tolist())) == [9, 11, 30]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -332,7 +332,7 @@ def test_measure_counts_every_query_once(features):
 
 def test_cached_features_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     run = SimpleNamespace(folder=tmp_path, config={"size": [8, 4]}, arguments=argparse.Namespace(workers=0))
-    dataset = SimpleNamespace(identities=np.array([3, 5]), modality=np.array([0, 1]))
+    dataset = SimpleNamespace(ids=np.array([3, 5]), modality=np.array([0, 1]))
     extracted = []
 
     def extract(model, given, workers):

@@ -96,7 +96,7 @@ def trained(table):
             model, _ = train_saai.build_model(state["config"], state["identities"])
             model.load_state_dict(state["model"])
             x = common.extract_features(model.eval(), dataset).double()
-            found[row, trial] = model, x, dataset.identities, dataset.modality
+            found[row, trial] = model, x, dataset.ids, dataset.modality
     return found
 
 

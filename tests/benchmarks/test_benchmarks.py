@@ -310,7 +310,7 @@ def test_shared_jaccard_is_k_reciprocal():
 class Images:
     """What `diagnose` reads of a data set: 4 identities, 3 images in each modality."""
 
-    identities = torch.arange(4).repeat_interleave(6).numpy()
+    ids = torch.arange(4).repeat_interleave(6).numpy()
     modality = torch.arange(24).remainder(2).numpy()
 
 
@@ -321,8 +321,8 @@ def test_diagnostics_by_loops(transfer):
     model.eval()
     x = (torch.randn(4, 5).repeat_interleave(6, 0) + 0.7 * torch.randn(24, 5)).double()
     model.double()
-    found = runs.diagnose(model, x, Images.identities, Images.modality)
-    ids, modality = Images.identities, Images.modality
+    found = runs.diagnose(model, x, Images.ids, Images.modality)
+    ids, modality = Images.ids, Images.modality
     v = x if transfer is None else transfer.value(x).detach()
     right, wrong, margins = [], [], []
     for i in range(24):

@@ -62,7 +62,7 @@ def file(tmp_path_factory):
     names = [f"cam{c}/{p:04}/{n:04}.jpg" for p, c, n in zip(ids, cameras, numbers, strict=True)]
     path = tmp_path_factory.mktemp("features") / "strong_features.npz"
     modality = np.isin(cameras, (3, 6)).astype(np.int64)
-    save_features(path, x.astype(np.float32), ids, cameras, modality, names=names)
+    save_features(path, x.astype(np.float32), ids, modality, cameras, names=names)
     return path
 
 
@@ -155,8 +155,8 @@ def test_evaluate_gives_the_figures_of_the_library(method, file, tmp_path):
     places = torch.from_numpy(f.places())
     expected = {
         "regdb": Report.merge([RegDB(way).evaluate(x, ids, modality, **how) for way in DIRECTIONS]),
-        "sysu-mm01": SYSUMM01(sampling="agw").evaluate(x, ids, cameras, torch.from_numpy(f.numbers()), **how),
-        "llcm": LLCM("infrared_to_visible").evaluate(x, ids, cameras, modality, places, **how),
+        "sysu-mm01": SYSUMM01(sampling="agw").evaluate(x, ids, modality, cameras, torch.from_numpy(f.numbers()), **how),
+        "llcm": LLCM("infrared_to_visible").evaluate(x, ids, modality, cameras, places, **how),
     }
     more = {"regdb": [], "sysu-mm01": ["--sampling", "agw"], "llcm": ["--direction", "infrared_to_visible"]}
     for protocol, report in expected.items():
@@ -176,8 +176,8 @@ def test_evaluate_gives_the_figures_of_the_library(method, file, tmp_path):
 @pytest.mark.parametrize("mode", ["all", "indoor"])
 @pytest.mark.parametrize("shots", [1, 10])
 def test_sysu_settings(mode, shots, file, tmp_path):
-    f, x, ids, cameras, _ = tensors(file)
-    report = SYSUMM01(mode, shots, "agw").evaluate(x, ids, cameras, torch.from_numpy(f.numbers()))
+    f, x, ids, cameras, modality = tensors(file)
+    report = SYSUMM01(mode, shots, "agw").evaluate(x, ids, modality, cameras, torch.from_numpy(f.numbers()))
     options = ["--mode", mode, "--shots", shots, "--sampling", "agw", "--json", tmp_path / "a.json"]
     out, _ = run("evaluate", file, "--protocol", "sysu-mm01", *options)
     saved = json.loads((tmp_path / "a.json").read_text())
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(file, tmp_path, monkey
 
 def test_safetensors_give_the_same(file, tmp_path):
     f = load_features(file)
-    save_features(tmp_path / "strong_features.safetensors", f.features, f.ids, f.cameras, f.modality, names=f.names)
+    save_features(tmp_path / "strong_features.safetensors", f.features, f.ids, f.modality, f.cameras, names=f.names)
     base = ["--protocol", "sysu-mm01", "--sampling", "agw"]
     assert run("evaluate", tmp_path / "strong_features.safetensors", *base) == run("evaluate", file, *base)
 
@@ -479,7 +479,7 @@ def test_a_missing_file_is_a_wrong_argument(tmp_path):
             "changed.npz: modality must hold both, got 360 visible (0) and 0 infrared (1)",
         ),
         ({"modality": np.zeros(360, int)}, SYSU, "modality must be 1 (infrared) for SYSU-MM01's cameras 3 and 6"),
-        ({"cameras": np.full(360, 7)}, SYSU, "SYSU-MM01's cameras 3 and 6"),
+        ({"cameras": np.full(360, 7)}, SYSU, "cameras must be the data set's numbers 1 to 6, got 7"),
         (
             {"cameras": np.full(360, 12)},
             ["--protocol", "llcm"],

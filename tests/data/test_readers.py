@@ -82,13 +82,13 @@ def expected_sysu(identities):
 def test_sysu_splits(sysu, split, identities, modality):
     wanted = [row for row in expected_sysu(identities) if modality is None or row[1] == modality]
     data = SYSUMM01Dataset(sysu, split, modality=modality, size=(4, 4))
-    found = zip(data.identities, data.modality, data.cameras, data.image_numbers, strict=True)
+    found = zip(data.ids, data.modality, data.cameras, data.image_numbers, strict=True)
     assert [tuple(map(int, row)) for row in found] == wanted
     assert data.labels.tolist() == [identities.index(row[0]) for row in wanted]
-    assert data.num_identities == len(identities)
+    assert data.num_classes == len(identities)
     assert len(data) == len(wanted)
     assert data.paths == [sysu / f"cam{row[2]}" / f"{row[0]:04d}" / f"{row[3]:04d}.jpg" for row in wanted]
-    for array in (data.labels, data.identities, data.modality, data.cameras, data.image_numbers):
+    for array in (data.labels, data.ids, data.modality, data.cameras, data.image_numbers):
         assert isinstance(array, np.ndarray)
         assert array.dtype == np.int64
         assert array.shape == (len(wanted),)
@@ -96,9 +96,9 @@ def test_sysu_splits(sysu, split, identities, modality):
 
 
 def test_sysu_default_split_is_train_and_all_reads_no_list(sysu):
-    assert SYSUMM01Dataset(sysu).identities.tolist() == SYSUMM01Dataset(str(sysu), "train").identities.tolist()
+    assert SYSUMM01Dataset(sysu).ids.tolist() == SYSUMM01Dataset(str(sysu), "train").ids.tolist()
     shutil.rmtree(sysu / "exp")
-    assert SYSUMM01Dataset(sysu, "all").num_identities == 5
+    assert SYSUMM01Dataset(sysu, "all").num_classes == 5
 
 
 def test_files_of_the_operating_system_are_passed_over(sysu):
@@ -263,20 +263,20 @@ def test_bad_arguments_are_named(sysu, regdb, arguments, error, text):
 
 def test_regdb_by_hand(regdb):
     data = RegDBDataset(regdb, "train", trial=10, size=(4, 4))
-    assert data.identities.tolist() == [30, 30, 4, 4] * 2
+    assert data.ids.tolist() == [30, 30, 4, 4] * 2
     assert data.labels.tolist() == [1, 1, 0, 0] * 2
     assert data.modality.tolist() == [0] * 4 + [1] * 4
     assert data.cameras.tolist() == [1] * 4 + [2] * 4
     assert data.image_numbers.tolist() == [1, 2, 1, 2] * 2
     assert data.paths[0] == regdb / "Visible" / "30" / "male v_00003_30.bmp"
     assert data.paths[7] == regdb / "Thermal" / "4" / "male t_00001_4.bmp"
-    assert data.num_identities == 2
+    assert data.num_classes == 2
     assert data.name == "regdb"
     assert data[2].image[:, 0, 0].tolist() == [4, 3, 0]
     thermal = RegDBDataset(regdb, "all", modality=1)
-    assert thermal.identities.tolist() == [30, 30, 4, 4, 11, 11]
+    assert thermal.ids.tolist() == [30, 30, 4, 4, 11, 11]
     assert thermal.labels.tolist() == [2, 2, 0, 0, 1, 1]
-    assert RegDBDataset(regdb, "test").identities.tolist() == [11] * 4
+    assert RegDBDataset(regdb, "test").ids.tolist() == [11] * 4
 
 
 def rewrite(name, change):
@@ -395,10 +395,10 @@ def test_a_missing_tqdm_is_named(sysu, hidden):
 def test_roadscene(trial):
     parts = {split: RegDBDataset(ROADSCENE, split, trial=trial, size=(128, 64)) for split in ("train", "test", "all")}
     assert [len(parts[s]) for s in parts] == [4120, 4120, 8240]
-    assert [parts[s].num_identities for s in parts] == [206, 206, 412]
+    assert [parts[s].num_classes for s in parts] == [206, 206, 412]
     train, test, both = parts.values()
-    assert not set(train.identities) & set(test.identities)
-    assert both.labels.tolist() == (both.identities - 1).tolist()  # identities are 1 … 412
+    assert not set(train.ids) & set(test.ids)
+    assert both.labels.tolist() == (both.ids - 1).tolist()  # identities are 1 … 412
     assert np.array_equal(np.bincount(train.labels), np.full(206, 20))
     assert set(train.image_numbers) == set(range(1, 11))
     rows = (ROADSCENE / "idx" / f"test_thermal_{trial}.txt").read_text().split()

@@ -105,8 +105,8 @@ def test_attention_is_of_pairs_of_one_person_and_of_the_saved_model(regdb, saved
     assert (named["size"], named["scale"]) == (MAP, "common")
     test = RegDBDataset(regdb, "test", trial=1, size=SIZE)
     rows = [next(i for i in range(len(test)) if torch.equal(test[i].image, image)) for image in images]
-    people = np.unique(test.identities)
-    assert test.identities[rows].tolist() == [people[0], people[0], people[2], people[2], people[4]]
+    people = np.unique(test.ids)
+    assert test.ids[rows].tolist() == [people[0], people[0], people[2], people[2], people[4]]
     assert test.modality[rows].tolist() == [0, 1, 0, 1, 0]
     model = load(saved, "parts3")
     with torch.no_grad():
@@ -126,11 +126,11 @@ def test_tsne_shows_the_same_images_of_each_model(regdb, saved, monkeypatch, cap
     ((given, named),) = run(monkeypatch, "tsne", *pair, *options)
     features, identities, modality, output = given
     test = RegDBDataset(regdb, "test", trial=1, size=SIZE)
-    people = np.unique(test.identities)
-    rows = np.flatnonzero(np.isin(test.identities, people[[0, 2, 4]]))
+    people = np.unique(test.ids)
+    rows = np.flatnonzero(np.isin(test.ids, people[[0, 2, 4]]))
     assert output == tmp_path / "t.png"
     assert (named["perplexity"], named["seed"]) == (4.0, 0)
-    np.testing.assert_array_equal(identities, test.identities[rows])
+    np.testing.assert_array_equal(identities, test.ids[rows])
     np.testing.assert_array_equal(modality, test.modality[rows])
     assert list(features) == ["parts3", "parts0"]
     images = EvalTransform()(torch.stack([test[int(i)].image for i in rows]))
@@ -164,8 +164,8 @@ def test_skeletons_are_of_pairs_of_one_person_and_need_no_checkpoint(regdb, keyp
     assert named["modality"].tolist() == [0, 1, 0]
     assert (named["names"], named["global_node"], named["columns"]) == (False, False, None)
     test = RegDBDataset(regdb, "test", trial=1, size=(40, 24), keypoints=keypoints)
-    rows, people = rows_of(test, images), np.unique(test.identities)
-    assert test.identities[rows].tolist() == [people[0], people[0], people[4]]
+    rows, people = rows_of(test, images), np.unique(test.ids)
+    assert test.ids[rows].tolist() == [people[0], people[0], people[4]]
     torch.testing.assert_close(points, torch.stack([test[i].keypoints for i in rows]), rtol=0, atol=0)
     ((_, named),) = run(monkeypatch, "skeleton", *data, *options, "--names", "--global-node")
     assert (named["names"], named["global_node"], named["columns"]) == (True, True, 2)
@@ -202,7 +202,7 @@ def test_the_plan_is_that_of_the_loss(regdb, keypoints, saved, monkeypatch, tmp_
     assert output == tmp_path / "p.svg"
     test = RegDBDataset(regdb, "test", trial=1, size=SIZE, keypoints=keypoints)
     rows = rows_of(test, images)
-    assert test.identities[rows].tolist() == [test.identities.min()] * 2
+    assert test.ids[rows].tolist() == [test.ids.min()] * 2
     assert test.modality[rows].tolist() == [0, 1]
     assert list(named["names"]) == [*PERSON_13.names, "global"]
     points = torch.stack([test[i].keypoints for i in rows])
@@ -212,7 +212,7 @@ def test_the_plan_is_that_of_the_loss(regdb, keypoints, saved, monkeypatch, tmp_
     with torch.no_grad():
         seen = load(saved, "bones")(EvalTransform()(torch.stack(images)), modality, heatmaps)
     loss = GraphOTLoss(phi=0.3, loss="square")(seen.nodes, torch.zeros(2).long(), modality, mask=seen.mask)
-    assert named["title"] == f"identity {test.identities.min()}: $D_{{ot}}$ = {loss.item():.3f} with φ = 0.3"
+    assert named["title"] == f"identity {test.ids.min()}: $D_{{ot}}$ = {loss.item():.3f} with φ = 0.3"
     present = torch.tensor([i not in (2, 4) for i in range(14)])  # what one of the two lacks, both do
     torch.testing.assert_close(plan.sum(0), present / 12)
     torch.testing.assert_close(plan.sum(1), present / 12)
@@ -225,12 +225,12 @@ def test_the_plan_is_that_of_the_loss(regdb, keypoints, saved, monkeypatch, tmp_
 
 
 def test_parts_of_a_grid_are_at_their_centres(regdb, saved, monkeypatch, tmp_path):
-    identity = int(np.unique(RegDBDataset(regdb, "test", trial=1).identities)[2])
+    identity = int(np.unique(RegDBDataset(regdb, "test", trial=1).ids)[2])
     data = ["--checkpoint", saved["cells"], "--root", regdb, "--identity", identity]
     ((given, named),) = run(monkeypatch, "plan", *data, "--output", tmp_path / "p.png")
     test = RegDBDataset(regdb, "test", trial=1, size=SIZE)
     rows = rows_of(test, given[:2])
-    assert test.identities[rows].tolist() == [identity] * 2
+    assert test.ids[rows].tolist() == [identity] * 2
     assert test.modality[rows].tolist() == [0, 1]
     for side in ("points_visible", "points_infrared"):
         expected = [[x, y] for y in (32 / 6, 16, 160 / 6) for x in (4, 12)]

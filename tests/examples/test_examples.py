@@ -147,7 +147,7 @@ def test_metrics_equal_a_loop_over_the_queries(trained, regdb):
             precision, first = [], []
             for i, row in enumerate(distance.tolist()):
                 order = sorted(range(len(row)), key=row.__getitem__)
-                right = [data.identities[gallery[j]] == data.identities[query[i]] for j in order]
+                right = [data.ids[gallery[j]] == data.ids[query[i]] for j in order]
                 precision.append(np.mean([sum(right[: n + 1]) / (n + 1) for n in range(len(row)) if right[n]]))
                 first.append(right[0])
             assert rows[direction, kind]["mAP"] == pytest.approx(100 * np.mean(precision), abs=1e-3)
@@ -474,7 +474,7 @@ def test_evaluate_on_sysu(mode, sampling, split, trained, sysu, tmp_path):
 
 def test_train_on_sysu_takes_train_and_val_identities(sysu, tmp_path):
     run(train_cift, *tiny(sysu, tmp_path, "--dataset", "sysu", "--epochs", 1, "--ablation", "h2g"))
-    assert load(tmp_path)["identities"] == SYSUMM01Dataset(sysu, "trainval").num_identities == 4
+    assert load(tmp_path)["identities"] == SYSUMM01Dataset(sysu, "trainval").num_classes == 4
     assert [row["direction"] for row in read_metrics(tmp_path)["rows"]] == ["infrared_to_visible"] * 2
 
 

@@ -104,7 +104,7 @@ def test_metrics_equal_a_loop_over_the_queries(trained, regdb):
                 precision, first = [], []
                 for i, row in enumerate(distance.tolist()):
                     order = sorted(range(len(row)), key=row.__getitem__)
-                    right = [data.identities[gallery[j]] == data.identities[query[i]] for j in order]
+                    right = [data.ids[gallery[j]] == data.ids[query[i]] for j in order]
                     precision.append(np.mean([sum(right[: n + 1]) / (n + 1) for n in range(len(row)) if right[n]]))
                     first.append(right[0])
                 row = found[direction, features, rerank]

@@ -52,7 +52,7 @@ def root(tmp_path):
 
 def rows(data):
     frames = [int(re.search(r"_f(\d+)_", path.name)[1]) for path in data.paths]
-    columns = (data.identities, data.modality, data.cameras, data.image_numbers, frames)
+    columns = (data.ids, data.modality, data.cameras, data.image_numbers, frames)
     return [tuple(map(int, row)) for row in zip(*columns, strict=True)]
 
 
@@ -68,7 +68,7 @@ def test_training_images_are_those_of_the_lists(root):
         (7, 1, 3, 1, 1),
     ]
     assert data.labels.tolist() == [1, 1, 0, 0, 1, 1]
-    assert (data.num_identities, data.name, len(data)) == (2, "llcm", 6)
+    assert (data.num_classes, data.name, len(data)) == (2, "llcm", 6)
     sample = data[0]
     assert sample.image.shape == (3, 4, 4)
     assert sample[1:] == (1, 0, 1, 0)
@@ -101,7 +101,7 @@ def test_test_images_are_those_of_the_cameras_folders(root):
 def test_all_is_both(root):
     both, train, test = (LLCMDataset(root, split) for split in ("all", "train", "test"))
     assert sorted(both.paths) == sorted(train.paths + test.paths)
-    assert both.num_identities == 5
+    assert both.num_classes == 5
     assert both.modality.tolist() == sorted(both.modality.tolist())
     assert np.unique(both.labels).tolist() == [0, 1, 2, 3, 4]
 
@@ -258,7 +258,7 @@ def test_draw_and_metrics_equal_plain_loops(images, direction, device):
     r = np.random.default_rng(1)
     features = r.normal(size=(len(ids), 6)) + r.normal(size=(30, 6))[ids]
     protocol = LLCM(direction, trials=3)
-    report = protocol.evaluate(features, ids, cameras, modality, numbers)
+    report = protocol.evaluate(features, ids, modality, cameras, numbers)
     asks = 1 if direction == "infrared_to_visible" else 0
     query = np.flatnonzero(modality == asks)
     assert protocol.query(modality).tolist() == query.tolist()
@@ -267,14 +267,14 @@ def test_draw_and_metrics_equal_plain_loops(images, direction, device):
     for trial in range(3):
         gallery = published_draw(trial, ids, cameras, numbers, modality != asks)
         state = random.getstate()
-        assert protocol.gallery(trial, ids, cameras, modality, numbers).tolist() == gallery
+        assert protocol.gallery(trial, ids, modality, cameras, numbers).tolist() == gallery
         assert random.getstate() == state
         wanted, left_out = loop(features, ids, cameras, query, gallery)
         assert row.trials[trial] == pytest.approx(wanted, abs=1e-9)
         assert left_out >= (2 if asks else 1)
         assert (row.queries[0].first_match[trial] == 0).sum() == left_out
     assert row.trials[0] != row.trials[1]
-    tensors = [torch.tensor(x, device=device) for x in (features, ids, cameras, modality, numbers)]
+    tensors = [torch.tensor(x, device=device) for x in (features, ids, modality, cameras, numbers)]
     assert protocol.evaluate(*tensors).to_dict() == report.to_dict()
 
 
@@ -282,11 +282,11 @@ def test_ten_trials_by_default_and_more_on_demand(images):
     ids, cameras, modality, numbers = images
     ten, more = LLCM(), LLCM(trials=12)
     assert (ten.direction, ten.trials) == ("infrared_to_visible", 10)
-    drawn = {tuple(more.gallery(t, ids, cameras, modality, numbers).tolist()) for t in range(12)}
+    drawn = {tuple(more.gallery(t, ids, modality, cameras, numbers).tolist()) for t in range(12)}
     assert len(drawn) == 12
-    assert tuple(ten.gallery(9, ids, cameras, modality, numbers).tolist()) in drawn
+    assert tuple(ten.gallery(9, ids, modality, cameras, numbers).tolist()) in drawn
     with pytest.raises(ValueError, match="trial must be below trials=10, got 10"):
-        ten.gallery(10, ids, cameras, modality, numbers)
+        ten.gallery(10, ids, modality, cameras, numbers)
 
 
 def test_same_identity_and_camera_alone_is_skipped():
@@ -294,7 +294,7 @@ def test_same_identity_and_camera_alone_is_skipped():
     ids, cameras = torch.tensor([1, 1, 1, 2]), torch.tensor([4, 4, 5, 4])
     modality, numbers = torch.tensor([1, 0, 0, 0]), torch.ones(4).long()
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
-    row = LLCM(trials=1).evaluate(features, ids, cameras, modality, numbers).rows[0]
+    row = LLCM(trials=1).evaluate(features, ids, modality, cameras, numbers).rows[0]
     assert row.mean["rank1"] == 0  # identity 2 in camera 4 comes first, the twin in camera 4 does not count
     assert row.mean["mAP"] == pytest.approx(50)
 
@@ -303,9 +303,7 @@ def test_the_reader_s_arrays_are_what_the_protocol_takes(root):
     data = LLCMDataset(root, "test")
     features = np.random.default_rng(0).normal(size=(len(data), 4)).astype(np.float32)
     for direction, valid in (("infrared_to_visible", 5), ("visible_to_infrared", 4)):
-        row = (
-            LLCM(direction).evaluate(features, data.identities, data.cameras, data.modality, data.image_numbers).rows[0]
-        )
+        row = LLCM(direction).evaluate(features, data.ids, data.modality, data.cameras, data.image_numbers).rows[0]
         # identity 12 has no visible image; 5 has infrared ones in camera 2 alone, where three of its visible ones are
         assert (row.queries[0].first_match > 0).sum(1).tolist() == [valid] * 10
 

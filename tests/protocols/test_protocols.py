@@ -46,12 +46,12 @@ def small(people=5, images=3, seed=0):
 def test_published_counts(table, sampling, mode, shots, count):
     ids, cameras, numbers, _ = table
     protocol = SYSUMM01(mode, shots, sampling, permutations=PERMUTATIONS)
-    query = protocol.query(cameras).numpy()
+    query = protocol.query(cameras=cameras).numpy()
     assert len(query) == 3803
     assert set(cameras[query]) == {3, 6}
     drawn = set()
     for trial in range(10):
-        gallery = protocol.gallery(trial, ids, cameras, numbers).numpy()
+        gallery = protocol.gallery(trial, ids, None, cameras, numbers).numpy()
         assert len(gallery) == len(set(gallery)) == count
         assert set(cameras[gallery]) == ({1, 2, 4, 5} if mode == "all" else {1, 2})
         pairs, each = np.unique(np.stack([ids[gallery], cameras[gallery]]), axis=1, return_counts=True)
@@ -73,7 +73,7 @@ def test_official_gallery_is_the_permutations_row(table):
             for c in ((1, 2, 4, 5) if mode == "all" else (1, 2))
             for n in (cells[c - 1][i - 1][trial, :shots] if cells[c - 1][i - 1].size else [])
         ]
-        at = SYSUMM01(mode, shots, permutations=PERMUTATIONS).gallery(trial, ids, cameras, numbers).numpy()
+        at = SYSUMM01(mode, shots, permutations=PERMUTATIONS).gallery(trial, ids, None, cameras, numbers).numpy()
         assert list(zip(ids[at], cameras[at], numbers[at], strict=True)) == wanted
 
 
@@ -83,7 +83,7 @@ def test_agw_single_shot_is_the_seeded_choice_over_sorted_names(table):
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002, the caller's state that must stay
     mine, state = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    drawn = {s: SYSUMM01("all", s, "agw").gallery(3, ids, cameras, numbers).numpy() for s in (1, 10)}
+    drawn = {s: SYSUMM01("all", s, "agw").gallery(3, ids, None, cameras, numbers).numpy() for s in (1, 10)}
     assert random.getstate() == mine
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
     random.seed(3)
@@ -109,7 +109,7 @@ def test_agw_single_shot_is_the_seeded_choice_over_sorted_names(table):
 def test_official_evaluation_of_features_that_know_the_identity(table):
     ids, cameras, numbers, _ = table
     features = np.eye(334, dtype=np.float32)[ids]
-    report = SYSUMM01(permutations=PERMUTATIONS, trials=2).evaluate(features, ids, cameras, numbers)
+    report = SYSUMM01(permutations=PERMUTATIONS, trials=2).evaluate(features, ids, None, cameras, numbers)
     assert report.rows[0].mean == dict.fromkeys(METRICS, 100.0)
 
 
@@ -167,7 +167,7 @@ def test_each_of_the_eight_settings_equals_plain_loops(table, mode, shots, sampl
     r = np.random.default_rng(2)
     features = r.normal(size=(len(ids), 5)) + 0.7 * r.normal(size=(334, 5))[ids]
     protocol = SYSUMM01(mode, shots, sampling, permutations=PERMUTATIONS, trials=2)
-    row = protocol.evaluate(features, ids, cameras, numbers).rows[0]
+    row = protocol.evaluate(features, ids, None, cameras, numbers).rows[0]
     at = {image: k for k, image in enumerate(zip(ids.tolist(), cameras.tolist(), numbers.tolist(), strict=True))}
     query = [k for k in range(len(ids)) if cameras[k] in (3, 6)]
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -178,7 +178,7 @@ def test_each_of_the_eight_settings_equals_plain_loops(table, mode, shots, sampl
         np.random.set_state(states[1])  # noqa: NPY002
     for trial, gallery in enumerate(galleries):
         places = [at[image] for image in gallery]
-        assert protocol.gallery(trial, ids, cameras, numbers).tolist() == places
+        assert protocol.gallery(trial, ids, None, cameras, numbers).tolist() == places
         wanted = loop(features, ids, cameras, query, places)
         assert row.trials[trial] == pytest.approx(wanted, abs=1e-9)
         assert wanted["mAP"] < 99
@@ -191,13 +191,16 @@ def test_evaluation_equals_a_loop(mode, shots):
     _, ids, cameras, numbers = small(images=2 if shots == 1 else 11)
     features = np.random.default_rng(4).normal(size=(len(ids), 6))
     protocol = SYSUMM01(mode, shots, "agw", trials=3)
-    query = protocol.query(cameras).tolist()
-    report = protocol.evaluate(features, ids, cameras, numbers)
+    query = protocol.query(cameras=cameras).tolist()
+    report = protocol.evaluate(features, ids, None, cameras, numbers)
     for trial, got in enumerate(report.rows[0].trials):
-        gallery = protocol.gallery(trial, ids, cameras, numbers).tolist()
+        gallery = protocol.gallery(trial, ids, None, cameras, numbers).tolist()
         assert got == pytest.approx(loop(features, ids, cameras, query, gallery), abs=1e-9)
-    tensors = [torch.tensor(x) for x in (features, ids, cameras, numbers)]
-    assert protocol.evaluate(*tensors).to_dict() == report.to_dict()
+    x, *tensors = (torch.tensor(x) for x in (features, ids, cameras, numbers))
+    assert (
+        protocol.evaluate(x, **dict(zip(("ids", "cameras", "image_numbers"), tensors, strict=True))).to_dict()
+        == report.to_dict()
+    )
 
 
 def test_camera_3_skips_camera_2_and_camera_6_does_not():
@@ -205,7 +208,7 @@ def test_camera_3_skips_camera_2_and_camera_6_does_not():
     cameras = torch.arange(1, 7).repeat(2)
     features = torch.eye(2)[ids - 1]
     features[1] = torch.tensor([-1.0, 0.0])  # identity 1 in camera 2 is the farthest of all
-    rows = SYSUMM01(sampling="agw", trials=1).evaluate(features, ids, cameras, torch.ones(12).long()).rows
+    rows = SYSUMM01(sampling="agw", trials=1).evaluate(features, ids, None, cameras, torch.ones(12).long()).rows
     # 3 of 4 queries are perfect; identity 1's camera-6 query finds three matches first and the last at rank 8
     assert rows[0].mean["mAP"] == pytest.approx(100 * (3 + (3 + 4 / 8) / 4) / 4)
     assert rows[0].mean["mINP"] == pytest.approx(100 * (3 + 4 / 8) / 4)
@@ -245,17 +248,17 @@ def test_rerank_replaces_the_distance_and_is_named():
         return np.asarray(negative_dot(query, gallery))
 
     rerank.uses = "gallery"
-    row = protocol.evaluate(features, ids, cameras, numbers, rerank=rerank, features_name="transferred").rows[0]
+    row = protocol.evaluate(features, ids, None, cameras, numbers, rerank=rerank, features_name="transferred").rows[0]
     assert seen == [((30, 4), (10, 4))] * 2
     assert (row.features, row.rerank, row.uses) == ("transferred", "rerank", "gallery")
     partial = functools.partial(negative_dot)
-    other = protocol.evaluate(features, ids, cameras, numbers, rerank=partial).rows[0]
+    other = protocol.evaluate(features, ids, None, cameras, numbers, rerank=partial).rows[0]
     assert (other.rerank, other.uses) == ("negative_dot", "unknown")
     assert other.trials == row.trials
-    named = protocol.evaluate(features, ids, cameras, numbers, rerank=rerank, rerank_name="AIM").rows[0]
+    named = protocol.evaluate(features, ids, None, cameras, numbers, rerank=rerank, rerank_name="AIM").rows[0]
     assert named.rerank == "AIM"
     with pytest.raises(ValueError, match=r"rerank must return a distance \(30, 10\), got \(10, 30\)"):
-        protocol.evaluate(features, ids, cameras, numbers, rerank=lambda q, g: g @ q.T)
+        protocol.evaluate(features, ids, None, cameras, numbers, rerank=lambda q, g: g @ q.T)
 
 
 class Shifted:
@@ -312,11 +315,11 @@ class Ranker:
 def test_what_a_rerank_says_of_itself_is_reported(rerank, name, uses, parameters, tmp_path):
     features, ids, cameras, numbers = small()
     protocol = SYSUMM01("indoor", 1, "agw", trials=2)
-    report = protocol.evaluate(features, ids, cameras, numbers, rerank=rerank)
+    report = protocol.evaluate(features, ids, None, cameras, numbers, rerank=rerank)
     row = report.rows[0]
     assert (row.rerank, row.uses, row.parameters) == (name, uses, parameters)
     assert all(type(row.parameters[key]) is type(value) for key, value in parameters.items())
-    assert row.trials == protocol.evaluate(features, ids, cameras, numbers, rerank=negative_dot).rows[0].trials
+    assert row.trials == protocol.evaluate(features, ids, None, cameras, numbers, rerank=negative_dot).rows[0].trials
     shown = f"{name} ({', '.join(f'{k}={v}' for k, v in parameters.items())})" if parameters else name
     assert row.method == shown
     assert shown in str(report)
@@ -336,7 +339,7 @@ def test_a_fitted_re_ranker_and_a_partial_of_its_function_agree():
         functools.partial(aim, k1=4, k2=2),
         functools.partial(aim, k1=4, k2=2, use_query_relations=True),
     )
-    rows = [protocol.evaluate(features, ids, cameras, numbers, rerank=form).rows[0] for form in forms]
+    rows = [protocol.evaluate(features, ids, None, cameras, numbers, rerank=form).rows[0] for form in forms]
     assert [(row.rerank, row.uses) for row in rows] == [
         ("AIM", "gallery"),
         ("aim", "gallery"),
@@ -344,7 +347,7 @@ def test_a_fitted_re_ranker_and_a_partial_of_its_function_agree():
     ]
     assert rows[0].parameters == {"k1": 4, "k2": 2, "variant": "paper"}
     assert rows[0].trials == rows[1].trials
-    assert rows[0].trials != protocol.evaluate(features, ids, cameras, numbers).rows[0].trials
+    assert rows[0].trials != protocol.evaluate(features, ids, None, cameras, numbers).rows[0].trials
 
 
 def test_one_trial_s_distances_are_held_at_a_time():
@@ -358,7 +361,7 @@ def test_one_trial_s_distances_are_held_at_a_time():
         alive.add(distance)
         return distance
 
-    SYSUMM01("all", 1, "agw", trials=4).evaluate(torch.tensor(features), ids, cameras, numbers, rerank=rerank)
+    SYSUMM01("all", 1, "agw", trials=4).evaluate(torch.tensor(features), ids, None, cameras, numbers, rerank=rerank)
     assert most == [0, 0, 0, 0]
 
 
@@ -514,7 +517,7 @@ def test_bad_input_is_named(call, error, text):
 def test_too_few_images_for_multi_shot_are_named():
     features, ids, cameras, numbers = small()
     with pytest.raises(ValueError, match="must hold 10 images of identity 1 in camera 1, got 3"):
-        SYSUMM01("all", 10, "agw").evaluate(features, ids, cameras, numbers)
+        SYSUMM01("all", 10, "agw").evaluate(features, ids, None, cameras, numbers)
 
 
 @needs_split
@@ -525,11 +528,11 @@ def test_images_that_the_permutations_do_not_fit_are_named(table):
     drawn = int(cells[0][ids.min() - 1][0, 0])
     left = np.delete(np.arange(len(ids)), first[numbers[first] == drawn])
     with pytest.raises(ValueError, match=f"got no image {drawn} of identity {ids.min()} in camera 1"):
-        protocol.gallery(0, ids[left], cameras[left], numbers[left])
+        protocol.gallery(0, ids[left], None, cameras[left], numbers[left])
     with pytest.raises(ValueError, match="ids must be the data set's own numbers"):
-        protocol.gallery(0, ids + 1000, cameras, numbers)
+        protocol.gallery(0, ids + 1000, None, cameras, numbers)
     with pytest.raises(ValueError, match="trial must be below trials=1, got 1"):
-        protocol.gallery(1, ids, cameras, numbers)
+        protocol.gallery(1, ids, None, cameras, numbers)
     with pytest.raises(ValueError, match=r"a row for each of trials=11, got 10"):
         SYSUMM01(permutations=PERMUTATIONS, trials=11)
     with pytest.raises(ValueError, match=r"cannot read .*test_id\.mat"):

@@ -157,7 +157,7 @@ def sysu(trials=3, **change):
     r = np.random.default_rng(0)
     rows = np.array([(i, c, n) for i in range(1, 7) for c in range(1, 7) for n in (1, 2)])
     features = r.normal(size=(len(rows), 5)) + r.normal(size=(7, 5))[rows[:, 0]]
-    return SYSUMM01("all", 1, "agw", trials=trials).evaluate(features, *rows.T, **change)
+    return SYSUMM01("all", 1, "agw", trials=trials).evaluate(features, rows[:, 0], None, *rows.T[1:], **change)
 
 
 def regdb(seed, **change):

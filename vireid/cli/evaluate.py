@@ -20,6 +20,7 @@ from vireid.cli.options import (
     read_features,
     rerank_options,
 )
+from vireid.protocols.names import DIRECTIONS
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.data.features import Features
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
 
 __all__ = ["evaluate"]
 
-_DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
 _USES = "uses: what a query's ranking looks at beyond itself: query = nothing, gallery = all of the gallery, "
 _USES += "transductive = other queries too, unknown = not stated"
 
@@ -70,7 +70,7 @@ AIM's k1 and k2 in the paper: 4 and 1 for SYSU-MM01 single-shot, 20 and 6 multi-
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="SYSU-MM01: the data set's exp/rand_perm_cam.mat, for --sampling official.",
 )
-@click.option("--direction", type=click.Choice([*_DIRECTIONS, "both"]), help="RegDB, LLCM: query to gallery [both].")
+@click.option("--direction", type=click.Choice([*DIRECTIONS, "both"]), help="RegDB, LLCM: query to gallery [both].")
 @click.option("--rerank", type=click.Choice(["none", *METHODS]), default="none", show_default=True, help=METHODS_HELP)
 @rerank_options
 @click.option("--name", callback=_check_name, help="Name of the features in the report. Default: the (first) file's.")
@@ -140,8 +140,7 @@ def evaluate(
             counts.append(np.bincount(found.modality, minlength=2).tolist())
             for rules in protocols:
                 try:
-                    run = _prepared(rules, found, device)
-                    reports.append(run(rerank=ranked, features_name=name or files[0].stem))
+                    reports.append(_evaluated(rules, found, device, rerank=ranked, features_name=name or files[0].stem))
                 except ValueError as error:
                     taken = found.image_numbers is None and "image_numbers must" in str(error)
                     hint = "; the file has no image_numbers, they were taken from its names" if taken else ""
@@ -166,31 +165,18 @@ def _protocols(
 
     if protocol == "sysu-mm01":
         return [SYSUMM01(mode or "all", int(shots or 1), sampling or "official", permutations=permutations)]
-    ways: Any = _DIRECTIONS if direction in (None, "both") else (direction,)
+    ways: Any = DIRECTIONS if direction in (None, "both") else (direction,)
     return [RegDB(way) if protocol == "regdb" else LLCM(way) for way in ways]
 
 
-def _prepared(rules: Any, found: "Features", device: str) -> Callable[..., "Report"]:
-    """``rules.evaluate`` with the arrays that it takes."""
-    import numpy as np
+def _evaluated(rules: Any, found: "Features", device: str, **options: Any) -> "Report":
+    """The report of a feature file, ranked on ``device``."""
     import torch
 
-    from vireid.protocols import SYSUMM01, RegDB
-
+    numbers = None if rules.name == "RegDB" else found.places() if rules.name == "LLCM" else found.numbers()
     x = torch.from_numpy(found.features).to(device)
-    ids, cameras, modality = (torch.from_numpy(y) for y in (found.ids, found.cameras, found.modality))
-    if isinstance(rules, RegDB):
-        return functools.partial(rules.evaluate, x, ids, modality)
-    if not isinstance(rules, SYSUMM01):
-        return functools.partial(rules.evaluate, x, ids, cameras, modality, torch.from_numpy(found.places()))
-    wrong = (found.modality == INFRARED) != np.isin(found.cameras, rules.query_cameras)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise ValueError(
-            "modality must be 1 (infrared) for SYSU-MM01's cameras 3 and 6 and 0 for the others, "
-            f"got {found.modality[row]} for camera {found.cameras[row]} in row {row}"
-        )
-    return functools.partial(rules.evaluate, x, ids, cameras, torch.from_numpy(found.numbers()))
+    report: Report = rules.evaluate(x, found.ids, found.modality, found.cameras, numbers, **options)
+    return report
 
 
 class _Counted:
@@ -198,7 +184,7 @@ class _Counted:
 
     def __init__(self, method: str, options: dict[str, Any], step: Callable[[], Any]) -> None:
         from vireid import rerank
-        from vireid.protocols._shared import compare
+        from vireid.protocols._protocol import compare
 
         self._step = step
         self.__name__, self.uses, self.settings = method, "query", options

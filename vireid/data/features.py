@@ -42,8 +42,8 @@ class Features:
     Attributes:
         features: (N, d) float16, float32 or float64, finite.
         ids: (N,) int64 identities; the data set's own numbers where its protocol asks for them (SYSU-MM01).
-        cameras: (N,) int64 camera numbers.
         modality: (N,) int64, 0 visible, 1 infrared.
+        cameras: (N,) int64 camera numbers.
         names: N names of the images, such as "cam1/0005/0001.jpg", or None.
         image_numbers: (N,) int64, numbers of the images within identity and camera, or None.
         metadata: whatever was noted of the file, text to text.
@@ -51,8 +51,8 @@ class Features:
 
     features: np.ndarray
     ids: np.ndarray
-    cameras: np.ndarray
     modality: np.ndarray
+    cameras: np.ndarray
     names: list[str] | None = None
     image_numbers: np.ndarray | None = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -99,8 +99,8 @@ def save_features(
     path: str | os.PathLike[str],
     features: Array,
     ids: Array,
-    cameras: Array,
     modality: Array,
+    cameras: Array,
     *,
     names: Sequence[str] | None = None,
     image_numbers: Array | None = None,
@@ -112,8 +112,8 @@ def save_features(
         path: "*.npz", or "*.safetensors", which needs the package of that name.
         features: (N, d) floating point, finite. bfloat16 becomes float32 in an .npz, which does not know it.
         ids: (N,) integer identities.
-        cameras: (N,) integer camera numbers.
         modality: (N,) 0 visible, 1 infrared.
+        cameras: (N,) integer camera numbers.
         names: of the N images.
         image_numbers: (N,) integers, see `Features.numbers`. Not needed where the names end in them.
         metadata: text to text, such as {"model": "CIFT"}.
@@ -181,8 +181,8 @@ def load_features(path: str | os.PathLike[str]) -> Features:
         return Features(
             arrays["features"],
             arrays["ids"],
-            arrays["cameras"],
             arrays["modality"],
+            arrays["cameras"],
             None if names is None else _check_names(names, len(arrays["features"])),
             arrays.get("image_numbers"),
             _check_metadata(metadata),

@@ -93,13 +93,13 @@ class _ImageDataset(Dataset[Sample | KeypointSample]):
         if not records:
             kind = "" if modality is None else (" visible", " infrared")[modality]
             raise ValueError(f"no{kind} image found in {root}")
-        self.num_identities = len(known)
+        self.num_classes = len(known)
         self.root = root
         self.paths = [record.path for record in records]
-        self.identities, self.modality, self.cameras, self.image_numbers = np.array(
+        self.ids, self.modality, self.cameras, self.image_numbers = np.array(
             [record[1:] for record in records], dtype=np.int64
         ).T.copy()
-        self.labels = np.searchsorted(known, self.identities)
+        self.labels = np.searchsorted(known, self.ids)
         self.size = (size[0], size[1])
         self._cache: dict[int, Tensor] | None = {} if cache else None
         self._keypoints: Tensor | HeatmapFolder | None = None
@@ -198,14 +198,14 @@ class SYSUMM01Dataset(_ImageDataset):
             ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
     Attributes:
-        labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
-        identities: (N,) int64 identities as in the folders' names.
+        labels: (N,) int64 identities 0 … C-1, in ascending order of ``ids``.
+        ids: (N,) int64 identities as in the folders' names.
         modality: (N,) int64, 0 visible, 1 infrared.
         cameras: (N,) int64, 1 … 6.
         image_numbers: (N,) int64, the number in the file's name, from 1.
         paths: the N files.
         root: folder of the dataset.
-        num_identities: C, all identities of the split.
+        num_classes: C, all identities of the split.
         name: "sysu".
 
     Raises:
@@ -278,14 +278,14 @@ class RegDBDataset(_ImageDataset):
             ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
     Attributes:
-        labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
-        identities: (N,) int64 identities as in the folders' names.
+        labels: (N,) int64 identities 0 … C-1, in ascending order of ``ids``.
+        ids: (N,) int64 identities as in the folders' names.
         modality: (N,) int64, 0 visible, 1 infrared (thermal).
         cameras: (N,) int64, 1 visible, 2 thermal.
         image_numbers: (N,) int64, position among the identity's images of this modality in its list, from 1.
         paths: the N files.
         root: folder of the dataset.
-        num_identities: C, all identities of the split.
+        num_classes: C, all identities of the split.
         name: "regdb".
 
     Raises:
@@ -371,15 +371,15 @@ class LLCMDataset(_ImageDataset):
             ValueError, as it is opened or, for damaged heatmaps, as they are asked for.
 
     Attributes:
-        labels: (N,) int64 identities 0 … C-1, in ascending order of ``identities``.
-        identities: (N,) int64 identities as in the folders' names.
+        labels: (N,) int64 identities 0 … C-1, in ascending order of ``ids``.
+        ids: (N,) int64 identities as in the folders' names.
         modality: (N,) int64, 0 visible, 1 infrared.
         cameras: (N,) int64, 1 … 9.
         image_numbers: (N,) int64, place of the file's name among those of its identity, camera and modality in the
             split, from 1.
         paths: the N files.
         root: folder of the dataset.
-        num_identities: C, all identities of the split.
+        num_classes: C, all identities of the split.
         name: "llcm".
 
     Raises:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vireid._checks import check_count, check_option
 from vireid._files import check_file, written_whole
+from vireid.protocols.names import DIRECTIONS
 
 __all__ = ["METRICS", "QueryResults", "Report", "ReportRow"]
 
@@ -20,7 +21,6 @@ METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 """What a row holds of each trial, in percent."""
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 2000, 0  # of the intervals that are printed and saved
-_DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
 _USES = ("query", "gallery", "transductive", "unknown")
 _BLOCK = 2**20  # queries drawn at once
 _ESCAPES = str.maketrans(
@@ -463,7 +463,7 @@ def _numbers(name: str, values: Any, most: float) -> tuple[float, ...]:
 
 def _read_row(content: Any) -> ReportRow:
     names = {name: _part(content, name, str) for name in ("direction", "features", "rerank", "uses")}
-    for name, words in (("direction", _DIRECTIONS), ("uses", _USES)):
+    for name, words in (("direction", DIRECTIONS), ("uses", _USES)):
         check_option(repr(name), names[name], words)
     parameters = _part(content, "parameters", dict) if "parameters" in content else {}
     if not all(isinstance(value, bool | int | float | str | None) for value in parameters.values()):

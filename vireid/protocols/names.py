@@ -1,0 +1,34 @@
+"""Names of the directions and of the data sets. Importing them loads no PyTorch."""
+
+import re
+from typing import Literal, TypeAlias, get_args
+
+__all__ = ["DATASETS", "DIRECTIONS", "DatasetName", "Direction", "dataset_name"]
+
+Direction: TypeAlias = Literal["visible_to_infrared", "infrared_to_visible"]
+"""Query to gallery."""
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+DatasetName: TypeAlias = Literal["sysu", "regdb", "llcm", "synthetic"]
+
+DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
+
+
+def dataset_name(name: str) -> DatasetName:
+    """Return the one name of a data set that goes by several spellings.
+
+    Case, spaces, hyphens and underscores do not count.
+
+    Raises:
+        ValueError: for a name of no data set.
+
+    Example:
+        >>> dataset_name("SYSU-MM01"), dataset_name("sysu"), dataset_name("RegDB")
+        ('sysu', 'sysu', 'regdb')
+    """
+    plain = re.sub(r"[-_\s]", "", name).lower()
+    plain = "sysu" if plain == "sysumm01" else plain
+    if plain not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(map(repr, DATASETS))}, in any spelling, got {name!r}")
+    return plain
