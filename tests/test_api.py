@@ -12,7 +12,10 @@ import pytest
 import vireid
 
 PACKAGE = Path(vireid.__file__).parent
-PUBLIC = ["nn", "losses", "ot", "neighbors", "rerank", "metrics", "data", "protocols", "models", "plots", "cli"]
+PUBLIC = [
+    *("nn", "losses", "ot", "neighbors", "rerank", "metrics", "data", "protocols", "models", "plots", "training"),
+    "cli",
+]
 OPTIONAL = [
     *("PIL", "click", "faiss", "kornia", "lightning_fabric", "matplotlib", "safetensors", "sklearn", "tensorboard"),
     *("timm", "torchmetrics", "torchvision", "tqdm", "transformers"),
@@ -38,7 +41,7 @@ MAY_IMPORT = {
     "protocols": BASE | {"neighbors", "metrics", "rerank", "data"},  # data: feature files
     "models": BASE | {"nn", "losses"},
     "plots": BASE | {"metrics", "nn"},  # nn: skeletons, likewise
-    "training": BASE | {"neighbors", "ot", "nn", "losses", "rerank", "metrics", "data", "protocols", "models"},
+    "training": BASE | {"neighbors", "ot", "nn", "losses", "rerank", "metrics", "data", "protocols", "models", "plots"},
     "cli": BASE | {"ot", "neighbors", "nn", "rerank", "data", "protocols", "models", "plots", "training"},
     "__main__": {"cli"},
 }
@@ -67,6 +70,10 @@ PROMISED = {
         "rank_metrics",
     ],
     "protocols": ["LLCM", "SYSUMM01", "QueryResults", "RegDB", "Report", "ReportRow"],
+    "training": [
+        *("METHODS", "RECIPES", "Recipe", "build", "evaluate", "extract_features", "fit", "launch", "load_checkpoint"),
+        *("load_model", "open_dataset", "protocols_of", "ranking_ways", "read_checkpoint", "settings_of"),
+    ],
     "cli": ["main"],
     "data": [
         *("CrossModalIdentitySampler", "Features", "LLCMDataset", "RegDBDataset", "SYSUMM01Dataset", "cache_heatmaps"),

@@ -1,0 +1,27 @@
+"""Training: the loop, its recipes and checkpoints, feature extraction, and the methods that are trained by name."""
+
+from vireid.training.checkpoint import Checkpoint, load_checkpoint, load_model, read_checkpoint
+from vireid.training.datasets import open_dataset
+from vireid.training.inference import evaluate, extract_features, protocols_of
+from vireid.training.loop import fit, launch
+from vireid.training.methods import METHODS, build, ranking_ways, settings_of
+from vireid.training.recipe import RECIPES, Recipe
+
+__all__ = [
+    "METHODS",
+    "RECIPES",
+    "Checkpoint",
+    "Recipe",
+    "build",
+    "evaluate",
+    "extract_features",
+    "fit",
+    "launch",
+    "load_checkpoint",
+    "load_model",
+    "open_dataset",
+    "protocols_of",
+    "ranking_ways",
+    "read_checkpoint",
+    "settings_of",
+]

@@ -1,0 +1,148 @@
+"""Checkpoints: written whole or not at all, and read without executing anything."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vireid._files import written_whole
+from vireid.training.methods import METHODS, build
+from vireid.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_model", "read_checkpoint"]
+
+_KEYS = ("criterion", "epoch", "images", "model", "num_classes", "optimizer", "recipe", "settings")
+
+
+class Checkpoint(NamedTuple):
+    """A trained model and how it came about.
+
+    Attributes:
+        model: in evaluation mode.
+        method: "cift", "saai" or "g2da".
+        settings: of the method, and what else `fit` was told to keep, such as the data set's name.
+        recipe: of the training.
+        epoch: number of epochs that it was trained for.
+        num_classes: number of training identities.
+    """
+
+    model: nn.Module
+    method: str
+    settings: dict[str, Any]
+    recipe: Recipe
+    epoch: int
+    num_classes: int
+
+
+def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
+    """Open a checkpoint of a method of this library.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, no checkpoint of `fit`, or of a model of one's own.
+    """
+    path = Path(path)
+    state = read_checkpoint(path)
+    settings = dict(state["settings"])
+    method = settings.get("method")
+    if method not in METHODS:
+        raise ValueError(
+            f"{path} must be of {', '.join(METHODS)}, got a checkpoint of {method_name(method)}: build that "
+            "model, then call model.load_state_dict(read_checkpoint(path)['model'])"
+        )
+    recipe = Recipe(**state["recipe"])
+    built = {**settings, "weights": None}  # the checkpoint holds the weights
+    model, _ = build(method, state["num_classes"], recipe.size, built)
+    model.load_state_dict(state["model"])
+    return Checkpoint(model.to(device).eval(), method, settings, recipe, state["epoch"], state["num_classes"])
+
+
+def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Return the model of a checkpoint, in evaluation mode; see `load_checkpoint`."""
+    return load_checkpoint(path, device=device).model
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read what a checkpoint of `fit` holds: tensors and plain values only, on the CPU.
+
+    Returns:
+        State dicts "model", "criterion" and "optimizer"; "recipe" and "settings" as plain values; "epoch",
+        "num_classes" and "images", the number of training images.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, holds anything else, or is no checkpoint of `fit`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError:  # without torch's own text, which advises to let the file's code run
+        raise ValueError(f"{path} is not a readable checkpoint: it must hold tensors and plain values only") from None
+    except Exception as error:  # whatever torch.load makes of a damaged file
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if not isinstance(state, dict) or not set(_KEYS) <= state.keys():
+        raise ValueError(f"{path} is not a checkpoint of vireid.training.fit: it must hold {', '.join(_KEYS)}")
+    return state
+
+
+def save_checkpoint(fabric: "Fabric", path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint, modules and optimizers by their state dicts; every process must call it.
+
+    The file takes its name when it is complete and on the disk. Fabric writes through a file in the system's temporary
+    folder, whose move into another file system is not atomic, and for which `written_whole` makes up.
+    """
+    if not fabric.is_global_zero:
+        fabric.save(path, dict(state))  # strategies that let only the first process write do nothing here
+        return
+    with written_whole(path) as temporary:
+        fabric.save(temporary, dict(state))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from, or None to start anew.
+
+    Args:
+        path: of the checkpoint.
+        new: "recipe", "settings" and "images" of the training that is to begin.
+        resume: go on from the checkpoint; False: start anew, and overwrite one of equal settings.
+
+    Raises:
+        FileNotFoundError: if there is nothing to resume.
+        ValueError: if the checkpoint there is another method's or was trained with other settings: it is neither mixed
+            up nor overwritten.
+    """
+    if not resume and not path.exists():
+        return None
+    state = read_checkpoint(path)
+    old = _flat(state)
+    now = _flat(new)
+    if old.get("method") != now.get("method"):
+        methods = f"{method_name(old.get('method'))}, not of {method_name(now.get('method'))}"
+        raise ValueError(f"{path} is a checkpoint of {methods}; name another output")
+    differing = sorted(key for key in old.keys() | now.keys() if key != "epochs" and old.get(key) != now.get(key))
+    if differing:
+        changes = ", ".join(f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in differing)
+        raise ValueError(f"{path} was trained with other settings ({changes}); name another output")
+    return state if resume else None
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {**state["recipe"], **state["settings"], "images": state["images"]}
+
+
+def method_name(method: Any) -> str:
+    """Return what messages call the method of a checkpoint."""
+    return "a model of one's own" if method is None else repr(method)

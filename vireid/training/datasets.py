@@ -1,0 +1,86 @@
+"""Data sets opened by name, and the key points of their images as heatmaps."""
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor
+
+from vireid.data import KeypointSample, LLCMDataset, RegDBDataset, SYSUMM01Dataset, generate_synthetic
+from vireid.nn import PERSON_13, gaussian_heatmaps
+from vireid.protocols import dataset_name
+
+__all__ = ["open_dataset"]
+
+Dataset = SYSUMM01Dataset | RegDBDataset | LLCMDataset
+
+SYNTHETIC_ROOT = Path("runs/synthetic")
+
+
+def open_dataset(
+    name: str,
+    split: str = "train",
+    *,
+    root: str | Path | None = None,
+    size: tuple[int, int] = (64, 32),
+    trial: int = 1,
+    keypoints: str | Path | None = None,
+    cache: bool = True,
+    preload: bool = False,
+) -> Dataset:
+    """Open a data set by its name; synthetic pedestrians are drawn first if they are not there yet.
+
+    Args:
+        name: "sysu", "regdb", "llcm" or "synthetic", in any spelling of `vireid.protocols.dataset_name`.
+        split: "train", "test" or "all". "train" of SYSU-MM01 is its "trainval", as published: 395 identities.
+        root: folder of the data set. Default: runs/synthetic, for the synthetic one only.
+        size: (H, W) of the images.
+        trial: split of RegDB and of the synthetic data, 1 … 10.
+        keypoints: file or folder of the 13 key points of `vireid.nn.PERSON_13`, see `vireid.data.RegDBDataset`.
+        cache: keep the images in memory.
+        preload: read them now; for a loader with workers, each of which would keep its own.
+
+    Raises:
+        ValueError: if the name is unknown, the root is missing, the key points are not 13, or as the reader says.
+        FileNotFoundError: if a file is missing.
+    """
+    name = dataset_name(name)
+    if name == "synthetic":
+        root = SYNTHETIC_ROOT if root is None else root
+        generate_synthetic(root, layout="regdb", progress=True)
+    elif root is None:
+        raise ValueError(f"root must name the folder of the data set {name}, got None")
+    dataset: Dataset
+    if name == "sysu":
+        split = "trainval" if split == "train" else split
+        dataset = SYSUMM01Dataset(root, split, size=size, cache=cache, keypoints=keypoints)
+    elif name == "llcm":
+        dataset = LLCMDataset(root, split, size=size, cache=cache, keypoints=keypoints)
+    else:
+        dataset = RegDBDataset(root, split, trial=trial, size=size, cache=cache, keypoints=keypoints)
+    if keypoints is not None and isinstance(sample := dataset[0], KeypointSample):
+        count, expected = len(sample.keypoints), len(PERSON_13.names)
+        if count != expected:
+            raise ValueError(
+                f"keypoints must be the {expected} key points of vireid.nn.PERSON_13, got {count} in {keypoints}; "
+                "vireid.nn.merge_coco_keypoints and merge_coco_heatmaps make them of COCO's 17"
+            )
+    if preload and cache:
+        dataset.preload(progress=True)
+    return dataset
+
+
+def digest_keypoints(path: str | Path) -> str:
+    """Return the SHA-256 of a file of coordinates, or of the first file of a folder of heatmaps."""
+    path = Path(path)
+    first = path if path.is_file() else min(path.rglob("*.npz"))
+    return hashlib.sha256(first.read_bytes()).hexdigest()
+
+
+def draw_heatmaps(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return heatmaps (B, K, h, w) of coordinates (B, K, 3) in images of ``size`` (H, W); heatmaps stay as they are.
+
+    They are 64 high, with the σ of 2 of the pose estimator in G2DA.
+    """
+    if keypoints.ndim == 4:
+        return keypoints
+    return gaussian_heatmaps(keypoints, (64, max(1, round(64 * size[1] / size[0]))), image_size=size)

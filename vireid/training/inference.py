@@ -1,0 +1,205 @@
+"""A trained model at work: features of a data set, their evaluation by its protocol, and the files of results."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vireid import INFRARED, VISIBLE
+from vireid._files import written_whole
+from vireid._ops import evaluation_mode
+from vireid.data import EvalTransform, KeypointSample, LLCMDataset, SYSUMM01Dataset, move_heatmaps
+from vireid.neighbors import topk
+from vireid.plots import cmc_curves, ranked_lists
+from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, Report
+from vireid.rerank import AIM_SETTINGS, aim
+from vireid.training.datasets import Dataset, draw_heatmaps
+from vireid.training.methods import Distance
+
+__all__ = ["evaluate", "extract_features", "protocols_of"]
+
+Protocol = SYSUMM01 | RegDB | LLCM
+
+
+@torch.no_grad()
+def extract_features(
+    model: nn.Module, dataset: Dataset, *, flip: bool = False, batch_size: int = 128, workers: int = 0
+) -> Tensor:
+    """Compute the features of all images with the model in evaluation mode.
+
+    Args:
+        model: ``model(images, modality)`` -> features (B, d), or an output with ``features``; with key points in the
+            data ``model(images, modality, heatmaps)``. Its mode is restored.
+        dataset: of `vireid.data`, or any with its samples.
+        flip: mean of the features of an image and of its mirror image.
+        batch_size: images per batch.
+        workers: processes that read images.
+
+    Returns:
+        (N, d) float32 in the data set's order, on the model's device.
+
+    Raises:
+        ImportError: if tqdm, of the extra ``train``, is not installed.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("extract_features needs tqdm: pip install 'vireid[train]'") from error
+    device = next(model.parameters()).device
+    transform = EvalTransform()
+    features = []
+    with evaluation_mode(model):
+        for sample in tqdm(DataLoader(dataset, batch_size, num_workers=workers), desc="features", leave=False):
+            inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
+            if isinstance(sample, KeypointSample):
+                size = (sample.image.shape[2], sample.image.shape[3])
+                inputs.append(draw_heatmaps(sample.keypoints.to(device), size))
+            found = _features(model, inputs)
+            if flip:
+                found = (found + _features(model, _mirrored(inputs))) / 2
+            features.append(found)
+    return torch.cat(features)
+
+
+def _features(model: nn.Module, inputs: list[Tensor]) -> Tensor:
+    output = model(*inputs)
+    features: Tensor = output if isinstance(output, Tensor) else output.features
+    return features.float()
+
+
+def _mirrored(inputs: list[Tensor]) -> list[Tensor]:
+    images, modality, *heatmaps = inputs
+    size = (images.shape[2], images.shape[3])
+    corner = torch.zeros(len(images), 2, dtype=torch.int64, device=images.device)
+    flipped = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    turned = [move_heatmaps(x, image_size=size, corner=corner, size=size, flipped=flipped) for x in heatmaps]
+    return [images.flip(3), modality, *turned]
+
+
+def protocols_of(dataset: Dataset, *, mode: str = "all", shots: int = 1, sampling: str = "official") -> list[Protocol]:
+    """Return the protocols of a data set: one per direction, infrared to visible only of SYSU-MM01.
+
+    Args:
+        dataset: whose protocol is asked for.
+        mode: of SYSU-MM01: "all" or "indoor".
+        shots: of SYSU-MM01: 1 or 10.
+        sampling: of SYSU-MM01: "official", whose permutations are read from the data set's folder, or "agw".
+    """
+    if isinstance(dataset, SYSUMM01Dataset):
+        permutations = dataset.root / "exp" / "rand_perm_cam.mat" if sampling == "official" else None
+        return [SYSUMM01(mode, shots, sampling, permutations=permutations)]  # type: ignore[arg-type]  # checked there
+    protocol = LLCM if isinstance(dataset, LLCMDataset) else RegDB
+    return [protocol(direction) for direction in DIRECTIONS]
+
+
+def affinity_inference(dataset: Dataset, *, shots: int = 1) -> dict[str, Distance]:
+    """Return SAAI's re-ranking by name, AIM with the paper's k1 and k2 for the data set."""
+    key = "regdb"
+    if isinstance(dataset, SYSUMM01Dataset):
+        key = "sysu_single_shot" if shots == 1 else "sysu_multi_shot"
+    found = AIM_SETTINGS[key]
+    return {"AIM": partial(aim, k1=found["k1"], k2=found["k2"], variant="paper")}
+
+
+def evaluate(
+    dataset: Dataset,
+    features: Tensor,
+    ways: Mapping[str, Distance | None],
+    protocols: list[Protocol] | None = None,
+) -> Report:
+    """Evaluate features by each protocol and each way to rank.
+
+    Args:
+        dataset: whose images they are of, in its order.
+        features: (N, d).
+        ways: of `ranking_ways`; a name such as "backbone + AIM" says the features and the re-ranking.
+        protocols: of `protocols_of`, and by default its answer.
+
+    Returns:
+        A `vireid.protocols.Report` of one row per way and direction.
+    """
+    reports = []
+    for name, distance in ways.items():
+        kind, _, rerank = name.partition(" + ")
+        for protocol in protocols_of(dataset) if protocols is None else protocols:
+            reports.append(
+                protocol.evaluate(
+                    features,
+                    dataset.ids,
+                    dataset.modality,
+                    dataset.cameras,
+                    dataset.image_numbers,
+                    rerank=distance,
+                    features_name=kind,
+                    rerank_name=rerank or "none",
+                )
+            )
+    return Report.merge(reports)
+
+
+def write_results(
+    output: Path,
+    report: Report,
+    dataset: Dataset,
+    features: Tensor,
+    distance: Distance | None = None,
+    *,
+    name: str,
+    trained_on: str,
+    queries: int = 8,
+) -> None:
+    """Write metrics.json, cmc.png and ranked.png, the latter with the images that are ranked best.
+
+    Args:
+        output: folder.
+        report: of the evaluation.
+        dataset: that was evaluated.
+        features: (N, d) of its images.
+        distance: way to rank in the picture; None is the cosine distance.
+        name: of the data set.
+        trained_on: data that the model was trained on, in words.
+        queries: rows of the picture.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    names = {"dataset": name, "protocol": report.dataset, "trained_on": trained_on}
+    content: dict[str, Any] = names | {"rows": report.to_dict()["rows"]}
+    with written_whole(output / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    curves = {}
+    for row in report.rows:
+        way = row.features if row.rerank == "none" else f"{row.features} + {row.rerank}"
+        curves[f"{row.direction.replace('_', ' ')}, {way}"] = torch.tensor(row.cmc)
+    cmc_curves(curves, output / "cmc.png")
+    draw_ranked(output / "ranked.png", dataset, features, distance, queries=queries)
+
+
+def draw_ranked(
+    path: Path, dataset: Dataset, features: Tensor, distance: Distance | None = None, *, queries: int = 8
+) -> None:
+    """Draw evenly chosen queries with their ten nearest images among all of the other modality."""
+    kind = INFRARED if isinstance(dataset, SYSUMM01Dataset) else VISIBLE
+    query_rows = np.flatnonzero(dataset.modality == kind)
+    gallery_rows = np.flatnonzero(dataset.modality != kind)
+    query_rows = query_rows[np.linspace(0, len(query_rows) - 1, min(queries, len(query_rows))).astype(int)]
+    query, gallery = features[query_rows], features[gallery_rows]
+    if distance is None:
+        values, index = topk(query, gallery, 10)
+        values = 1 - values
+    else:
+        values, index = distance(query, gallery).sort(dim=1, stable=True)
+        values, index = values[:, :10], index[:, :10]
+    hits = gallery_rows[index.cpu().numpy()]
+    ranked_lists(
+        torch.stack([dataset[int(i)].image for i in query_rows]),
+        torch.stack([torch.stack([dataset[int(i)].image for i in row]) for row in hits]),
+        dataset.ids[hits] == dataset.ids[query_rows][:, None],
+        path,
+        distance=values.cpu(),
+        modality=dataset.modality[query_rows],
+    )

@@ -1,0 +1,391 @@
+"""The methods that can be trained by name: model and criterion from plain settings, and the ways in which they rank."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vireid._checks import check_at_least_zero, check_count, check_option
+from vireid.losses import AffinityInferenceLoss, CRILoss
+from vireid.models import (
+    CIFT,
+    G2DA,
+    SAAI,
+    AlignedCriterion,
+    Baseline,
+    BaselineCriterion,
+    CIFTCriterion,
+    G2DACriterion,
+    SAAICriterion,
+    feature_size,
+)
+from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream, resnet50
+from vireid.nn import part_grid as grid_of_parts
+from vireid.nn.transfer import FeatureTransfer
+from vireid.training.recipe import RECIPES, Recipe
+
+__all__ = ["METHODS", "Method", "build", "ranking_ways", "settings_of"]
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+Built = tuple[nn.Module, nn.Module]
+
+CIFT_ROWS = {
+    "baseline": "backbone only",
+    "gft": "+ graph feature transfer over the whole batch",
+    "ubs": "+ unbalanced scenario simulation: GFT on 1:N groups",
+    "h2g": "+ homogeneous and heterogeneous graphs: H2FT",
+    "cri": "+ counterfactual relation intervention: CIFT",
+}
+SAAI_ROWS = {
+    "baseline": "no prototypes, one neck for both modalities, L_id only; a ResNet-50's map in 6 horizontal parts",
+    "saai": "prototypes, a neck for each modality, L_id + L_cs + λ L_pd",
+}
+G2DA_ROWS = {
+    "baseline": "B: L_b only",
+    "ot": "+ O: D_ot",
+    "cl": "+ CL: L_c",
+    "graph": "+ G: the graph's feature and L_g, heads not fused",
+    "g2da": "+ MF: heads fused",
+}
+
+
+def build_cift(
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    ablation: str = "cri",
+    backbone: str = "small",
+    weights: str | None = None,
+    k: int = 4,
+    tau_hom: float = 0.4,
+    tau_het: float = 0.2,
+    samples: int = 1,
+    detach_values: bool = False,
+    alignment: float | None = None,
+    part_grid: Sequence[int] | None = None,
+) -> Built:
+    """Build CIFT or a row of its ablation.
+
+    Args:
+        num_classes: number of training identities.
+        size: (H, W) of the images; not used.
+        ablation: a key of `CIFT_ROWS`.
+        backbone: "small", or "torchvision" or "timm" for their ResNet-50.
+        weights: of the ResNet-50: "imagenet" or a local file.
+        k: neighbors of the graph, the image itself included.
+        tau_hom: temperature within a modality.
+        tau_het: temperature across modalities, and GFT's only one.
+        samples: draws of CRI's counterfactual.
+        detach_values: whether CRI trains the affinities only.
+        alignment: weight of G2DA's D_ot between parts of a person's images (our choice); None leaves it out.
+        part_grid: (rows, columns) of those parts. Default: (4, 3).
+    """
+    check_option("ablation", ablation, CIFT_ROWS)
+    network = build_backbone(backbone, weights)
+    dim = feature_size(network)
+    if ablation == "baseline":
+        return Baseline(network, num_classes), with_alignment(BaselineCriterion(), alignment, part_grid)
+    if ablation in ("gft", "ubs"):
+        transfer: FeatureTransfer = GFT(dim, k=k, tau=tau_het, unbalanced=ablation == "ubs")
+    else:
+        transfer = H2FT(dim, k=k, tau_hom=tau_hom, tau_het=tau_het)
+    model = CIFT(network, num_classes, transfer=transfer)
+    cri = CRILoss(dim, samples=samples, detach_values=detach_values) if ablation == "cri" else None
+    return model, with_alignment(CIFTCriterion(model, cri=cri), alignment, part_grid)
+
+
+def build_saai(
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    ablation: str = "saai",
+    backbone: str = "small",
+    weights: str | None = None,
+    parts: int = 7,
+    position_in_values: bool = False,
+    part_diversity: float = 0.5,
+    center_separation: float = 0.2,
+    normalize_centers: bool = True,
+    affinity_loss: float = 0.0,
+    amend: bool = True,
+    transfer: bool = False,
+    k: int = 4,
+    tau_hom: float = 0.4,
+    tau_het: float = 0.2,
+    samples: int = 1,
+    detach_values: bool = False,
+    alignment: float | None = None,
+    part_grid: Sequence[int] | None = None,
+) -> Built:
+    """Build SAAI or its baseline.
+
+    Args:
+        num_classes: number of training identities.
+        size: (H, W) of the images, which the position embedding is made for.
+        ablation: a key of `SAAI_ROWS`.
+        backbone: as in `build_cift`.
+        weights: as in `build_cift`.
+        parts: p, prototypes; 0 leaves them out, as the baseline does.
+        position_in_values: whether parts are pooled from T + E instead of T.
+        part_diversity: λ, the weight of L_pd; 0 leaves it out.
+        center_separation: weight of L_cs, 1 in the paper; 0 leaves it out.
+        normalize_centers: L_cs on rows of length 1. Its margins are lengths, and the paper's Eq. 5 does not scale the
+            rows.
+        affinity_loss: weight of AIM's loss (our choice); 0 leaves it out.
+        amend: False: its control, the loss of the cosines only, without d*.
+        transfer: add CIFT's H2FT, the losses of its graph, and CRI (our choice).
+        k: as in `build_cift`.
+        tau_hom: as in `build_cift`.
+        tau_het: as in `build_cift`.
+        samples: as in `build_cift`.
+        detach_values: as in `build_cift`.
+        alignment: as in `build_cift`.
+        part_grid: as in `build_cift`.
+    """
+    check_option("ablation", ablation, SAAI_ROWS)
+    check_count("parts", parts, minimum=0)
+    for name, weight in (
+        ("part_diversity", part_diversity),
+        ("center_separation", center_separation),
+        ("affinity_loss", affinity_loss),
+    ):
+        check_at_least_zero(name, weight)
+    if not amend and not affinity_loss:
+        raise ValueError("amend=False goes with affinity_loss, which is 0")
+    network = build_backbone(backbone, weights)
+    baseline = ablation == "baseline"
+    parts = 0 if baseline else parts
+    grid = (6, 1) if baseline and not hasattr(network, "grid") else None
+    graph = cri = affinity = None
+    if transfer:
+        dim = feature_size(network, grid) + parts * feature_size(network, (1, 1))
+        graph = H2FT(dim, k=k, tau_hom=tau_hom, tau_het=tau_het)
+        cri = CRILoss(dim, samples=samples, detach_values=detach_values)
+    if affinity_loss:
+        # Cosines reach 1, amended scores more: each at the temperature that suited it in rough tries.
+        affinity = AffinityInferenceLoss(amend=amend, temperature=0.3 if amend else 0.1)
+    model = SAAI(
+        network,
+        num_classes,
+        parts=parts,
+        grid=grid,
+        size=map_size(network, size),
+        position_in_values=position_in_values,
+        dual_neck=not baseline,
+        transfer=graph,
+    )
+    criterion = SAAICriterion(
+        model,
+        part_diversity=0.0 if baseline else part_diversity,
+        center_separation=0.0 if baseline else center_separation,
+        normalize_centers=normalize_centers,
+        affinity=affinity,
+        affinity_weight=affinity_loss,
+        cri=cri,
+    )
+    return model, with_alignment(criterion, alignment, part_grid)
+
+
+def build_g2da(
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    ablation: str = "g2da",
+    backbone: str = "small",
+    weights: str | None = None,
+    part_grid: Sequence[int] | None = None,
+    two_stream: bool = True,
+    heads: int | None = None,
+    threshold: float = 0.02,
+    normalize_nodes: bool = True,
+    base: float = 1.0,
+    normalize_triplet: bool = True,
+    transport: float = 1.0,
+    contrastive: float = 0.1,
+    graph: float = 1.0,
+    epsilon: float = 2.0,
+    phi: float = 0.5,
+    structure: Literal["abs", "square"] = "abs",
+    pairs: Literal["all", "one_to_one"] = "all",
+) -> Built:
+    """Build G2DA or a row of its ablation.
+
+    Args:
+        num_classes: number of training identities.
+        size: (H, W) of the images; not used.
+        ablation: a key of `G2DA_ROWS`.
+        backbone: as in `build_cift`.
+        weights: as in `build_cift`.
+        part_grid: (rows, columns) of fixed parts in place of each image's key points.
+        two_stream: whether the backbone's first block is each modality's own.
+        heads: L of the attention. Default: the paper's 4, or 3 with the small backbone, whose size is 945.
+        threshold: θ of the message fusion.
+        normalize_nodes: bring all nodes to one length before the graph and in L_c (our choice).
+        base: λ_b, weight of L_b.
+        normalize_triplet: triplets of L_b on features of length 1 (our choice).
+        transport: λ_o, weight of D_ot.
+        contrastive: λ_c, weight of L_c.
+        graph: λ_g, weight of L_g.
+        epsilon: ε of L_c.
+        phi: φ of D_ot: 0 structure only, 1 features only.
+        structure: difference of structure in D_ot.
+        pairs: pairs that D_ot aligns.
+    """
+    check_option("ablation", ablation, G2DA_ROWS)
+    row = list(G2DA_ROWS).index(ablation)
+    network = build_backbone(backbone, weights)
+    if heads is None:
+        heads = 3 if isinstance(network, SmallBackbone) else 4
+    if two_stream and isinstance(network, SmallBackbone):
+        network = TwoStream.from_sequential(network, shared_from="refinements")
+    elif two_stream:
+        network = TwoStream.from_resnet(network)
+    parts, adjacency = grid_of_parts(*part_grid) if part_grid else (None, None)
+    model = G2DA(
+        network,
+        num_classes,
+        adjacency=adjacency,
+        parts=parts,
+        graph=row >= 3,
+        heads=heads,
+        threshold=threshold if row >= 4 else -math.inf,
+        normalize_nodes=normalize_nodes,
+    )
+    criterion = G2DACriterion(
+        base=base,
+        transport=transport if row >= 1 else 0.0,
+        contrastive=contrastive if row >= 2 else 0.0,
+        graph=graph,
+        epsilon=epsilon,
+        normalize_triplet=normalize_triplet,
+        normalize_nodes=normalize_nodes,
+        phi=phi,
+        loss=structure,
+        pairs=pairs,
+    )
+    return model, criterion
+
+
+class Method(NamedTuple):
+    """A method that is trained by name.
+
+    Attributes:
+        build: (number of training identities, (H, W) of the images, settings by keyword) -> (model, criterion).
+        rows: rows of its ablation and what each holds.
+        recipe: that suits it on two CPU cores.
+    """
+
+    build: Callable[..., Built]
+    rows: dict[str, str]
+    recipe: Recipe
+
+
+METHODS = {
+    "cift": Method(build_cift, CIFT_ROWS, RECIPES["small"]),
+    "saai": Method(build_saai, SAAI_ROWS, RECIPES["small"]),
+    # The graph learns at a share of the rate (our choice; 1 in the paper).
+    "g2da": Method(build_g2da, G2DA_ROWS, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
+}
+"""The methods by name."""
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """Return the settings of a method with their defaults, which are those of the small recipe."""
+    check_option("method", method, METHODS)
+    parameters = inspect.signature(METHODS[method].build).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def build(method: str, num_classes: int, size: tuple[int, int], settings: Mapping[str, Any] | None = None) -> Built:
+    """Build the model and the criterion of a method, in the order in which PyTorch's generator is drawn from.
+
+    Args:
+        method: "cift", "saai" or "g2da".
+        num_classes: number of training identities.
+        size: (H, W) of the images.
+        settings: those that differ from `settings_of`. Others, such as a checkpoint's "dataset", are not looked at.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    known = settings_of(method)
+    given = {name: value for name, value in (settings or {}).items() if name in known}
+    return METHODS[method].build(num_classes, size, **given)
+
+
+def build_backbone(name: str, weights: str | None) -> nn.Module:
+    """Return the small backbone ("small") or the ResNet-50 of "torchvision" or "timm"."""
+    check_option("backbone", name, ("small", "torchvision", "timm"))
+    if name != "small":
+        return resnet50(source=name, weights=weights)
+    if weights:
+        raise ValueError("weights goes with backbone torchvision or timm, not with small")
+    return SmallBackbone()
+
+
+def with_alignment(criterion: nn.Module, weight: float | None, grid: Sequence[int] | None) -> nn.Module:
+    """Return the criterion, with G2DA's alignment added if there is a weight."""
+    if weight is None and grid is not None:
+        raise ValueError("part_grid goes with alignment, which was not given")
+    if weight is None:
+        return criterion
+    rows, columns = (4, 3) if grid is None else grid
+    try:
+        return AlignedCriterion(criterion, weight=weight, grid=(rows, columns))
+    except ValueError as error:
+        raise ValueError(str(error).replace("weight", "alignment", 1)) from error
+
+
+@torch.no_grad()
+def map_size(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (h, w) of the backbone's map of images of ``size`` (H, W)."""
+    maps = backbone.eval()(torch.zeros(1, 3, *size))
+    backbone.train()
+    return maps.shape[2], maps.shape[3]
+
+
+class TransferredRerank:
+    """A re-ranking of CIFT's transferred features f_q and F_G, each query alone with the gallery.
+
+    Args:
+        transfer: a trained transfer.
+        rerank: (query, gallery) -> distance (Nq, Ng).
+    """
+
+    def __init__(self, transfer: H2FT, rerank: Distance) -> None:
+        self.transfer, self.rerank = transfer, rerank
+        self.uses: str = getattr(getattr(rerank, "func", rerank), "uses", "unknown")
+        self.settings: dict[str, Any] = dict(getattr(rerank, "keywords", None) or getattr(rerank, "settings", {}))
+
+    def __call__(self, query: Tensor, gallery: Tensor) -> Tensor:
+        """Return the distance (Nq, Ng)."""
+        return self.rerank(*self.transfer.transfer(query, gallery))
+
+
+def ranking_ways(model: nn.Module, rerank: Mapping[str, Distance] | None = None) -> dict[str, Distance | None]:
+    """Return the ways in which a model ranks, by name.
+
+    A name says the features, and the re-ranking if there is one, as in "backbone + AIM". The features are "backbone",
+    or "graph" of a `G2DA` with its graph, and "transferred" of a model with CIFT's transfer.
+
+    Args:
+        model: any.
+        rerank: re-rankings by name, each (query, gallery) -> distance. GFT's transferred features depend on the query,
+            so that they cannot be re-ranked.
+
+    Returns:
+        Functions (query, gallery) -> distance (Nq, Ng); None is the cosine distance.
+    """
+    rerank = rerank or {}
+    kind = "graph" if isinstance(model, G2DA) and model.attention is not None else "backbone"
+    ways: dict[str, Distance | None] = {kind: None}
+    ways |= {f"{kind} + {name}": function for name, function in rerank.items()}
+    transfer = getattr(model, "transfer", None)
+    if isinstance(transfer, FeatureTransfer):
+        ways["transferred"] = transfer.distance
+        if isinstance(transfer, H2FT):
+            ways |= {f"transferred + {name}": TransferredRerank(transfer, f) for name, f in rerank.items()}
+    return ways

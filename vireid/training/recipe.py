@@ -1,0 +1,174 @@
+"""Recipes: how a model is trained, in plain values, and the optimizer and the schedule that follow from them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vireid._checks import check_at_least_zero, check_count, check_option, check_size
+from vireid.data import TrainAugmentation
+from vireid.nn import DualBNNeck
+
+__all__ = ["RECIPES", "Recipe"]
+
+_PLAIN = ("epochs", "seed")
+_POSITIVE = ("identities", "per_modality")
+_NUMBERS = ("lr", "momentum", "weight_decay", "gamma", "warmup")
+_AUGMENTATION = (
+    *("flip", "erasing", "erasing_area", "erasing_aspect"),
+    *("grayscale", "exchange", "exchange_visible", "exchange_infrared"),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a training run. All values are plain, so that a checkpoint keeps them: ``Recipe(**to_dict())``.
+
+    The learning rate rises linearly over ``warmup``, then follows ``schedule``. Norms and biases have no weight decay.
+
+    Attributes:
+        size: (H, W) of the images.
+        epochs: number of epochs; 0 trains nothing.
+        identities: P, identities in a batch.
+        per_modality: K, images of an identity in each modality.
+        batches: batches per epoch and process. Default: every image is seen about once, and there are at least 64 in
+            all processes together (our choice).
+        optimizer: "adamw", "adam" or "sgd".
+        lr: learning rate.
+        momentum: of SGD.
+        nesterov: whether SGD's momentum is Nesterov's.
+        weight_decay: of weights with two or more axes.
+        lr_shares: share of ``lr`` by part of the model. A key is a module's name, such as "backbone" or
+            "criterion.cri"; it holds for every parameter in whose dotted name it occurs, the longest key first.
+        schedule: "cosine" (to 0), "steps" (times ``gamma`` at each milestone) or "constant".
+        milestones: of "steps", as shares of the training between 0 and 1.
+        gamma: factor at a milestone.
+        warmup: share of the training over which the learning rate rises.
+        padding: pixels around an image before the crop. Default: H / 16, at least 2.
+        flip, erasing, erasing_area, erasing_aspect, grayscale, exchange, exchange_visible, exchange_infrared: options
+            of `vireid.data.TrainAugmentation`.
+        seed: of the batches and the augmentation.
+        precision: Lightning Fabric's: "32-true", "bf16-mixed", "16-mixed" and others.
+
+    Raises:
+        ValueError: if a value is out of its range.
+        TypeError: if a number is not one.
+    """
+
+    size: tuple[int, int] = (64, 32)
+    epochs: int = 20
+    identities: int = 8
+    per_modality: int = 4
+    batches: int | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    lr_shares: Mapping[str, float] = field(default_factory=dict)
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (1 / 2, 5 / 6)
+    gamma: float = 0.1
+    warmup: float = 1 / 12
+    padding: int | None = None
+    flip: float = 0.5
+    erasing: float = 0.5
+    erasing_area: tuple[float, float] = (0.02, 0.4)
+    erasing_aspect: float = 0.3
+    grayscale: float = 0.0
+    exchange: str = "caj"
+    exchange_visible: float = 0.5
+    exchange_infrared: float = 0.5
+    seed: int = 0
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        check_size("size", self.size)
+        for name in ("size", "milestones", "erasing_area"):  # lists, as JSON has them, become tuples
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "lr_shares", dict(self.lr_shares))
+        for name in _PLAIN:
+            check_count(name, getattr(self, name), minimum=0)
+        for name in _POSITIVE:
+            check_count(name, getattr(self, name))
+        if self.batches is not None:
+            check_count("batches", self.batches)
+        for name in _NUMBERS:
+            check_at_least_zero(name, getattr(self, name))
+        for name, share in self.lr_shares.items():
+            check_at_least_zero(f"lr_shares[{name!r}]", share)
+        check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        check_option("schedule", self.schedule, ("cosine", "steps", "constant"))
+        if not all(0 < share < 1 for share in self.milestones):
+            raise ValueError(f"milestones must be shares of the training between 0 and 1, got {self.milestones}")
+        if self.warmup >= 1:
+            raise ValueError(f"warmup must be a share of the training below 1, got {self.warmup}")
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """Return a copy with other values for the fields that are named."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field by its name."""
+        return asdict(self)
+
+    def augmentation(self) -> TrainAugmentation:
+        """Return the augmentation of a batch."""
+        padding = max(2, self.size[0] // 16) if self.padding is None else self.padding
+        return TrainAugmentation(self.size, padding=padding, **{name: getattr(self, name) for name in _AUGMENTATION})
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the factor on the learning rate in ``step`` of ``total``."""
+        warmup = max(1, int(total * _exact(self.warmup))) if self.warmup else 0
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "steps":
+            return self.gamma ** sum(step >= total * _exact(share) for share in self.milestones)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _exact(share: float) -> Fraction:
+    """Return the simple fraction that a float such as 5 / 6 stands for, so that no step is lost to rounding."""
+    return Fraction(share).limit_denominator(10_000)
+
+
+RECIPES = {"small": Recipe()}
+"""Recipes by name. "small" trains the small backbone on two CPU cores."""
+
+
+def make_optimizer(step: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer for the parameters of ``step``, a model and its criterion.
+
+    Raises:
+        ValueError: if a key of ``lr_shares`` is the name of no part.
+    """
+    for key in recipe.lr_shares:
+        first = key.partition(".")[0]
+        if not any(hasattr(module, first) for module in step.modules()):
+            raise ValueError(f"lr_shares must name parts of the model, got {key!r}")
+    dual = {id(part.weight) for part in step.modules() if isinstance(part, DualBNNeck)}  # a norm with two rows
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in step.named_parameters():
+        if parameter.requires_grad:
+            lr = recipe.lr * _share(name, recipe.lr_shares)
+            decay = recipe.weight_decay if parameter.ndim > 1 and id(parameter) not in dual else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    listed = [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            listed, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov and recipe.momentum > 0
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(listed, lr=recipe.lr)
+
+
+def _share(name: str, shares: Mapping[str, float]) -> float:
+    """Return the share of the longest key that occurs in a dotted ``name``, part by part; 1 if none does."""
+    found = [key for key in shares if f".{key}." in f".{name}."]
+    return shares[max(found, key=len)] if found else 1.0
