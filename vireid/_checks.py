@@ -153,10 +153,10 @@ def to_tensor(name: str, x: Any) -> Tensor:
     return torch.from_numpy(x)
 
 
-def to_matrix(name: str, x: Any, *, columns: int | None = None) -> Tensor:
-    """``x`` as a floating-point tensor (N, d)."""
+def to_matrix(name: str, x: object, *, columns: int | None = None) -> Tensor:
+    """Return ``x`` as a floating-point tensor (N, d), with d = ``columns`` where that is given."""
     x = to_tensor(name, x)
-    check_matrix(name, x, columns=columns)
+    check_tensor(name, x, f"N {'d' if columns is None else columns}")
     return x
 
 
@@ -176,7 +176,7 @@ def check_pair(query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
 def to_integers(name: str, x: Any, length: int, device: torch.device) -> Tensor:
     """``x`` as an int64 tensor (``length``,) on ``device``."""
     x = to_tensor(name, x)
-    check_integers(name, x, length)
+    check_tensor(name, x, "N", kind="integer", N=length)
     return x.to(device, torch.int64)
 
 

@@ -1,13 +1,12 @@
-"""Write files whole or not at all; keep arrays with a small header in one .npz file, no pickle and checksummed."""
+"""Write files whole or not at all; read .npz files, the project's own with a small header, executing nothing."""
 
-import hashlib
 import json
 import os
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from typing import Any
 import numpy as np
 
 _HEADER = "header"  # name of the array that holds the JSON text
-_BLOCK_BYTES = 2**24  # of an array that is not contiguous, copied at once for its checksum
-_DAMAGE = (  # what zipfile, NumPy and JSON raise for a file that is not what it should be
-    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError),
+_DAMAGE = (  # errors of zipfile and NumPy about a file that is not what it should be
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),  # the last two: array headers
 )
 
@@ -27,6 +25,12 @@ def check_file(path: Path, expected: str) -> None:
     if not path.is_file():
         fault = "is a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{expected}, got {str(path)!r}: {fault}")
+
+
+def check_parent(path: Path) -> None:
+    """Raise unless the folder of ``path`` exists."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path must be in an existing folder, got {str(path)!r}")
 
 
 @contextmanager
@@ -50,10 +54,44 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file whole or not at all; the arrays are not copied."""
+    save: Callable[..., None] = np.savez
+    with written_whole(path) as temporary, open(temporary, "wb") as stream:
+        save(stream, **arrays)
+
+
+def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file, all or those of ``names`` that it holds; nothing in it is executed.
+
+    Raises:
+        ValueError: if it is cut short, an array does not match its checksum or size, or one holds pickled objects; the
+            message names the array, not the file.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError("is no .npz file, or cut short")
+    arrays: dict[str, np.ndarray] = {}
+    name = "its list of arrays"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {member.removesuffix(".npy"): member for member in archive.namelist()}
+            for name in members if names is None else [name for name in names if name in members]:
+                with archive.open(members[name]) as stream:
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                    if stream.read(1):  # at the end, and only there, zipfile compares the checksum
+                        raise ValueError("it is longer than its header says")
+    except _DAMAGE as error:
+        if "allow_pickle" in str(error):
+            hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
+            raise ValueError(f"{name} holds pickled objects, which are not read: {hint}") from None
+        raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
+    return arrays
+
+
 def save_arrays(
     path: Path, kind: str, version: int, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write ``arrays`` and JSON ``settings``, with what `load_arrays` checks; arrays are not copied.
+    """Write ``arrays`` and JSON ``settings`` under a kind and a version, which `load_arrays` compares.
 
     Raises:
         ValueError: if the ending is not .npz.
@@ -63,70 +101,29 @@ def save_arrays(
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path must be in an existing folder, got {str(path)!r}")
-    header: dict[str, Any] = {"kind": kind, "version": version, "settings": dict(settings or {})}
-    header["sha256"] = _digest(header, arrays)
-    text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
-    with written_whole(path) as temporary, open(temporary, "wb") as stream:
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-            for name, x in {_HEADER: text, **arrays}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(x), allow_pickle=False)
+    check_parent(path)
+    header = {"kind": kind, "version": version, "settings": dict(settings or {}), "arrays": sorted(arrays)}
+    write_npz(path, {_HEADER: np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays})
 
 
 def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `save_arrays` wrote: arrays and settings. Takes no more memory than the arrays.
+    """Read the arrays and settings that `save_arrays` wrote. Takes no more memory than the arrays.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or cut short, of another kind or version, or does not match its checksum.
+        ValueError: if it is damaged or cut short, or of another kind or version.
     """
     path = Path(path)
     check_file(path, "path must be a file")
-    arrays: dict[str, np.ndarray] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            header = json.loads(bytes(_read(archive, f"{_HEADER}.npy")))
-            found = header["kind"], header["version"]
-            if found == (kind, version):
-                names = [name for name in archive.namelist() if name != f"{_HEADER}.npy"]
-                arrays = {name.removesuffix(".npy"): _read(archive, name) for name in names}
-            digest, settings = header.pop("sha256"), header["settings"]
-    except _DAMAGE as error:
+        header = json.loads(bytes(read_npz(path, [_HEADER])[_HEADER]))
+        found, settings = (header["kind"], header["version"]), dict(header["settings"])
+        arrays = read_npz(path) if found == (kind, version) else {}
+        arrays.pop(_HEADER, None)
+        if found == (kind, version) and sorted(arrays) != header["arrays"]:
+            raise ValueError(f"it must hold the arrays {header['arrays']}, got {sorted(arrays)}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"path must be a whole {kind} file, cannot read {str(path)!r}: {error}") from error
     if found != (kind, version):
         raise ValueError(f"path must hold {kind} version {version}, got {found[0]} version {found[1]} in {str(path)!r}")
-    if digest != _digest(header, arrays):
-        raise ValueError(f"path must hold what was saved, but the checksum of {str(path)!r} does not match")
     return arrays, settings
-
-
-def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an open file, after a look at its size: a forged one must not make us ask for all memory."""
-    entry = archive.getinfo(name)
-    with archive.open(entry) as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError(f"{name} is of another format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
-        size += stream.tell()
-    stored = Path(str(archive.filename)).stat().st_size
-    if dtype.hasobject or entry.compress_type != zipfile.ZIP_STORED or size != entry.file_size or size > stored:
-        raise ValueError(f"{name} holds pickled, packed or missing data")
-    with archive.open(entry) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
-
-
-def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the header and of name, type, shape and bytes of every array."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(arrays):
-        x = np.asarray(arrays[name])
-        digest.update(f"{name} {x.dtype.str} {x.shape}".encode())
-        for part in [x] if x.flags.c_contiguous else np.array_split(x, x.nbytes // _BLOCK_BYTES + 1):
-            part = np.ascontiguousarray(part)  # a copy of one block, not of the whole
-            digest.update(part.data if part.size else b"")
-    return digest.hexdigest()

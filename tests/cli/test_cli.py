@@ -468,7 +468,7 @@ def test_a_missing_file_is_a_wrong_argument(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "options", "text"),
     [
-        ({"ids": None}, REGDB, "changed.npz: must hold the arrays features, ids, cameras, modality, misses ids"),
+        ({"ids": None}, REGDB, "changed.npz: must hold the arrays features, ids, modality, cameras, misses ids"),
         ({"ids": np.arange(3)}, REGDB, "changed.npz: ids must have shape (360,)"),
         ({"features": np.full((360, 4), np.nan)}, REGDB, "changed.npz: features must be finite"),
         ({"features": np.zeros((0, 4))}, REGDB, "changed.npz: features must hold at least one image"),

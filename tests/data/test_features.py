@@ -129,20 +129,20 @@ def test_places_from_names():
 X = arrays()["features"]
 BAD = [
     ({"features": X[0]}, "features must have shape (N, d), got (3,)"),
-    ({"features": X[:3]}, "ids must have shape (3,), one entry a row, got (4,)"),
+    ({"features": X[:3]}, "ids must have shape (3,), got (4,)"),
     ({"features": X[:0]}, "features must hold at least one image and one column, got shape (0, 3)"),
     ({"features": X[:, :0]}, "features must hold at least one image and one column, got shape (4, 0)"),
     ({"features": X.astype(np.int32)}, "features must be floating point, got torch.int64"),
     ({"features": np.where(X == X[2, 1], np.nan, X)}, "features must be finite, got NaN or an infinity in 1 of 4 rows"),
     ({"features": np.where(X == X[2, 1], np.inf, X)}, "features must be finite"),
-    ({"ids": np.array([1, 1, 2])}, "ids must have shape (4,), one entry a row, got (3,)"),
+    ({"ids": np.array([1, 1, 2])}, "ids must have shape (4,), got (3,)"),
     ({"ids": np.array([1.0, 1, 2, 3])}, "ids must hold integers, got torch.float64"),
     ({"ids": np.array([1, 1, 2, 2**63], dtype=np.uint64)}, "ids must be below 2**63"),
-    ({"cameras": np.array([[1, 1, 2, 2]])}, "cameras must have shape (4,), one entry a row, got (1, 4)"),
+    ({"cameras": np.array([[1, 1, 2, 2]])}, "cameras must have shape (4,), got (1, 4)"),
     ({"modality": np.array([0, 1, 2, 0])}, "modality must be 0 (visible) or 1 (infrared), got 2"),
     ({"modality": np.array([0, 1, -1, 0])}, "modality must be 0 (visible) or 1 (infrared), got -1"),
     ({"modality": np.array([False, True, True, False])}, "modality must hold "),
-    ({"image_numbers": np.array([1, 2])}, "image_numbers must have shape (4,), one entry a row, got (2,)"),
+    ({"image_numbers": np.array([1, 2])}, "image_numbers must have shape (4,), got (2,)"),
 ]
 
 
@@ -162,20 +162,20 @@ def test_bad_arrays_are_named(change, text, ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("name", ["features", "ids", "cameras", "modality"])
+@pytest.mark.parametrize("name", ["features", "ids", "modality", "cameras"])
 def test_a_missing_array_is_named(name, ending, tmp_path):
     content = arrays()
     del content[name]
-    with pytest.raises(ValueError, match=f"must hold the arrays features, ids, cameras, modality, misses {name}$"):
+    with pytest.raises(ValueError, match=f"must hold the arrays features, ids, modality, cameras, misses {name}$"):
         load_features(written(tmp_path / f"a{ending}", content))
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"names": NAMES[:3]}, "names must hold 4 names, one an image, got 3"),
-        ({"names": [b"1", b"2", b"3", b"4"]}, "names must be a list of texts"),
-        ({"metadata": {"epoch": 3}}, "metadata must map texts to texts"),
+        ({"names": NAMES[:3]}, "names must hold 4 names, one per image, got 3"),
+        ({"names": [b"1", b"2", b"3", b"4"]}, "names must be a list of str"),
+        ({"metadata": {"epoch": 3}}, "metadata must map str to str"),
         ({"metadata": {"names": "x"}}, "metadata must not have the key 'names'"),
         ({"features": X.tolist()}, "features must be a torch.Tensor or a numpy.ndarray, got list"),
         ({"features": X.astype(np.longdouble)}, "features must be float16, bfloat16, float32 or float64, got float"),
@@ -192,7 +192,7 @@ def test_bad_arguments(change, text, tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"names": np.array(NAMES[:3])}, "names must hold 4 names, one an image, got 3"),
+        ({"names": np.array(NAMES[:3])}, "names must hold 4 names, one per image, got 3"),
         (
             {"names": np.array(NAMES, dtype=object)},
             "names holds pickled objects, which are not read: text is stored as",
@@ -202,8 +202,8 @@ def test_bad_arguments(change, text, tmp_path):
         ({"names": np.array([NAMES])}, "names must be a (N,) array of text"),
         ({"metadata": np.array("{")}, "metadata must be JSON text"),
         ({"metadata": np.array("[" * 10**5)}, "metadata must be JSON text"),
-        ({"metadata": np.array('{"a": 1}')}, "metadata must map texts to texts"),
-        ({"metadata": np.array('["a"]')}, "metadata must map texts to texts"),
+        ({"metadata": np.array('{"a": 1}')}, "metadata must map str to str"),
+        ({"metadata": np.array('["a"]')}, "metadata must map str to str"),
         ({"metadata": np.array([1])}, "metadata must be one JSON text"),
         ({"features": X.astype(np.longdouble)}, "features must be float16, bfloat16, float32 or float64, got float"),
         ({"features": X.astype(complex)}, "features must hold numbers, got complex128"),
@@ -218,9 +218,9 @@ def test_bad_npz(change, text, tmp_path):
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        (json.dumps(NAMES[:3]), "names must hold 4 names, one an image, got 3"),
-        (json.dumps([1, 2, 3, 4]), "names must be a list of texts"),
-        (json.dumps("abcd"), "names must be a list of texts"),
+        (json.dumps(NAMES[:3]), "names must hold 4 names, one per image, got 3"),
+        (json.dumps([1, 2, 3, 4]), "names must be a list of str"),
+        (json.dumps("abcd"), "names must be a list of str"),
         ("cam1", "names must be JSON text"),
     ],
 )

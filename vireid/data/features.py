@@ -1,4 +1,4 @@
-"""Feature files: features with identities, cameras and modality in one .npz or .safetensors file.
+"""Feature files: features with identities, modality and cameras in one .npz or .safetensors file.
 
 A file is plain arrays, so that ``numpy.savez`` writes one as well as `save_features` does; `load_features` checks all.
 """
@@ -6,14 +6,9 @@ A file is plain arrays, so that ``numpy.savez`` writes one as well as `save_feat
 import json
 import os
 import re
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +16,18 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import Array, check_finite, to_integers, to_matrix
-from vireid._files import check_file, written_whole
+from vireid._files import check_file, check_parent, read_npz, write_npz, written_whole
 
 __all__ = ["Features", "load_features", "save_features"]
 
-_NEEDED = ("features", "ids", "cameras", "modality")
-_INTEGERS = ("ids", "cameras", "modality", "image_numbers")
+_NEEDED = ("features", "ids", "modality", "cameras")
 _NEEDS_SAFETENSORS = "a .safetensors file needs safetensors: pip install 'vireid[safetensors]'"
-_DAMAGED = (  # what NumPy and zipfile raise for bytes that are no .npz
-    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,
-    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a feature file holds: N images of one data set, both modalities in any order.
+    """Content of a feature file: N images of one data set, both modalities in any order.
 
     Attributes:
         features: (N, d) float16, float32 or float64, finite.
@@ -45,8 +35,8 @@ class Features:
         modality: (N,) int64, 0 visible, 1 infrared.
         cameras: (N,) int64 camera numbers.
         names: N names of the images, such as "cam1/0005/0001.jpg", or None.
-        image_numbers: (N,) int64, numbers of the images within identity and camera, or None.
-        metadata: whatever was noted of the file, text to text.
+        image_numbers: (N,) int64, numbers of the images within identity, camera and modality, or None.
+        metadata: notes about the file, str to str.
     """
 
     features: np.ndarray
@@ -61,7 +51,7 @@ class Features:
         return len(self.features)
 
     def places(self) -> np.ndarray:
-        """(N,) int64: ``image_numbers``, or else the place of each name among all names, sorted.
+        """Return ``image_numbers`` (N,) int64, or else the place of each name among all names, sorted.
 
         LLCM's protocol draws its galleries by the order of the file names.
 
@@ -73,7 +63,7 @@ class Features:
         return np.unique(np.array(self._named(), dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
     def numbers(self) -> np.ndarray:
-        """(N,) int64: ``image_numbers``, or else the number that each name ends in ("cam1/0005/0001.jpg" is 1).
+        """Return ``image_numbers`` (N,) int64, or else the number that each name ends in ("cam1/0005/0001.jpg" is 1).
 
         SYSU-MM01's protocol draws its galleries by them.
 
@@ -82,12 +72,13 @@ class Features:
         """
         if self.image_numbers is not None:
             return self.image_numbers
-        names = self._named()
-        found = [re.search(r"(\d{1,18})(\.\w+)?$", name, re.ASCII) for name in names]
-        for name, number in zip(names, found, strict=True):
-            if number is None:
+        numbers = []
+        for name in self._named():
+            found = re.search(r"(\d{1,18})(\.\w+)?$", name, re.ASCII)
+            if found is None:
                 raise ValueError(f"names must end in the image's number, such as 'cam1/0005/0001.jpg', got {name!r}")
-        return np.array([int(number[1]) for number in found if number], dtype=np.int64)
+            numbers.append(int(found[1]))
+        return np.array(numbers, dtype=np.int64)
 
     def _named(self) -> list[str]:
         if self.names is None:
@@ -116,7 +107,7 @@ def save_features(
         cameras: (N,) integer camera numbers.
         names: of the N images.
         image_numbers: (N,) integers, see `Features.numbers`. Not needed where the names end in them.
-        metadata: text to text, such as {"model": "CIFT"}.
+        metadata: str to str, such as {"model": "CIFT"}.
 
     Raises:
         ValueError: for another ending, sizes that do not match, NaN or an infinity, no image, a modality other than
@@ -128,28 +119,24 @@ def save_features(
     """
     path = Path(path)
     _check_ending(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path must be in an existing folder, got {str(path)!r}")
-    given = {"features": features, "ids": ids, "cameras": cameras, "modality": modality}
+    check_parent(path)
+    given = {"features": features, "ids": ids, "modality": modality, "cameras": cameras}
     if image_numbers is not None:
         given["image_numbers"] = image_numbers
     arrays = {name: x.cpu().contiguous() for name, x in _check_arrays(given).items()}
     listed = None if names is None else _check_names(list(names), len(arrays["features"]))
     notes = _check_metadata(dict(metadata or {}))
-    if path.suffix == ".npz":
-        if arrays["features"].dtype == torch.bfloat16:
-            arrays["features"] = arrays["features"].float()
-        stored = {name: x.numpy() for name, x in arrays.items()}
-        if listed is not None:
-            stored["names"] = np.array(listed, dtype=np.str_)
-        if notes:
-            stored["metadata"] = np.array(json.dumps(notes))
-        with written_whole(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **stored)  # type: ignore[arg-type]
-    else:
-        if listed is not None:
-            notes["names"] = json.dumps(listed)
-        _write_safetensors(path, arrays, notes)
+    if path.suffix == ".safetensors":
+        _write_safetensors(path, arrays, notes if listed is None else notes | {"names": json.dumps(listed)})
+        return
+    if arrays["features"].dtype == torch.bfloat16:
+        arrays["features"] = arrays["features"].float()
+    stored = {name: x.numpy() for name, x in arrays.items()}
+    if listed is not None:
+        stored["names"] = np.array(listed, dtype=np.str_)
+    if notes:
+        stored["metadata"] = np.array(json.dumps(notes))
+    write_npz(path, stored)
 
 
 def load_features(path: str | os.PathLike[str]) -> Features:
@@ -159,8 +146,8 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     which safetensors knows, becomes float32.
 
     Args:
-        path: "*.npz" with the arrays ``features``, ``ids``, ``cameras``, ``modality`` and, if wanted, ``names``
-            (text), ``image_numbers``, ``metadata`` (a JSON object of texts); or "*.safetensors" with the same arrays,
+        path: "*.npz" with the arrays ``features``, ``ids``, ``modality``, ``cameras`` and, if wanted, ``names``
+            (text), ``image_numbers``, ``metadata`` (a JSON object of str); or "*.safetensors" with the same arrays,
             the names as a JSON list in its metadata.
 
     Raises:
@@ -178,15 +165,8 @@ def load_features(path: str | os.PathLike[str]) -> Features:
         if missing:
             raise ValueError(f"must hold the arrays {', '.join(_NEEDED)}, misses {', '.join(missing)}")
         arrays = {name: x.numpy() for name, x in _check_arrays(given).items()}
-        return Features(
-            arrays["features"],
-            arrays["ids"],
-            arrays["modality"],
-            arrays["cameras"],
-            None if names is None else _check_names(names, len(arrays["features"])),
-            arrays.get("image_numbers"),
-            _check_metadata(metadata),
-        )
+        listed = None if names is None else _check_names(names, len(arrays["features"]))
+        return Features(**arrays, names=listed, metadata=_check_metadata(metadata))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -196,22 +176,22 @@ def _check_ending(path: Path) -> None:
         raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
 
 
-def _check_arrays(given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """``features`` and the integer arrays of ``given`` as tensors, all checked."""
+def _check_arrays(given: Mapping[str, Array]) -> dict[str, Tensor]:
+    """Return ``features`` and the integer arrays of ``given`` as tensors, all checked."""
     features = given["features"]
-    if isinstance(features, np.ndarray) and features.dtype.kind == "f" and features.dtype.itemsize > 8:
-        raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {features.dtype}")
+    dtype = getattr(features, "dtype", None)
+    named = getattr(dtype, "name", str(dtype).removeprefix("torch."))  # NumPy's has a name in any byte order
+    if named.startswith(("float", "bfloat", "longdouble")) and named not in _DTYPES:
+        raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {dtype}")
     x = to_matrix("features", features)
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if not x.numel():
         raise ValueError(f"features must hold at least one image and one column, got shape {tuple(x.shape)}")
     check_finite("features", x)
     arrays = {"features": x}
-    for name in _INTEGERS:
-        if name in given:
-            arrays[name] = to_integers(name, given[name], len(x), torch.device("cpu"))
-            if str(given[name].dtype).endswith("uint64") and (arrays[name] < 0).any():
+    for name, y in given.items():
+        if name != "features":
+            arrays[name] = to_integers(name, y, len(x), torch.device("cpu"))
+            if str(y.dtype).endswith("uint64") and (arrays[name] < 0).any():
                 raise ValueError(f"{name} must be below 2**63")
     unknown = set(arrays["modality"].unique().tolist()) - {VISIBLE, INFRARED}
     if unknown:
@@ -219,50 +199,31 @@ def _check_arrays(given: Mapping[str, Any]) -> dict[str, Tensor]:
     return arrays
 
 
-def _check_names(names: Any, length: int) -> list[str]:
+def _check_names(names: object, length: int) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("names must be a list of texts, one an image")
+        raise TypeError("names must be a list of str, one per image")
     if len(names) != length:
-        raise ValueError(f"names must hold {length} names, one an image, got {len(names)}")
+        raise ValueError(f"names must hold {length} names, one per image, got {len(names)}")
     return names
 
 
-def _check_metadata(metadata: Any) -> dict[str, str]:
-    texts = isinstance(metadata, dict) and all(isinstance(x, str) for item in metadata.items() for x in item)
-    if not texts:
-        raise TypeError("metadata must map texts to texts")
+def _check_metadata(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for item in metadata.items() for x in item):
+        raise TypeError("metadata must map str to str")
     if "names" in metadata:
         raise ValueError("metadata must not have the key 'names', where .safetensors keeps the names of the images")
     return metadata
 
 
-def _read_npz(path: Path) -> tuple[dict[str, Any], Any, Any]:
-    found, name = {}, "its list of arrays"
-    with open(path, "rb") as stream:
-        if not zipfile.is_zipfile(stream):
-            raise ValueError("is no .npz file, or cut short")
-        stream.seek(0)
-        try:
-            with np.load(stream, allow_pickle=False) as stored:
-                for name in (*_NEEDED, "image_numbers", "names", "metadata"):
-                    if name in stored.files:
-                        found[name] = stored[name]
-        except _DAMAGED as error:
-            if "allow_pickle" in str(error):
-                hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
-                raise ValueError(f"{name} holds pickled objects, which are not read: {hint}") from None
-            raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
-    names = found.pop("names", None)
-    if names is not None:
-        if names.dtype.kind != "U" or names.ndim != 1:
-            raise TypeError(f"names must be a (N,) array of text (dtype '<U…'), got {names.dtype} {names.shape}")
-        names = names.tolist()
-    text = found.pop("metadata", None)
-    if text is None:
-        return found, names, {}
-    if text.dtype.kind != "U" or text.ndim:
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], object, object]:
+    """Return the arrays, the names and the metadata of a file, not yet checked."""
+    found = read_npz(path, (*_NEEDED, "image_numbers", "names", "metadata"))
+    names, text = found.pop("names", None), found.pop("metadata", None)
+    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
+        raise TypeError(f"names must be a (N,) array of text (dtype '<U…'), got {names.dtype} {names.shape}")
+    if text is not None and (text.dtype.kind != "U" or text.ndim):
         raise TypeError(f"metadata must be one JSON text, got an array {text.dtype} {text.shape}")
-    return found, names, _json("metadata", str(text))
+    return found, None if names is None else names.tolist(), {} if text is None else _json("metadata", str(text))
 
 
 def _write_safetensors(path: Path, arrays: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -275,7 +236,8 @@ def _write_safetensors(path: Path, arrays: dict[str, Tensor], metadata: dict[str
         temporary.write_bytes(save(apart, metadata))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], Any, Any]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object, object]:
+    """Return the arrays, the names and the metadata of a file, not yet checked."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -283,8 +245,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Any, Any]:
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})
-            present = set(stored.keys())
-            wanted = [name for name in (*_NEEDED, "image_numbers") if name in present]
+            wanted = {*_NEEDED, "image_numbers"} & set(stored.keys())
             found = {name: stored.get_tensor(name) for name in wanted}
     except (SafetensorError, RuntimeError, MemoryError) as error:
         raise ValueError(f"is no .safetensors file, or damaged: {error}") from error
@@ -294,8 +255,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Any, Any]:
     return found, names if names is None else _json("names", names), metadata
 
 
-def _json(name: str, text: str) -> Any:
+def _json(name: str, text: str) -> object:
     try:
-        return json.loads(text)
+        found: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be JSON text: {error}") from error
+    return found

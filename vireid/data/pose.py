@@ -51,7 +51,7 @@ def estimate_heatmaps(
 
     As the estimator's own processor does, an image is enlarged by ``margin`` and to the network's aspect, with black
     around it, and brought to its input size, rows and columns by one factor. The heatmaps are brought back to the
-    image's frame (bilinear, 0 where the network did not look), COCO's 17 merged to 13, values cut off to 0 … 1 (ours).
+    image's frame (bilinear, 0 where the network did not look), COCO's 17 merged to 13, values cut off to 0 … 1.
 
     Args:
         images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1. RGB, not normalised.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_count, check_integers, check_option, check_size
+from vireid._checks import check_count, check_option, check_size, check_tensor
 from vireid.data.moves import move_heatmaps, move_keypoints
 from vireid.nn.skeleton import PERSON_13, Skeleton
 
@@ -53,13 +53,13 @@ def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, 
 
     - A visible image becomes, with probability ``visible``, one of its own channels copied to all three; R, G and B are
       equally likely. CAJ trains on two visible views, the original and the exchanged: 1.0 is its second view, 0.5 gives
-      each of the two half of the images **[ours]**.
-    - An infrared image becomes, with probability ``infrared`` (CAJ: 0.5), a random greyscale: a mixture of its channels
-      copied to all three. The weights are uniform over the simplex (w ≥ 0, Σw = 1) **[ours]**. The three channels of an
-      infrared image are equal as stored, so the mixture matters after normalisation, which shifts them apart.
+      each of the two half of the images (our choice).
+    - An infrared image becomes, with probability ``infrared`` (CAJ: 0.5), a random grayscale: a mixture of its channels
+      copied to all three. The weights are uniform over the simplex, w ≥ 0, Σw = 1 (our choice). The three channels of
+      an infrared image are equal as stored, so the mixture matters after normalization, which shifts them apart.
 
     Args:
-        images: (B, 3, H, W) floating point, normalised or not.
+        images: (B, 3, H, W) floating point, normalized or not.
         modality: (B,) integer, 0 visible, 1 infrared, in any order.
         visible: probability for a visible image.
         infrared: probability for an infrared image.
@@ -71,25 +71,23 @@ def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, 
         ValueError: if a shape or a probability does not fit.
         TypeError: if the images are not floating point or the modality is not integer.
     """
-    _check_images(images)
-    if not images.is_floating_point():
-        raise TypeError(f"images must be floating point, got {images.dtype}")
-    check_integers("modality", modality, len(images))
+    check_tensor("images", images, "B 3 H W")
+    check_tensor("modality", modality, "B", kind="integer", B=len(images))
     _check_probability("visible", visible)
     _check_probability("infrared", infrared)
     count, device = len(images), images.device
     # Everything is drawn on the CPU and for every image, so that the draws depend neither on the device nor on which
     # images are visible.
     copied = F.one_hot(torch.randint(3, (count,)), 3).float().to(device)
-    mixed = torch.empty(count, 3).exponential_()  # normalised exponentials are uniform over the simplex
+    mixed = torch.empty(count, 3).exponential_()  # normalized exponentials are uniform over the simplex
     mixed = (mixed / mixed.sum(1, keepdim=True)).to(device)
     draw = torch.rand(count).to(device)
 
     is_visible = modality.to(device) == VISIBLE
     weights = torch.where(is_visible[:, None], copied, mixed).to(images.dtype)
     chosen = draw < torch.where(is_visible, visible, infrared)
-    grey = (images * weights[:, :, None, None]).sum(1, keepdim=True)
-    return torch.where(chosen[:, None, None, None], grey, images)
+    gray = (images * weights[:, :, None, None]).sum(1, keepdim=True)
+    return torch.where(chosen[:, None, None, None], gray, images)
 
 
 class ChannelExchange(nn.Module):
@@ -119,7 +117,7 @@ class EvalTransform(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor, modality: Tensor | None = None) -> Tensor:
-        """Normalise ``images`` (B, 3, H, W); ``modality`` is not looked at."""
+        """Normalize ``images`` (B, 3, H, W); ``modality`` is not looked at."""
         return normalize(images, mean=self.mean, std=self.std)
 
     def extra_repr(self) -> str:
@@ -128,10 +126,10 @@ class EvalTransform(nn.Module):
 
 
 class TrainAugmentation(nn.Module):
-    """The usual augmentation of VI-ReID for a batch: ``(images, modality) -> normalised images``.
+    """The usual augmentation of VI-ReID for a batch: ``(images, modality) -> normalized images``.
 
-    In this order: random greyscale, normalisation, padding and random crop, random horizontal flip, random erasing,
-    channel exchange. Padding and erased boxes are 0 after normalisation, the mean colour. The defaults are AGW's crop
+    In this order: random grayscale, normalization, padding and random crop, random horizontal flip, random erasing,
+    channel exchange. Padding and erased boxes are 0 after normalization, the mean color. The defaults are AGW's crop
     and flip with CAJ's erasing and channel exchange. ``eval()`` does not switch it off: use `EvalTransform`.
 
     Key points, where given, follow the crop and the flip; the images are the same with and without them. Erasing leaves
@@ -139,12 +137,12 @@ class TrainAugmentation(nn.Module):
 
     Args:
         size: (h, w) of the result.
-        padding: pixels of mean colour added on each side before the crop.
+        padding: pixels of mean color added on each side before the crop.
         flip: probability of a horizontal flip.
         erasing: probability that a box is erased.
         erasing_area: range of the box's share of the image, drawn uniformly.
         erasing_aspect: height / width of the box lies between this and its inverse (0 < erasing_aspect ≤ 1).
-        grayscale: probability of a greyscale image, in either modality; off by default.
+        grayscale: probability of a grayscale image, in either modality; off by default.
         exchange: "caj" for `channel_exchange`, or "none".
         exchange_visible: its probability for a visible image.
         exchange_infrared: its probability for an infrared image.
@@ -226,8 +224,8 @@ class TrainAugmentation(nn.Module):
             TypeError: if the images are neither uint8 nor floating point, the modality is not integer, or the key
                 points are not floating point.
         """
-        _check_images(images)
-        check_integers("modality", modality, len(images))
+        check_tensor("images", images, "B 3 H W", kind="any")
+        check_tensor("modality", modality, "B", kind="integer", B=len(images))
         if keypoints is not None and len(keypoints) != len(images):
             raise ValueError(f"keypoints must be those of {len(images)} images, got {len(keypoints)}")
         image_size = (images.shape[2], images.shape[3])
@@ -261,7 +259,7 @@ class TrainAugmentation(nn.Module):
 def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> tuple[Tensor, Tensor]:
     """Pad with 0 and cut a (h, w) window from each image, all places equally likely; also where: y, x (B, 2).
 
-    The windows are views (``unfold``) and one gather picks a window an image. kornia's RandomCrop cuts the images one
+    The windows are views (``unfold``) and one gather picks a window per image. kornia's RandomCrop cuts the images one
     after the other (``cropping_mode="slice"``) or warps them, which is slower and blurs.
     """
     height, width = images.shape[2] + 2 * padding, images.shape[3] + 2 * padding
@@ -286,7 +284,7 @@ def _kornia(name: str, **settings: object) -> nn.Module:
 
 
 def _unit_range(images: Tensor) -> Tensor:
-    _check_images(images)
+    check_tensor("images", images, "B 3 H W", kind="any")
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
@@ -298,13 +296,6 @@ def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Te
     if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
         raise ValueError(f"mean and std must be three numbers each, std above 0, got {mean!r} and {std!r}")
     return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
 
 
 def _check_probability(name: str, value: float) -> None:
