@@ -628,8 +628,8 @@ def test_bad_settings(make, error, message):
 def test_bad_input(name):
     module, x, modality = MODULES[name](), torch.randn(4, 6), torch.tensor([0, 0, 1, 1])
     for error, message, bad in (
-        (ValueError, r"x must have shape \(N, 6\), got \(4, 5\)", (x[:, :5], modality)),
-        (ValueError, r"x must have shape \(N, 6\), got \(6,\)", (x[0], modality)),
+        (ValueError, r"x must have shape \(B, 6\), got \(4, 5\)", (x[:, :5], modality)),
+        (ValueError, r"x must have shape \(B, 6\), got \(6,\)", (x[0], modality)),
         (TypeError, r"x must be floating point, got torch\.int64", (x.long(), modality)),
         (TypeError, r"x must be a torch\.Tensor, got ndarray", (x.numpy(), modality)),
         (ValueError, r"modality must have shape \(4,\).*got \(3,\)", (x, modality[:3])),

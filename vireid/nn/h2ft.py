@@ -4,32 +4,33 @@ import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_positive
-from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Found, Rows, products
-from vireid.nn.transfer import (
-    FeatureTransfer,
-    cosine_with_self,
-    eye,
-    topk_affinity,
-)
+from vireid.nn._inference import H2FTGallery
+from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity
 
 
 class H2FT(FeatureTransfer):
     """Homogeneous and heterogeneous feature transfer (CIFT §4.2, Eq. 2-4).
 
+        f_q = A_het · [v(x_q), v(X_G)]    a query: itself and the other modality
+        F_G = A_hom · v(X_G)              the gallery: its own modality
+        A = D⁻¹ T(S, k),   S_ij = exp(cos(v(x_i), v(x_j)) / τ)    τ_het for f_q, τ_hom for F_G
+
     The balanced batch is read as 2N unbalanced groups, one image against all images of the other modality, as at test
-    time. A query exchanges features with itself and the other modality (A_het), gallery images only among themselves
-    (A_hom). F_G does not depend on the query, so that two masked B × B affinities hold all groups.
+    time. F_G does not depend on the query, so that two masked B × B affinities hold all groups.
 
     Args:
         dim: feature size d.
         k: entries kept in each row of the affinities, the image itself included.
         tau_hom: temperature of the gallery's affinities. The paper's sentence on the two temperatures contradicts
-            itself; ours is the literal order of its symbols.
+            itself; we follow the literal order of its symbols (our choice).
         tau_het: temperature of the queries' affinities.
         value: v(·), any module (B, d) -> (B, d). Default `BNNeck`: the paper says "a BNNeck with learnable weights";
-            without a linear layer is our reading.
+            without a linear layer (our choice).
+
+    Raises:
+        ValueError: if a number is out of range.
+        TypeError: if an argument is not a number.
     """
 
     def __init__(
@@ -39,47 +40,19 @@ class H2FT(FeatureTransfer):
         check_positive("tau_hom", tau_hom)
         check_positive("tau_het", tau_het)
         self.tau_hom, self.tau_het = tau_hom, tau_het
-        self.tau_query = tau_het
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
         return f"dim={self.dim}, k={self.k}, tau_hom={self.tau_hom}, tau_het={self.tau_het}"
 
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A_het: {self} ∪ other modality; A_hom: own modality. Both (B, B); gallery row i is image i."""
-        cosine = cosine_with_self(values)
+        """Compute A_het over {itself} ∪ other modality and A_hom over the own modality, both (B, B)."""
+        cosine, itself = cosines(values)
         same = modality[:, None] == modality
-        het = topk_affinity(cosine, ~same | eye(same), self.k, self.tau_het)
-        hom = topk_affinity(cosine, same, self.k, self.tau_hom)
+        het = topk_affinity(cosine, ~same | itself, itself, self.k, self.tau_het)
+        hom = topk_affinity(cosine, same, itself, self.k, self.tau_hom)
         return het, hom, torch.arange(len(values), device=values.device)
 
-    def transfer(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-        """Inference: each query alone with the gallery, exactly as a loop over single queries (CIFT §3.1, §4.2).
-
-        ``v`` runs on its running statistics whatever the module's mode. Memory is O((Nq + Ng)(d + k)) and one block.
-
-        Args:
-            query: (Nq, d) backbone features of one modality.
-            gallery: (Ng, d) backbone features of the other.
-
-        Returns:
-            f_q (Nq, d) and F_G (Ng, d), in at least float32. Score a pair by their cosine, or see `distance`.
-
-        Raises:
-            ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
-            TypeError: if a feature is not floating point.
-        """
-        with self._inference(query, gallery) as (rows, graph):
-            f_q = [self._transfer_query(x, rows.given[x.rows], graph) for x in self._search(rows, graph)]
-            return torch.cat([rows.given[:0], *f_q]), self._transfer_gallery(graph)
-
-    def prepare_gallery(self, graph: NeighborGraph) -> Tensor:
-        """F_G (Ng, d) of the gallery whose graph by v is given, its rows scaled to length 1."""
-        return normalize_rows(self._transfer_gallery(graph))
-
-    def _transfer_gallery(self, graph: NeighborGraph) -> Tensor:
-        """F_G = A_hom · v(X_G) (Ng, d) from the k-nearest neighbours alone."""
-        return graph.weighted_sum(graph.features, (graph.values / self.tau_hom).softmax(1))
-
-    def _compare(self, found: Found, query: Rows, f_q: Tensor, graph: NeighborGraph, gallery: Tensor) -> Tensor:
-        return products(normalize_rows(f_q), gallery)
+    def prepare_gallery(self, graph: NeighborGraph) -> H2FTGallery:
+        """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries."""
+        return H2FTGallery(graph, k=self.k, tau_het=self.tau_het, tau_hom=self.tau_hom)

@@ -1,37 +1,36 @@
-"""Graph feature transfer: H2FT and GFT of CIFT (Li et al., ECCV 2022), Eq. 2-4 and §9.
+"""Shared base of H2FT and GFT, the graph feature transfer of CIFT (Li et al., ECCV 2022), Eq. 2-4 and §9.
 
-An image's feature becomes a weighted mean of its own and its nearest neighbours' features,
+The feature of an image becomes a weighted mean of its own and its nearest neighbors' features,
 
     F = A · v(X),   A = D⁻¹ T(S, k),   S_ij = exp(cos(v(x_i), v(x_j)) / τ),
 
-where T keeps the k largest entries of a row. A is computed as a softmax over the kept cosines: the same value, without
-overflow at a small τ or in half precision. The two layers differ in who may be whose neighbour.
+where T keeps the k largest entries of a row and D holds the row sums of what is kept. A is computed as a softmax over
+the kept cosines: the same value, without overflow at a small τ or in half precision. The two layers differ in which
+images may be neighbors. Inference, each query alone with the gallery, is in `vireid.nn._inference`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
 
-from vireid._checks import check_count, check_finite, check_integers, check_matrix
+from vireid._checks import check_count, check_finite, check_tensor
 from vireid._ops import at_least_float32, evaluation_mode, normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Found, Rows, prepare, search
+from vireid.neighbors._exact import Rows, prepare
+from vireid.nn._inference import PreparedGallery
 from vireid.nn.necks import BNNeck
-
-_BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
 
 
 class H2FTOutput(NamedTuple):
-    """What `H2FT` and `GFT` return for a batch of B images.
+    """Output of `H2FT` and `GFT` for a batch of B images.
 
     Each image appears as a query and as a gallery image of the 2N simulated groups (§4.2). ``query = affinity_het @
     values`` and ``gallery = affinity_hom @ values``. R is B, except for ``GFT(unbalanced=True)``, where a gallery image
-    has one row for each group it belongs to.
+    has one row per group it belongs to.
 
     Attributes:
         query: (B, d) f_q, the transferred feature of each image as query.
@@ -51,10 +50,9 @@ class H2FTOutput(NamedTuple):
 
 
 class FeatureTransfer(nn.Module, ABC):
-    """What H2FT and GFT share: v, the two uses of the affinities, and a query's own transfer at inference."""
+    """Base of H2FT and GFT: v, both products of Eq. 2, and the methods of inference."""
 
-    uses = "gallery"  # what the transferred features of a query look at beyond itself; reports print it
-    tau_query: float
+    uses = "gallery"  # besides the query itself, its transferred feature depends on the gallery; reports print it
 
     def __init__(self, dim: int, *, k: int, value: nn.Module | None) -> None:
         super().__init__()
@@ -65,15 +63,15 @@ class FeatureTransfer(nn.Module, ABC):
 
     @abstractmethod
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Affinity rows of a batch from its values v(x): (A_het (B, B), A_hom (R, B), gallery_index (R,))."""
+        """Compute the affinity rows of a batch from its values v(x).
+
+        Returns:
+            A_het (B, B), A_hom (R, B) and gallery_index (R,); see `H2FTOutput`.
+        """
 
     @abstractmethod
-    def prepare_gallery(self, graph: NeighborGraph) -> Any:
-        """What `compare` needs of a gallery, from the graph of its k nearest by v: the same for all queries."""
-
-    @abstractmethod
-    def _compare(self, found: Found, query: Rows, f_q: Tensor, graph: NeighborGraph, gallery: Any) -> Tensor:
-        """Cosines (b, Ng) of a block's f_q with the gallery's transferred features."""
+    def prepare_gallery(self, graph: NeighborGraph) -> PreparedGallery:
+        """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries."""
 
     def forward(self, x: Tensor, modality: Tensor) -> H2FTOutput:
         """Transfer features within a training batch.
@@ -87,32 +85,38 @@ class FeatureTransfer(nn.Module, ABC):
 
         Raises:
             ValueError: if a shape is wrong.
-            TypeError: if ``x`` is not floating point or ``modality`` holds no integers.
+            TypeError: if ``x`` is not floating point or ``modality`` does not hold integers.
         """
-        check_matrix("x", x, columns=self.dim)
-        check_integers("modality", modality, len(x))
+        check_tensor("x", x, "B d", d=self.dim)
+        check_tensor("modality", modality, "B", kind="integer", B=len(x))
         values = self.value(x)
         het, hom, gallery_index = self.affinities(values, modality)
         return H2FTOutput(*propagate(het, hom, values), het, hom, values, gallery_index)
 
-    def embed(self, name: str, x: Tensor) -> Tensor:
-        """v(x) (N, d) as at test time: running statistics, at least float32 outside of v, no gradient.
+    def transfer(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+        """Transfer features at inference, each query alone with the gallery (CIFT §3.1, §4.2).
+
+        The result is that of a loop over single queries. ``v`` uses its running statistics whatever the module's mode.
+        For `GFT`, a query may be among the neighbors of a gallery image, whose feature then depends on the query: use
+        `distance` to rank, which does not hold the Nq · Ng features.
+
+        Args:
+            query: (Nq, d) backbone features of one modality.
+            gallery: (Ng, d) backbone features of the other.
+
+        Returns:
+            f_q (Nq, d) and F_G, which is (Ng, d) for `H2FT` and (Nq, Ng, d) for `GFT`, in at least float32. The score
+            of a pair is their cosine.
 
         Raises:
-            ValueError: if ``x``, called ``name``, is not (N, d), on another device than v, or if v of it is not finite.
-            TypeError: if it is not floating point.
+            ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
+            TypeError: if a feature is not floating point.
         """
-        check_matrix(name, x, columns=self.dim)
-        own = next(self.value.parameters(), x)
-        if x.device != own.device:
-            raise ValueError(f"{name} must be on the module's device, {own.device}, got {x.device}")
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluation_mode(self.value):
-            values = at_least_float32(self.value(x.to(own.dtype)))  # without autocast, v takes its own dtype only
-        check_finite(name, values)
-        return values
+        with self._inference(query, gallery) as (rows, prepared):
+            return prepared.transfer(rows)
 
     def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Cosine distance of the transferred features, each query alone with the gallery; exact, in bounded memory.
+        """Compute the cosine distance of the features of `transfer`, exactly and in bounded memory.
 
         Args:
             query: (Nq, d) backbone features of one modality.
@@ -125,77 +129,75 @@ class FeatureTransfer(nn.Module, ABC):
             ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
             TypeError: if a feature is not floating point.
         """
-        with self._inference(query, gallery) as (rows, graph):
-            return self.compare(rows, graph, self.prepare_gallery(graph))
+        with self._inference(query, gallery) as (rows, prepared):
+            return prepared.distance(rows)
 
-    def compare(self, query: Rows, graph: NeighborGraph, gallery: Any) -> Tensor:
-        """`distance` (Nq, Ng) of prepared rows v(q) from the gallery whose graph and `prepare_gallery` are given."""
-        distance = query.proposal.new_empty(len(query.given), len(graph))
-        for found in self._search(query, graph):
-            block = Rows(*(x[found.rows] for x in query))
-            f_q = self._transfer_query(found, block.given, graph)
-            distance[found.rows] = (1 - self._compare(found, block, f_q, graph, gallery)).clamp_(0, 2)
-        return distance
+    def embed(self, name: str, x: Tensor) -> Tensor:
+        """Compute v(x) (N, d) as at test time: running statistics, at least float32 outside of v, no gradient.
+
+        Args:
+            name: of ``x``, for messages.
+            x: (N, d) features.
+
+        Raises:
+            ValueError: if ``x`` is not (N, d) or on another device than v, or if v(x) is not finite.
+            TypeError: if ``x`` is not floating point.
+        """
+        check_tensor(name, x, "N d", d=self.dim)
+        own = next(self.value.parameters(), x)
+        if x.device != own.device:
+            raise ValueError(f"{name} must be on the module's device, {own.device}, got {x.device}")
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluation_mode(self.value):
+            values = at_least_float32(self.value(x.to(own.dtype)))  # without autocast, v takes its own dtype only
+        check_finite(name, values)
+        return values
 
     @contextmanager
-    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Rows, NeighborGraph]]:
-        """Rows v(q) of the queries, and the graph of v of the gallery."""
+    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Rows, PreparedGallery]]:
+        """Yield the rows v(q) and the prepared gallery, in a context without gradient and autocast."""
         q, g = self.embed("query", query), self.embed("gallery", gallery)
         if query.device != gallery.device or query.dtype != gallery.dtype:
             kinds = f"{query.dtype} on {query.device} and {gallery.dtype} on {gallery.device}"
             raise ValueError(f"query and gallery must have one dtype and one device, got {kinds}")
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            yield prepare(q, "cosine", q.dtype, gallery=False), NeighborGraph.build(g, self.k)
-
-    def _search(self, query: Rows, graph: NeighborGraph) -> Iterator[Found]:
-        """The k - 1 nearest gallery images of each query, block by block; one where k is 1, not to be used."""
-        # GFT holds about ten matrices of a block's size, which a cache should hold
-        block = max(1, _BLOCK // len(graph)) if query.proposal.device.type == "cpu" else None
-        return search(query, graph.rows, min(max(1, self.k - 1), len(graph)), block=block)
-
-    def _transfer_query(self, found: Found, query: Tensor, graph: NeighborGraph) -> Tensor:
-        """f_q of a block of v(q) (§1.2): itself and its k - 1 nearest gallery images."""
-        if self.k == 1:
-            return query
-        cosine = torch.cat([torch.ones_like(found.scores[:, :1]), found.scores], 1)
-        weights = (cosine / self.tau_query).softmax(1).to(query.dtype)
-        return weights[:, :1] * query + weighted_sum(graph.features, found.indices, weights[:, 1:])
+            rows = prepare(q, "cosine", q.dtype, gallery=False)
+            yield rows, self.prepare_gallery(NeighborGraph.build(g, self.k))
 
 
 def propagate(het: Tensor, hom: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Both products of Eq. 2, (A_het v(X), A_hom v(X)), summed in at least float32, in the dtype of ``values``."""
+    """Compute both products of Eq. 2, A_het v(X) and A_hom v(X), in at least float32, in the dtype of ``values``."""
     with torch.autocast(values.device.type, enabled=False):
         v = at_least_float32(values)
         query = (het @ v).to(values.dtype)
         return query, query if hom is het else (hom @ v).to(values.dtype)
 
 
-def eye(like: Tensor) -> Tensor:
-    """Identity mask of the size of ``like`` (B, B)."""
-    return torch.eye(len(like), dtype=torch.bool, device=like.device)
+def cosines(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines of all pairs (B, B) and the mask of the diagonal (B, B).
 
-
-def cosine_with_self(values: Tensor) -> Tensor:
-    """Cosines of all pairs (B, B); 1 with itself, also for a zero row, so that an image is its own first neighbour."""
+    The cosine of a row with itself is 1, also for a zero row, so that an image is its own first neighbor.
+    """
     with torch.autocast(values.device.type, enabled=False):
         x = normalize_rows(at_least_float32(values))
         cosine = x @ x.T
-    return cosine.masked_fill(eye(cosine), 1.0)
+    itself = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
+    return cosine.masked_fill(itself, 1.0), itself
 
 
-def topk_with_self(cosine: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest allowed cosines of each row and their columns, the image itself first; -inf where too few."""
+def topk_affinity(cosine: Tensor, allowed: Tensor, itself: Tensor, k: int, tau: float) -> Tensor:
+    """Compute A = D⁻¹ T(S, k) (Eq. 4).
+
+    Args:
+        cosine: (R, B) of the image of each row with all images.
+        allowed: (R, B) bool, the images that may be neighbors of a row.
+        itself: (R, B) bool, the place of a row's own image, which is always kept.
+        k: number of images that are kept.
+        tau: temperature.
+
+    Returns:
+        (R, B); rows sum to 1.
+    """
     scores = cosine.masked_fill(~allowed, -torch.inf)
-    index = scores.detach().masked_fill(eye(scores), torch.inf).topk(min(k, len(scores)), dim=1).indices
-    return scores.gather(1, index), index
-
-
-def topk_affinity(cosine: Tensor, allowed: Tensor, k: int, tau: float) -> Tensor:
-    """A = D⁻¹ T(S, k) over the allowed pairs (Eq. 4); (B, B), rows sum to 1."""
-    kept, index = topk_with_self(cosine, allowed, k)
-    return torch.zeros_like(cosine).scatter(1, index, (kept / tau).softmax(1))
-
-
-def weighted_sum(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Σ_j weights_ij · values[index_ij] for (N, k) indices: (N, d), without an (N, k, d) tensor."""
-    return embedding_bag(index, values, per_sample_weights=weights.to(values.dtype), mode="sum")
+    kept = scores.detach().masked_fill(itself, torch.inf).topk(min(k, scores.shape[1]), dim=1).indices
+    weights = (scores.gather(1, kept) / tau).softmax(1)
+    return torch.zeros_like(cosine).scatter(1, kept, weights)

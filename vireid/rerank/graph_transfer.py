@@ -78,7 +78,7 @@ class GraphTransfer(GalleryReranker):
         self._gallery = self.module.prepare_gallery(graph)
 
     def _distance(self, query: Rows) -> Tensor:
-        return self.module.compare(query, self.graph, self._gallery)
+        return self._gallery.distance(query)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], module: FeatureTransfer) -> Self:  # type: ignore[override]

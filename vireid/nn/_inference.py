@@ -1,0 +1,182 @@
+"""Inference of H2FT and GFT: each query alone with the gallery, {q} ∪ G, as in a loop over single queries.
+
+A gallery is prepared once, from the graph of its k nearest neighbors by v; then any number of queries is compared with
+it, block by block. A query never sees another one, and only nearest neighbors are ever held: memory is
+O((Nq + Ng)(d + k)) and one block.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from vireid._ops import normalize_rows
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors._exact import Found, Rows, error_bound, products, score_pairs, search
+
+_BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
+_TINY = 1e-30  # below any squared length that is not 0, where the largest of the summed terms is 1 long
+_LOWEST = -1e30  # below any logarithm of a weight that is not 0
+
+
+class PreparedGallery(ABC):
+    """A gallery of values v(G) and the transfer of queries to it.
+
+    Args:
+        graph: its k nearest neighbors by v.
+        k: entries kept in a row of the affinities.
+        tau: temperature of the queries' rows.
+    """
+
+    def __init__(self, graph: NeighborGraph, *, k: int, tau: float) -> None:
+        self.graph, self.k, self.tau = graph, k, tau
+
+    @abstractmethod
+    def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
+        """Compute f_q (Nq, d) and F_G from the rows v(q)."""
+
+    @abstractmethod
+    def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
+        """Compute the cosines (b, Ng) of a block's f_q with the gallery's transferred features."""
+
+    def distance(self, query: Rows) -> Tensor:
+        """Compute 1 - cos(f_q, F_G) (Nq, Ng) from the rows v(q)."""
+        distance = query.proposal.new_empty(len(query.given), len(self.graph))
+        for found, block, f_q in self._blocks(query):
+            distance[found.rows] = (1 - self._cosines(found, block, f_q)).clamp_(0, 2)
+        return distance
+
+    def _blocks(self, query: Rows) -> Iterator[tuple[Found, Rows, Tensor]]:
+        """Yield the neighbors of a block of queries, its rows and its f_q: itself and k - 1 gallery images (§1.2)."""
+        # GFT holds about ten matrices of a block's size, which a cache should hold
+        size = max(1, _BLOCK // len(self.graph)) if query.proposal.device.type == "cpu" else None
+        for found in search(query, self.graph.rows, min(max(1, self.k - 1), len(self.graph)), block=size):
+            rows = Rows(*(x[found.rows] for x in query))
+            f_q = rows.given
+            if self.k > 1:  # else the one neighbor found is not used
+                cosine = torch.cat([torch.ones_like(found.scores[:, :1]), found.scores], 1)
+                weights = (cosine / self.tau).softmax(1).to(f_q.dtype)
+                # no (b, k, d) tensor
+                others = embedding_bag(
+                    found.indices, self.graph.features, per_sample_weights=weights[:, 1:].contiguous(), mode="sum"
+                )
+                f_q = weights[:, :1] * f_q + others
+            yield found, rows, f_q
+
+
+class H2FTGallery(PreparedGallery):
+    """The gallery of H2FT, whose transferred features are the same for all queries."""
+
+    def __init__(self, graph: NeighborGraph, *, k: int, tau_het: float, tau_hom: float) -> None:
+        super().__init__(graph, k=k, tau=tau_het)
+        self.tau_hom = tau_hom
+
+    def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
+        """Compute f_q (Nq, d) and F_G (Ng, d) from the rows v(q)."""
+        return torch.cat([query.given[:0], *(f_q for *_, f_q in self._blocks(query))]), self._features()
+
+    def _features(self) -> Tensor:
+        """Compute F_G = A_hom · v(X_G) (Ng, d)."""
+        return self.graph.weighted_sum(self.graph.features, (self.graph.values / self.tau_hom).softmax(1))
+
+    @cached_property
+    def _unit_features(self) -> Tensor:
+        return normalize_rows(self._features())
+
+    def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
+        return products(normalize_rows(f_q), self._unit_features)
+
+
+class GFTGallery(PreparedGallery):
+    """The gallery of GFT. Only rows in which q displaces the k-th neighbor depend on q, and by one term each.
+
+    Row g is a sum over g's own neighbors, of all k, or of those that stay where q joins, and q's term. The weights are
+    exp((cos - 1) / τ) · length, of unit rows. Only their ratios in a row matter: they are held divided by its largest
+    one, so that sums and squares are in range whatever the features' lengths.
+
+    Attributes:
+        unit: () unit of the lengths, that of the longest row.
+        kept: (Ng, k) weights of all neighbors.
+        stay: (Ng, k - 1) weights of those that stay; (Ng, k), all, where there is room for q.
+        kept_square: (Ng,) squared length of the sum of all.
+        stay_square: (Ng,) squared length of the sum of those that stay.
+        size: (Ng,) logarithm of the divisor of the weights of those that stay.
+        threshold: (Ng,) cosine from which a query takes the last one's place.
+    """
+
+    def __init__(self, graph: NeighborGraph, *, k: int, tau: float) -> None:
+        super().__init__(graph, k=k, tau=tau)
+        length = graph.rows.length
+        longest = length.max()
+        self.unit = torch.where(longest > 0, longest, 1)
+        logarithm = (graph.values.double() - 1) / tau + (length / self.unit).log()[graph.indices]
+        if len(graph) < k:  # room for everyone: q joins every row
+            stay, self.threshold = logarithm, torch.full_like(graph.values[:, 0], -torch.inf)
+        elif k == 1:  # no room beside the image itself
+            stay, self.threshold = logarithm, torch.full_like(graph.values[:, 0], torch.inf)
+        else:
+            stay, self.threshold = logarithm[:, :-1], graph.values[:, -1]
+        self.kept, self.kept_square, _ = self._weights(logarithm)
+        self.stay, self.stay_square, self.size = self._weights(stay)
+
+    def _weights(self, logarithm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights (Ng, m) of the given logarithms, the squared length of their sum, and the divisor's."""
+        size = logarithm.amax(1).clamp_min(_LOWEST)
+        weights = (logarithm - size[:, None]).exp().to(self.threshold)
+        square = self.graph.weighted_sum(self.graph.rows.proposal, weights).square().sum(1)
+        return weights, square, size.to(self.threshold)
+
+    def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
+        """Compute f_q (Nq, d) and F_G (Nq, Ng, d) from the rows v(q)."""
+        g = self.graph.features
+        weights = ((self.graph.values - 1) / self.tau).exp()
+        kept = self.graph.weighted_sum(g, weights) / weights.sum(1, keepdim=True)
+        stay = weights[:, : self.stay.shape[1]]
+        rest, total = self.graph.weighted_sum(g, stay), stay.sum(1)
+        f_q, f_g = g.new_empty(query.given.shape), g.new_empty(len(query.given), *g.shape)
+        for found, block, transferred in self._blocks(query):
+            f_q[found.rows] = transferred
+            cosine, enters = (x.T[..., None] for x in self._query_in_gallery(found, block))
+            weight = ((cosine - 1) / self.tau).exp()
+            changed = (rest + weight * block.given[:, None]) / (total[:, None] + weight)
+            f_g[found.rows] = torch.where(enters, changed, kept)
+        return f_q, f_g
+
+    def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
+        """Compute the cosines without any transferred row: its products with f_q and q are sums of the neighbors' own.
+
+        So one matrix product beside the search gives all of them.
+        """
+        x, f = query.proposal, normalize_rows(f_q)
+        cosine, enters = self._query_in_gallery(found, query)
+        with_f = products(f, self.graph.rows.proposal).T.contiguous()
+        stay_f, stay_x = (self.graph.weighted_sum(y, self.stay) for y in (with_f, cosine))
+        joining = (cosine - 1).div_(self.tau).add_((query.length / self.unit).log().to(x.dtype))
+        # from the limit on, which leaves room for the square, the others' share is lost in rounding
+        limit = math.log(torch.finfo(x.dtype).max) / 2 - 5
+        joining = joining.sub_(self.size[:, None]).clamp_max_(limit).exp_()
+        square = self.stay_square[:, None] + 2 * joining * stay_x + joining.square()
+        square = torch.maximum(square, (1e-12 * self.stay_square).clamp_min(_TINY)[:, None])
+        changed = (stay_f + joining * (f * x).sum(1)) / square.sqrt()
+        kept = self.graph.weighted_sum(with_f, self.kept) / self.kept_square.clamp_min(_TINY).sqrt()[:, None]
+        return torch.where(enters, changed, kept).T
+
+    def _query_in_gallery(self, found: Found, query: Rows) -> tuple[Tensor, Tensor]:
+        """Return the cosine of each query with each gallery row, and whether it is among its k neighbors; (Ng, b) both.
+
+        Cosines too near the limit to tell from a product are computed like the neighbors' that they are compared with.
+        """
+        product, limit = cast(Tensor, found.product), self.threshold
+        cosine = product.T.contiguous()
+        enters = cosine >= limit[:, None]
+        seen = 4 * (product.gather(1, found.indices) - found.scores).abs().amax(1)
+        error = torch.maximum(seen, error_bound(query, self.graph.rows, "cosine")[0]).to(cosine.dtype)
+        column, row = ((cosine - limit[:, None]).abs() <= error).nonzero().T
+        exact = score_pairs(query, self.graph.rows, row, column, "cosine").to(limit.dtype)
+        enters[column, row] = exact >= limit[column]
+        return cosine, enters
