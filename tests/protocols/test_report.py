@@ -190,22 +190,26 @@ def test_rows_without_query_results_have_no_interval():
     assert plain.to_dict()["interval"] is None
     with pytest.raises(ValueError, match="interval needs per-query results"):
         plain.interval("mAP")
-    assert "bracket" not in str(Report("RegDB", (plain,)))
+    assert "95 %" not in str(Report("RegDB", (plain,)))
     joined = (Report("RegDB", (plain,)) + regdb(0)).rows[0]
     assert (len(joined.trials), joined.queries, joined.intervals) == (2, (), None)
-    assert len(str(Report("RegDB", (joined, regdb(0).rows[0]))).splitlines()) == 5
+    titles = [line[:16].split() for line in str(Report("RegDB", (joined, regdb(0).rows[0]))).splitlines()[2:]]
+    assert titles[1:3] == [["mean"], ["±", "over", "trials"]]
+    assert titles[4:] == [["mean"], ["95", "%", "from"], ["95", "%", "to"]]
 
 
-def test_table_shows_the_intervals_below_the_means():
+def test_table_shows_figures_and_intervals_in_80_columns():
     row = sysu().rows[0]
-    lines = str(sysu()).splitlines()
-    assert len(lines) == 4
-    for name in METRICS:
-        at = lines[1].index(name)
-        low, high = row.interval(name)
-        assert lines[2][at:].startswith(f"{row.mean[name]:.2f} ± {row.std[name]:.2f}")
-        assert lines[3][at:].startswith(f"[{low:.2f}, {high:.2f}]")
-    assert max(map(len, lines)) < 180
+    title, head, name, *lines = str(sysu()).splitlines()
+    assert name == "infrared_to_visible: backbone; uses query; 3 trials"
+    ends = {metric: row.interval(metric) for metric in METRICS}
+    figures = [row.mean, row.std, *({metric: ends[metric][i] for metric in METRICS} for i in (0, 1))]
+    assert len(lines) == len(figures)
+    for line, values in zip(lines, figures, strict=True):
+        for metric in METRICS:
+            until = head.index(metric) + len(metric)
+            assert line[:until].split()[-1] == f"{values[metric]:.2f}"
+    assert max(map(len, [title, head, name, *lines])) < 80
 
 
 def test_latex_lines():

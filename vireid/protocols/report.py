@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 _LEVEL, _RESAMPLES, _SEED = 0.95, 2000, 0  # of the intervals that are printed and saved
 _USES = ("query", "gallery", "transductive", "unknown")
 _BLOCK = 2**20  # queries drawn at once
+_WIDTH = 79  # columns of a printed report
 _ESCAPES = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -371,20 +373,21 @@ class Report:
             raise ValueError(f"path must be a report saved as JSON, cannot read {str(path)!r}: {error}") from error
 
     def __str__(self) -> str:
-        head = ["direction", "features", "re-ranking", "uses", *METRICS, "trials"]
-        lines = [head]
+        known = any(row.intervals is not None for row in self.rows)
+        below = "; 95 %: bootstrap over queries" if known else ""
+        lines = [f"{self.dataset}, percent{below}", " " * 16 + "".join(f"{name:>9}" for name in METRICS)]
         for row in self.rows:
-            mean, std, known = row.mean, row.std, row.intervals
-            cells = [f"{mean[n]:.2f}" + (f" ± {std[n]:.2f}" if len(row.trials) > 1 else "") for n in METRICS]
-            lines.append([row.direction, row.features, row.method, row.uses, *cells, str(len(row.trials))])
-            if known is not None:
-                cells = [f"[{known[n][0]:.2f}, {known[n][1]:.2f}]" for n in METRICS]
-                lines.append(["", "", "", "", *cells, ""])
-        width = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        table = "\n".join("  ".join(c.ljust(w) for c, w in zip(line, width, strict=True)).rstrip() for line in lines)
-        below = "; in brackets 95 % bootstrap interval over queries" if len(lines) > 1 + len(self.rows) else ""
-        title = f"{self.dataset} (percent, mean ± sample standard deviation over trials{below})"
-        return "\n".join([title, table, *(_left_out(row) for row in self.rows if _left_out(row))])
+            count = "1 trial" if len(row.trials) == 1 else f"{len(row.trials)} trials"
+            way = row.features if row.rerank == "none" else f"{row.features} + {row.method}"
+            name = f"{row.direction}: {way}; uses {row.uses}; {count}"
+            lines += textwrap.wrap(name, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            figures = {"mean": row.mean} | ({"± over trials": row.std} if len(row.trials) > 1 else {})
+            if row.intervals is not None:
+                for i, end in enumerate(("from", "to")):
+                    figures[f"95 % {end}"] = {name: ends[i] for name, ends in row.intervals.items()}
+            for title, values in figures.items():
+                lines.append(f"  {title:14}" + "".join(f"{values[name]:9.2f}" for name in METRICS))
+        return "\n".join([*lines, *(_left_out(row) for row in self.rows if _left_out(row))])
 
 
 def _check_metrics(metrics: Sequence[str]) -> None:
