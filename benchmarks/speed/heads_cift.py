@@ -21,9 +21,9 @@ from vireid.nn import H2FT, BNNeck
 IDENTITIES_IN_BATCH, PER_MODALITY, DIM, IDENTITIES = 8, 4, 2048, 395
 TITLE = "CIFT heads, forward and backward"
 NAMES = ("vireid", "loop", "classifier")
-BASES = ("classifier",)  # what the times are divided by
+BASES = ("classifier",)  # whose times the others are divided by
 UNUSED: tuple[str, ...] = ()  # parameters that the heads themselves do not have
-SHAPE = {"dim": DIM}
+SHAPE = f"d {DIM}"
 
 
 class Heads(nn.Module):
