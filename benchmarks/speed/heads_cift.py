@@ -69,7 +69,7 @@ class Heads(nn.Module):
             F.cross_entropy(logits, self.labels)
             + self.hcc_features(features, self.labels)
             + self.hcc_logits(logits, self.labels)
-            + query_gallery_cross_entropy(query, gallery, self.labels, out.gallery_index)
+            + query_gallery_cross_entropy(query, self.labels, gallery=gallery, gallery_index=out.gallery_index)
             + self.hcc_logits(torch.cat([query, gallery]), torch.cat([self.labels, labels]))
             + tie
         )
