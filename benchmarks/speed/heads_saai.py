@@ -23,7 +23,7 @@ from vireid.losses.centers import CenterSeparationLoss
 from vireid.losses.identity import MutualIdentityLoss
 from vireid.losses.parts import PartDiversityLoss
 from vireid.nn.necks import BNNeck, DualBNNeck
-from vireid.nn.parts import PrototypePooling
+from vireid.nn.prototypes import PrototypePooling
 
 IDENTITIES_IN_BATCH, PER_MODALITY, CHANNELS, SIZE, PARTS, IDENTITIES = 16, 4, 2048, (18, 9), 7, 395
 # The distance that half of the centers drawn here have: at the paper's 0.7 nothing would be seen of the push. It costs

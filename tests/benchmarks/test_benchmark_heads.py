@@ -59,9 +59,7 @@ def test_contenders_agree_for_any_number_of_identities(method, identities, devic
 def test_the_check_sees_both_hinges():
     saai = heads.make_heads("saai", CPU, 5)
     with torch.no_grad():
-        attention = saai.pooling.similarity(saai.x).sigmoid()
-        parts = saai.pooling.aggregate(saai.x, attention)
-        pooled = torch.cat([parts.flatten(1), saai.x.mean((2, 3))], 1)
+        pooled = saai.pooling.pool(saai.x)[1].flatten(1)
         centers = torch.stack([pooled[saai.labels == label].mean(0) for label in saai.labels.unique()])
     near = torch.pdist(centers) < heads_saai.RHO2
     assert near.any()
