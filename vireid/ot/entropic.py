@@ -12,10 +12,10 @@ from vireid.ot.permutation import (
     negligible_gain,
     outward,
     permutation_plan,
-    permutation_together,
+    permutation_term,
     random_orders,
 )
-from vireid.ot.structure import Found, Pairs, Together
+from vireid.ot.problem import Problems, QuadraticTerm, Solution
 
 EPSILON = 0.1  # of a proximal step, relative to the largest difference in the gradient
 SCALINGS = 50  # between two looks at the plans
@@ -24,69 +24,70 @@ SETTLED = 1e-4  # a step that gains less than this, relative, over the best so f
 SLOW = 1e-3  # the same in the second half of the iterations, for the few pairs that creep
 
 
-def solve_entropic(pairs: Pairs, iterations: int, restarts: int, uniform: bool) -> Found:
-    """Proximal points from u vᵀ, and then, where a plan can be a permutation, exchanges of two nodes.
+def solve_entropic(problems: Problems, iterations: int, restarts: int) -> Solution:
+    """Solve by proximal points from u vᵀ and then, where a plan can be a permutation, by exchanges of two nodes.
 
     The exchanges go from what came of the proximal points and from 4 + ``restarts`` other permutations; they cost
     little. Where no plan is a permutation, there are 1 + ``restarts`` further starts of the proximal points in their
-    place: one near the features' plan, and random ones. ``uniform`` says that n = m and nothing is weighted.
+    place: one near the features' plan, and random ones.
     """
-    batch, device = len(pairs.u), pairs.u.device
-    can = ((pairs.u > 0).sum(1) == (pairs.v > 0).sum(1)) & uniform
-    whole, rest = can.nonzero().flatten(), (~can).nonzero().flatten()
-    features = pairs.linear.index_select(0, rest)
+    batch, device = len(problems.u), problems.u.device
+    assignable = problems.assignable()
+    whole, rest = assignable.nonzero().flatten(), (~assignable).nonzero().flatten()
+    features = problems.linear.index_select(0, rest)
     draw = torch.rand(restarts, *features.shape[1:], generator=torch.Generator().manual_seed(0)).to(features)
-    costs = torch.cat([torch.zeros_like(pairs.linear), features, *(c.expand_as(features) for c in draw)])
+    costs = torch.cat([torch.zeros_like(problems.linear), features, *(c.expand_as(features) for c in draw)])
     rows = torch.cat([torch.arange(batch, device=device), rest.repeat(1 + restarts)])
-    found = _proximal_points(pairs.take(rows), costs, iterations)
-    found, more = Found(*(x[:batch] for x in found)), Found(*(x[batch:] for x in found))
-    found = found.improved(rest, more.best(1 + restarts))
+    solution = _proximal_points(problems.select(rows), costs, iterations)
+    solution, more = Solution(*(x[:batch] for x in solution)), Solution(*(x[batch:] for x in solution))
+    solution = solution.improved(rest, more.best(1 + restarts))
     if len(whole):
-        found = found.improved(whole, _exchanges(pairs.take(whole), found.plan[whole], iterations, restarts))
-    return found
+        exchanged = _exchanges(problems.select(whole), solution.plan[whole], iterations, restarts)
+        solution = solution.improved(whole, exchanged)
+    return solution
 
 
-def _exchanges(pairs: Pairs, plan: Tensor, iterations: int, restarts: int) -> Found:
-    """The best that exchanges of two nodes come to, from ``plan`` and from other starts."""
-    orders = [torch.zeros_like(pairs.u), *random_orders(pairs, 1 + restarts)]
-    scores = [plan, -pairs.linear, -outward(pairs)]
+def _exchanges(problems: Problems, plan: Tensor, iterations: int, restarts: int) -> Solution:
+    """Return the best that exchanges of two nodes come to, from ``plan`` and from other starts."""
+    orders = [torch.zeros_like(problems.u), *random_orders(problems, 1 + restarts)]
+    scores = [plan, -problems.linear, -outward(problems)]
     starts, rows = len(scores) + len(orders), torch.arange(len(plan), device=plan.device)
-    every = pairs.take(rows.repeat(starts))
-    near = greedy(torch.cat(scores), pairs.take(rows.repeat(len(scores))))
-    target = torch.cat([near, *(in_order(pairs, order) for order in orders)])
-    start, both = permutation_plan(target, every.u), permutation_together(every, target)
-    return exchange(every, start, both, negligible_gain(every), iterations, starts).best(starts)
+    every = problems.select(rows.repeat(starts))
+    near = greedy(torch.cat(scores), problems.select(rows.repeat(len(scores))))
+    target = torch.cat([near, *(in_order(problems, order) for order in orders)])
+    start, term = permutation_plan(target, every.u), permutation_term(every, target)
+    return exchange(every, start, term, negligible_gain(every), iterations, starts).best(starts)
 
 
-def _proximal_points(pairs: Pairs, costs: Tensor, iterations: int) -> Found:
-    """The best plan that each pair has passed, from the plan of ``costs`` (B, n, m) smoothed with ε.
+def _proximal_points(problems: Problems, costs: Tensor, iterations: int) -> Solution:
+    """Return the best plan that each pair has passed, from the plan of ``costs`` (B, n, m) smoothed with ε.
 
-    A step minimises the linearised objective plus ε KL(T ‖ last T) over the plans, which needs Sinkhorn scalings. How
+    A step minimizes the linearised objective plus ε KL(T ‖ last T) over the plans, which needs Sinkhorn scalings. How
     many, differs from pair to pair: every pair is scaled, and each takes its next step when its own plan is balanced.
     What a pair gets does not depend on how long the others take.
     """
-    state = _State.start(pairs, costs).look(SETTLED)
-    found, running = state.found(), torch.arange(len(pairs.u), device=pairs.u.device)
+    state = _State.start(problems, costs).look(SETTLED)
+    solution, running = state.solution(), torch.arange(len(problems.u), device=problems.u.device)
     for step in range(iterations):
         state = state.step().look(SETTLED if 2 * step < iterations else SLOW)
         settled = int(state.settled.sum())  # a GPU waits here once in SCALINGS scalings
         if settled == len(running):
             break
         if 2 * settled >= len(running):  # leave those that are done
-            found = found.put(running, state.found())
+            solution = solution.put(running, state.solution())
             left = (~state.settled).nonzero().flatten()
-            running, state = running[left], state.take(left)
-    return found.put(running, state.found())
+            running, state = running[left], state.select(left)
+    return solution.put(running, state.solution())
 
 
 class _State(NamedTuple):
-    """Where the pairs that still run are."""
+    """State of the pairs that still run."""
 
-    pairs: Pairs
-    together: Together | None  # None for φ = 1, where there is nothing quadratic
+    problems: Problems
+    quadratic: QuadraticTerm | None  # None for φ = 1, where there is nothing quadratic
     log_plan: Tensor
     plan: Tensor  # rounded: every plan that is looked at meets its marginals
-    both: Tensor  # K(T) of it
+    term: Tensor  # K(T) of it
     best: Tensor
     lowest: Tensor  # (B,) cost of the best plan
     last: Tensor  # (B,) what `lowest` was when the last proximal step was due
@@ -94,61 +95,63 @@ class _State(NamedTuple):
     settled: Tensor  # (B,) bool: no further one is
 
     @classmethod
-    def start(cls, pairs: Pairs, costs: Tensor) -> "_State":
-        tiny = torch.finfo(pairs.u.dtype).tiny
-        u, v = (w.clamp_min(tiny).log() for w in (pairs.u, pairs.v))
-        plan = pairs.u[:, :, None] * pairs.v[:, None]
-        far, no = torch.full_like(pairs.u[:, 0], torch.inf), torch.zeros_like(pairs.u[:, 0], dtype=torch.bool)
-        together = Together(pairs) if pairs.phi < 1 else None
+    def start(cls, problems: Problems, costs: Tensor) -> "_State":
+        tiny = torch.finfo(problems.u.dtype).tiny
+        u, v = (w.clamp_min(tiny).log() for w in (problems.u, problems.v))
+        plan = problems.u[:, :, None] * problems.v[:, None]
+        far = torch.full_like(problems.u[:, 0], torch.inf)
+        no = torch.zeros_like(far, dtype=torch.bool)
+        quadratic = QuadraticTerm.of(problems) if problems.phi < 1 else None
         log_plan = u[:, :, None] + v[:, None]
-        return cls(pairs, together, log_plan, plan, torch.zeros_like(plan), plan, far, far, ~no, no).move(costs)
+        term = torch.zeros_like(plan)
+        return cls(problems, quadratic, log_plan, plan, term, plan, far, far, ~no, no).descend(costs)
 
-    def take(self, index: Tensor) -> "_State":
-        together = None if self.together is None else self.together.take(index)
-        rest: list[Tensor] = [x.index_select(0, index) for x in self[2:]]
-        return _State(self.pairs.take(index), together, *rest)
+    def select(self, rows: Tensor) -> "_State":
+        quadratic = None if self.quadratic is None else self.quadratic.select(rows)
+        rest: list[Tensor] = [x.index_select(0, rows) for x in self[2:]]
+        return _State(self.problems.select(rows), quadratic, *rest)
 
     def look(self, least: float) -> "_State":
-        """The cost of the plans, and with it what is best and what is done: gains below ``least`` do not count."""
-        both = self.both if self.together is None else self.together(self.plan)
-        cost = self.pairs.objective(self.plan, both)
+        """Compute the cost of the plans and note what is best and what is done; gains below ``least`` do not count."""
+        term = self.term if self.quadratic is None else self.quadratic(self.plan)
+        cost = self.problems.objective(self.plan, term)
         lower = (cost < self.lowest) & ~self.settled
         lowest = torch.where(lower, cost, self.lowest)
         return self._replace(
-            both=both,
+            term=term,
             best=torch.where(lower[:, None, None], self.plan, self.best),
             lowest=lowest,
             last=torch.where(self.balanced, lowest, self.last),
             settled=self.settled | (self.balanced & (self.last - lowest <= least * lowest.abs())),
         )
 
-    def found(self) -> Found:
-        return Found(self.best, self.lowest, ~self.settled)
+    def solution(self) -> Solution:
+        return Solution(self.best, self.lowest, ~self.settled)
 
     def step(self) -> "_State":
-        """A proximal step where it is due, and scalings for all."""
-        return self.move(self.pairs.gradient(self.both))
+        """Take a proximal step where it is due, and scale all plans."""
+        return self.descend(self.problems.gradient(self.term))
 
-    def move(self, costs: Tensor) -> "_State":
-        """Towards the plan of least ``costs``."""
-        pairs = self.pairs
-        present = (pairs.u > 0)[:, :, None] & (pairs.v > 0)[:, None]
+    def descend(self, costs: Tensor) -> "_State":
+        """Go towards the plan of least ``costs``."""
+        u, v = self.problems.u, self.problems.v
+        present = (u > 0)[:, :, None] & (v > 0)[:, None]
         costs = _relative(costs, present) / EPSILON
         log_plan = self.log_plan - torch.where(self.balanced[:, None, None], costs, 0)
-        log_plan, plan = _scale(log_plan, pairs.u, pairs.v)
-        balanced = (plan.sum(2) - pairs.u).abs().sum(1) <= BALANCED
-        return self._replace(log_plan=log_plan, plan=_round(plan, pairs.u, pairs.v), balanced=balanced)
+        log_plan, plan = _scale(log_plan, u, v)
+        balanced = (plan.sum(2) - u).abs().sum(1) <= BALANCED
+        return self._replace(log_plan=log_plan, plan=_round(plan, u, v), balanced=balanced)
 
 
 def _relative(gradient: Tensor, present: Tensor) -> Tensor:
-    """``gradient`` brought to [0, 1] in each pair, so that the unit of the costs plays no part; 0 for absent nodes."""
+    """Scale ``gradient`` to [0, 1] in each pair, so that the unit of the costs plays no part; 0 for absent nodes."""
     low = torch.where(present, gradient, torch.inf).amin((1, 2), keepdim=True)
     high = torch.where(present, gradient, -torch.inf).amax((1, 2), keepdim=True)
     return torch.where(present & (high > low), (gradient - low) / (high - low), 0)
 
 
 def _scale(log_plan: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns brought to their sums in turn: the logarithm of the plan, and the plan.
+    """Scale rows and columns to their sums in turn, and return the logarithm of the plan, and the plan.
 
     The first scaling takes logarithms, after which no row or column is far from its sum: the others can do without.
     """
@@ -167,7 +170,7 @@ def _scale(log_plan: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _round(plan: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Plans with exact marginals (Altschuler et al., 2017): what is too much is taken away and put where it lacks."""
+    """Round to exact marginals (Altschuler et al., 2017): what is too much is taken away and put where it lacks."""
     tiny = torch.finfo(plan.dtype).tiny
     plan = plan * (u / plan.sum(2).clamp_min(tiny)).clamp(0, 1)[:, :, None]
     plan = plan * (v / plan.sum(1).clamp_min(tiny)).clamp(0, 1)[:, None]
