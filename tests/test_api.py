@@ -60,7 +60,20 @@ PROMISED = {
     ],
     "ot": ["GraphOT", "graph_ot"],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
-    "rerank": ["AIM", "GraphTransfer", "QueryExpansion", "SIM", "aim", "gnn", "graph_transfer", "k_reciprocal", "sim"],
+    "rerank": [
+        *(
+            "AIM",
+            "AfterTransfer",
+            "GraphTransfer",
+            "QueryExpansion",
+            "SIM",
+            "aim",
+            "gnn",
+            "graph_transfer",
+            "k_reciprocal",
+        ),
+        *("query_expansion", "sim"),
+    ],
     "metrics": [
         "RankMetrics",
         "RankingMetric",

@@ -7,7 +7,11 @@ import statistics
 
 import pytest
 
+from benchmarks.speed.measure import read_table, value_of
 from places import ROOT
+
+RESULTS = ROOT / "benchmarks/results"
+WAYS = ("forward", "forward and backward")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
@@ -98,13 +102,20 @@ def test_g2das_sweep_in_the_page_is_the_recorded_one() -> None:
         assert f"| {value} | {' | '.join(cells)} |" in page
 
 
+def speed(name: str) -> list[dict[str, str]]:
+    return read_table(RESULTS / f"{name}.csv")[1]
+
+
 def test_the_cost_of_transport_in_the_pages_is_the_recorded_one() -> None:
     page = (ROOT / "docs/results-g2da.md").read_text(encoding="utf-8")
-    results = json.loads((ROOT / "benchmarks/results/graph_ot.json").read_text(encoding="utf-8"))["results"]
-    for found in results:
-        times = [f"{found['median_s'][name] / found['pairs'] * 1e6:.0f}" for name in ("forward", "forward_backward")]
-        name = found["name"] if found["name"] in ("products",) else f"{found['name']}, {found['loss']}"
-        assert f"| {name} | {found['pairs']} | {times[0]} | {times[1]} |" in page
+    for row in speed("graph_ot"):
+        if (row["what"], row["metric"]) == ("forward", "median_s"):
+            pairs = int(row["size"].split()[0])
+            both = value_of(
+                speed("graph_ot"), "median_s", what="forward and backward", size=row["size"], method=row["method"]
+            )
+            times = [f"{seconds / pairs * 1e6:.0f}" for seconds in (float(row["value"]), both)]
+            assert f"| {row['method']} | {pairs} | {times[0]} | {times[1]} |" in page
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for file, text in (
         ("graph_ot", "in {} ms forward and {} ms with backward on one thread"),
@@ -112,21 +123,49 @@ def test_the_cost_of_transport_in_the_pages_is_the_recorded_one() -> None:
         ("graph_ot_2_threads", "--repeats 3`) {} and {} against"),
         ("graph_ot_2_threads", "against {} and {} ms."),
     ):
-        name = "POT loop" if text.startswith(("POT", "against")) else "exact"
-        recorded = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["results"]
-        found = next(f for f in recorded if (f["name"], f["loss"], f["pairs"]) == (name, "square", 256))
-        seconds = (found["median_s"][way] for way in ("forward", "forward_backward"))
-        assert text.format(*(f"{1e3 * s:.0f}" for s in seconds)) in readme
+        method = "POT loop, square" if text.startswith(("POT", "against")) else "exact, square"
+        size = "256 pairs, 14 nodes, d 2048, matched"
+        found = [value_of(speed(file), "median_s", method=method, size=size, what=way) for way in WAYS]
+        assert text.format(*(f"{1e3 * seconds:.0f}" for seconds in found)) in readme
 
 
-def test_the_cost_of_saais_head_in_the_pages_is_the_recorded_one() -> None:
-    content = json.loads((ROOT / "benchmarks/results/heads_saai.json").read_text(encoding="utf-8"))["results"]
-    found = {name: (result["median_s"] * 1e3, result["peak_bytes"] / 2**20) for name, result in content.items()}
-    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results-saai.md"))
-    for name in ("vireid", "loop"):
-        assert "{:.0f} ms and {:.0f} MiB".format(*found[name]) in readme
-    for median, peak in found.values():
-        assert re.search(rf"\| {median:.0f} \| [0-9.]+ \| {peak:.0f} \|", page)
+def test_the_cost_of_the_heads_in_the_pages_is_the_recorded_one() -> None:
+    readme, saai, cift = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results-saai.md", "docs/results.md")
+    )
+    for name, page, digits in (("heads", cift, 1), ("heads_saai", saai, 0)):
+        rows = speed(name)
+        floor = value_of(rows, "median_s", method="classifier")
+        for method in dict.fromkeys(row["method"] for row in rows):
+            median, peak = (
+                value_of(rows, "median_s", method=method),
+                value_of(rows, "peak_bytes", method=method) / 2**20,
+            )
+            line = f"| {1e3 * median:.{digits}f} | {median / floor:.1f} | {peak:.{digits}f} |"
+            assert line in page, (name, method)
+            if (name, method) in (("heads_saai", "vireid"), ("heads_saai", "loop")):
+                assert f"{1e3 * median:.0f} ms and {peak:.0f} MiB" in readme
+
+
+def test_the_cost_of_the_transfer_in_the_page_is_the_recorded_one() -> None:
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    rows = speed("transfer")
+    for row in rows:
+        if row["metric"] == "median_s" and row["method"] != "products":
+            seconds, size = float(row["value"]), row["size"]
+            ratio = seconds / value_of(rows, "median_s", method="products", size=size)
+            peak = value_of(rows, "peak_bytes", method=row["method"], size=size) / 2**20
+            assert f"| {seconds:.3g} | {ratio:.2f} | {peak:.0f} |" in page, row
+
+
+def test_the_cost_of_evaluation_in_the_page_is_the_recorded_one() -> None:
+    page = (ROOT / "docs/re-ranking.md").read_text(encoding="utf-8")
+    rows = [row for row in speed("evaluation") if row["metric"] == "median_s"]
+    for row in rows:
+        assert f"| {row['method']} | {float(row['value']):.3f} |" in page or "second" in row["what"], row
+    second = [row for row in rows if "second" in row["what"]]
+    shown = [row for row in second if f"| {row['method']} | {float(row['value']):.3f} |" in page]
+    assert len(shown) >= 6
 
 
 def test_the_re_ranking_figures_in_the_pages_are_the_recorded_ones() -> None:
@@ -142,11 +181,15 @@ def test_the_re_ranking_figures_in_the_pages_are_the_recorded_ones() -> None:
         ]
         shown = [[float(number) for number in re.findall(r"(\d+\.\d+) ±", line)] for line in lines]
         assert any(numbers == pytest.approx(recorded, abs=0.006) for numbers in shown), name
-    speed = json.loads((ROOT / "benchmarks/results/rerank.json").read_text(encoding="utf-8"))["results"]
+    rows = speed("rerank")
     for setting in ("sysu", "market", "msmt17"):
-        for case in ("aim", "k_reciprocal", "gnn"):
-            found = speed[setting]["cases"].get(case)
-            if found:
+        own = [row for row in rows if row["size"].startswith(setting)]
+        for method in ("AIM (vireid)", "k-reciprocal (vireid)", "GNN (vireid)"):
+            seconds, peak = (value_of(own, metric, method=method) for metric in ("median_s", "peak_bytes"))
+            if seconds is not None:
                 for text in (page, (ROOT / "README.md").read_text(encoding="utf-8")):
-                    assert f"{found['median_s']:.2f} s" in text, (setting, case)
-                    assert f"{found['peak_bytes'] / 2**20:,.0f} MiB" in text, (setting, case)
+                    assert f"{seconds:.2f} s" in text, (setting, method)
+                    assert f"{peak / 2**20:,.0f} MiB" in text, (setting, method)
+    for row in rows:
+        if (row["what"], row["metric"]) == ("one query at a time", "median_s"):
+            assert f"| {1e3 * float(row['value']):.1f} |" in page

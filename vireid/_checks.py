@@ -7,13 +7,14 @@ called where features enter ranking. Ranking also accepts NumPy arrays and answe
 from collections.abc import Collection, Sequence
 from numbers import Real
 from operator import index
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+ArrayT = TypeVar("ArrayT", bound=Array)
 
 _KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be bool"}
 
@@ -180,6 +181,6 @@ def to_integers(name: str, x: Any, length: int, device: torch.device) -> Tensor:
     return x.to(device, torch.int64)
 
 
-def same_kind(x: Tensor, given: Any) -> Any:
-    """``x`` as a NumPy array if ``given`` is one, else as it is."""
-    return x.cpu().numpy() if isinstance(given, np.ndarray) else x
+def same_kind(x: Tensor, given: ArrayT) -> ArrayT:
+    """Return ``x`` as a NumPy array if ``given`` is one, else as it is."""
+    return cast(ArrayT, x.cpu().numpy() if isinstance(given, np.ndarray) else x)

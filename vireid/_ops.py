@@ -14,13 +14,26 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def normalize_rows(x: Tensor) -> Tensor:
-    """Rows of ``x`` (N, d) scaled to length 1, whatever their length was; a zero row stays zero.
+    """Rows of ``x`` (…, d) scaled to length 1, whatever their length was; a zero row stays zero.
 
     The largest entry is brought to 1 first: then no square overflows or vanishes, a row that is not zero is at least 1
     long, and a lower bound of 1 gives a zero row a gradient no larger than what comes in.
     """
-    largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_ones(len(x), 1)
-    return F.normalize(x / torch.where(largest > 0, largest, 1), dim=1, eps=1.0)
+    largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(*x.shape[:-1], 1)
+    return F.normalize(x / torch.where(largest > 0, largest, 1), dim=-1, eps=1.0)
+
+
+def euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances (…, a, b) between rows of ``x`` (…, a, d) and ``y`` (…, b, d), with gradient 0 at distance 0.
+
+    Not by the matrix product: between rows that nearly coincide its cancellation is larger than the distance.
+    """
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of ``logits`` (N, C) and integer ``labels`` (N,), in at least float32."""
+    return F.cross_entropy(at_least_float32(logits), labels.long())
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:

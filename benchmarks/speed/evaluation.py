@@ -1,7 +1,7 @@
 """Time and memory of CMC and mAP of one distance matrix: ours and what people use today, on the same arrays.
 
 Three sizes: SYSU-MM01 all-search single-shot (3,803 x 301) and multi-shot (3,803 x 3,010), and Market-1501
-(3,368 x 15,913). The features are random around a centre for each identity; the distance is the cosine's. Contenders:
+(3,368 x 15,913). The features are random around a center for each identity; the distance is the cosine's. Contenders:
 
 - ``vireid``: `rank_metrics`; under each peer's own rule as well, which is what the peer is compared with.
 - ``published loops``: query by query, list by list, as the AGW family of VI-ReID code evaluates; written anew here.
@@ -22,31 +22,42 @@ PyPI's torchreid has no source of its Cython part; with the repository's ``rank_
 the modules that evaluate are imported of fastreid, torchreid and open-metric-learning: their packages import much that
 no longer runs on today's Python. The Cython peers use one thread, whatever ``--threads`` says.
 
-Run ``python -m benchmarks.speed.evaluation``; the loops take minutes at the largest size (``--sizes``, ``--peers``).
+    python -m benchmarks.speed.evaluation --sizes sysu-multi market --peers "fastreid Cython" --output evaluation.csv
+
+The loops take minutes at the largest size.
 """
 
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import os
-import statistics
 import sys
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, run_self, write_json
+from benchmarks.speed.measure import (
+    PeakMemory,
+    can_measure_memory,
+    command_of,
+    environment,
+    figures,
+    options_parser,
+    parse,
+    run_self,
+    show,
+    timing,
+    write_table,
+)
 from vireid.metrics import rank_metrics
 
 Exclude = Literal["same_camera", "same_id_same_camera"] | None
@@ -54,7 +65,10 @@ CMCOver = Literal["images", "identities"]
 Score = tuple[float | None, float]
 """rank-1 (None where a tool has none) and mAP."""
 
+MODULE = "benchmarks.speed.evaluation"
 CPU = torch.device("cpu")
+FLOOR = "np.sort of the values"
+Row = dict[str, object]
 SLOW = 20.0  # seconds; what takes longer is run once
 
 
@@ -287,7 +301,7 @@ def find_peers(names: list[str]) -> tuple[dict[str, Callable[[Problem], Score]],
 
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
-    """Seconds of each call, one call if that is slow, and the last answer."""
+    """Return the seconds of each call, one call if that is slow, and the last answer."""
     seconds: list[float] = []
     while len(seconds) < repeats and not (seconds and seconds[0] > SLOW):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -300,7 +314,7 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
 def calls(p: Problem, ready: dict[str, Callable[[Problem], Score]]) -> dict[str, Callable[[], Any]]:
     """Everything that is measured at one size, by name."""
     rules = {name: rule_of(PEERS[name], p) for name in ready}
-    found: dict[str, Callable[[], Any]] = {"np.sort of the values": lambda: np.sort(p.distance, axis=1)}
+    found: dict[str, Callable[[], Any]] = {FLOOR: lambda: np.sort(p.distance, axis=1)}
     for rule in dict.fromkeys([(p.exclude, p.cmc_over), *rules.values()]):
         found[our_name(*rule)] = partial(ours, p, *rule)
     return found | {name: partial(run, p) for name, run in ready.items()}
@@ -311,63 +325,44 @@ def our_name(exclude: Exclude, cmc_over: CMCOver) -> str:
     return f"vireid ({exclude or 'no'} rule, {cmc_over})"
 
 
-def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[[Problem], Score]]) -> dict[str, Any]:
-    """One size: a row for each contender, printed and returned."""
+def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[[Problem], Score]]) -> list[Row]:
+    """Measure one size; return the rows of each contender."""
     p = SIZES[size]()
     todo = calls(p, ready)
     for name, call in todo.items():  # warm-up of all that is fast
         if name not in ready:
             call()
-    rows: dict[str, Any] = {}
+    rows: list[Row] = []
+    scores: dict[str, Score] = {}
+    shape = f"{p.distance.shape[0]} x {p.distance.shape[1]}, {size}, {p.exclude}, CMC over {p.cmc_over}"
     for name, call in todo.items():
         seconds, answer = timed(call, arguments.repeats)
-        rows[name] = {"seconds": seconds, "median_s": statistics.median(seconds), "peak_bytes": None}
-        if not isinstance(answer, np.ndarray):
-            rows[name] |= {"rank1": answer[0], "mAP": answer[1]}
+        found: dict[str, float | None] = dict(timing(seconds))
         if not arguments.no_memory and can_measure_memory(CPU):
             options = ["--threads", str(arguments.threads), "--sizes", size, "--peers", *ready]
-            rows[name]["peak_bytes"] = int(
-                run_self("benchmarks.speed.evaluation", [*options, "--peak-memory-of", name])
-            )
-    floor = rows["np.sort of the values"]["median_s"]
-    print(f"\n{size}: {p.distance.shape[0]:,} x {p.distance.shape[1]:,}; own rule: {p.exclude}, CMC over {p.cmc_over}")
-    print(f"{'':44}{'seconds':>10}{'x sort':>8}{'x ours':>8}{'MiB':>8}{'rank-1':>9}{'mAP':>9}  same as ours")
-    for name, row in rows.items():
-        row["times_sort"] = row["median_s"] / floor
-        text = ""
+            found["peak_bytes"] = int(run_self(MODULE, [*options, "--peak-memory-of", name]))
+        if not isinstance(answer, np.ndarray):
+            scores[name] = answer
+            found |= {"rank1": answer[0], "mAP": answer[1]}
         if name in ready:
-            mine = rows[our_name(*rule_of(PEERS[name], p))]
-            row["rule"] = dict(zip(("exclude", "cmc_over"), rule_of(PEERS[name], p), strict=True))
-            row["times_ours"] = row["median_s"] / mine["median_s"]
-            row["mAP_difference"] = abs(row["mAP"] - mine["mAP"])
-            row["rank1_difference"] = None if row["rank1"] is None else abs(row["rank1"] - mine["rank1"])
-            same = max(row["mAP_difference"], row["rank1_difference"] or 0) < 1e-4
-            text = "yes" if same else f"no: mAP off by {row['mAP_difference']:.4f}"
-        times = f"{row['times_ours']:.1f}" if "times_ours" in row else ""
-        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
-        shares = [f"{row[key]:.4f}" if row.get(key) is not None else "" for key in ("rank1", "mAP")]
-        print(
-            f"{name:44}{row['median_s']:10.3f}{row['times_sort']:8.1f}{times:>8}{peak:>8}"
-            f"{shares[0]:>9}{shares[1]:>9}  {text}"
-        )
-    return {"shape": p.distance.shape, "exclude": p.exclude, "cmc_over": p.cmc_over, "results": rows}
+            mine = scores[our_name(*rule_of(PEERS[name], p))]
+            differences = [abs(a - b) for a, b in zip(answer, mine, strict=True) if a is not None and b is not None]
+            found["difference_to_ours"] = max(differences)
+        rows += figures("CMC and mAP of a distance matrix", shape, name, **found)
+    own = {name: our_name(*rule_of(PEERS[name], p)) for name in ready}
+    show(rows, FLOOR, own)
+    return rows
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_parser(__doc__, repeats=5)
     sizes = [name for name in SIZES if name != "tiny"]
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes, help="default: all but tiny")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), metavar="PEER", help="default: all")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each; one of what takes over 20 s")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch and vireid")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a run more of each")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.repeats < 1 or arguments.threads < 1:
-        parser.error("--repeats and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser, given)
     ready, missing = find_peers(arguments.peers)
     if arguments.peak_memory_of:
         p = SIZES[arguments.sizes[0]]()
@@ -382,19 +377,14 @@ def main() -> None:
         print(peak.bytes)
         return
 
-    print(f"{hardware(CPU)}, {arguments.threads} thread(s), torch {torch.__version__}, numpy {np.__version__}")
+    packages = [PEERS[name].package or "" for name in ready]
+    about = environment(CPU, ["numpy", *(package for package in packages if package)])
+    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}")
     for name, reason in missing.items():
         print(f"{name}: not installed ({reason})")
-    results = {size: measure(size, arguments, ready) for size in arguments.sizes}
+    rows = [row for size in arguments.sizes for row in measure(size, arguments, ready)]
     if arguments.output:
-        about = record(CPU)
-        about["versions"] |= {"numpy": np.__version__}
-        for name in ready:
-            package = PEERS[name].package
-            if package:
-                about["versions"][package] = importlib.metadata.version(package)
-        content = {"benchmark": "CMC and mAP of a distance matrix", **about, "not_installed": missing, "sizes": results}
-        write_json(arguments.output, content)
+        write_table(arguments.output, rows, {"command": command_of(MODULE, given), **about})
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from vireid.nn import H2FT, BNNeck
 IDENTITIES_IN_BATCH, PER_MODALITY, DIM, IDENTITIES = 8, 4, 2048, 395
 TITLE = "CIFT heads, forward and backward"
 NAMES = ("vireid", "loop", "classifier")
-BASES = ("classifier",)  # what the times are divided by
+BASES = ("classifier",)  # whose times the others are divided by
 UNUSED: tuple[str, ...] = ()  # parameters that the heads themselves do not have
-SHAPE = {"dim": DIM}
+SHAPE = f"d {DIM}"
 
 
 class Heads(nn.Module):
@@ -69,7 +69,7 @@ class Heads(nn.Module):
             F.cross_entropy(logits, self.labels)
             + self.hcc_features(features, self.labels)
             + self.hcc_logits(logits, self.labels)
-            + query_gallery_cross_entropy(query, gallery, self.labels, out.gallery_index)
+            + query_gallery_cross_entropy(query, self.labels, gallery=gallery, gallery_index=out.gallery_index)
             + self.hcc_logits(torch.cat([query, gallery]), torch.cat([self.labels, labels]))
             + tie
         )

@@ -5,8 +5,8 @@ Everything behind the backbone in training, for the paper's batch: 16 identities
 
 - ``vireid``: PrototypePooling, global average, DualBNNeck, MutualIdentityLoss, PartDiversityLoss, CenterSeparationLoss.
 - ``loop``: the same parameters and the same numbers as the authors' code organises them (our writing): T + E formed for
-  every image, a loop over pairs of attention maps, a centre computed once for each image of the batch, a loop over
-  identities for the distances between centres, neck and classifiers on the rows of one modality and of the other. The
+  every image, a loop over pairs of attention maps, a center computed once for each image of the batch, a loop over
+  identities for the distances between centers, neck and classifiers on the rows of one modality and of the other. The
   pooling itself has no loop there, so it has none here.
 - ``classifier``: global average, BNNeck, one linear classifier, cross-entropy; what a model has anyway.
 - ``products``: the pooling's matrix products and the global average alone, with torch's operations: 4 p c n operations
@@ -23,18 +23,18 @@ from vireid.losses.centers import CenterSeparationLoss
 from vireid.losses.identity import MutualIdentityLoss
 from vireid.losses.parts import PartDiversityLoss
 from vireid.nn.necks import BNNeck, DualBNNeck
-from vireid.nn.parts import PrototypePooling
+from vireid.nn.prototypes import PrototypePooling
 
 IDENTITIES_IN_BATCH, PER_MODALITY, CHANNELS, SIZE, PARTS, IDENTITIES = 16, 4, 2048, (18, 9), 7, 395
-# The distance that half of the centres drawn here have: at the paper's 0.7 nothing would be seen of the push. It costs
+# The distance that half of the centers drawn here have: at the paper's 0.7 nothing would be seen of the push. It costs
 # the same.
 RHO2 = 56.0
 PART_DIVERSITY = 0.5  # λ of Eq. 11
 TITLE = "SAAI head, forward and backward"
 NAMES = ("vireid", "loop", "classifier", "products", "pass")
-BASES = ("classifier", "products")  # what the times are divided by
+BASES = ("classifier", "products")  # whose times the others are divided by
 UNUSED = ("bare_neck.", "classifier.")  # parameters that the head itself does not have
-SHAPE = {"channels": CHANNELS, "map": SIZE, "parts": PARTS}
+SHAPE = f"map {CHANNELS} x {SIZE[0]} x {SIZE[1]}, {PARTS} parts"
 
 
 class Heads(nn.Module):
@@ -158,7 +158,7 @@ def _separation_loop(rows: Tensor, labels: Tensor, rho1: float, rho2: float) -> 
     pull = ((rows - centers).square().sum(1).sqrt() - rho1).clamp_min(0).mean()
     squares = centers.square().sum(1)
     distance = (squares[:, None] + squares - 2 * centers @ centers.T).clamp_min(1e-12).sqrt()
-    # A row for each identity. Its mean over the other identities' images is that over their centres, as all have
+    # A row for each identity. Its mean over the other identities' images is that over their centers, as all have
     # equally many.
     first = [int((labels == label).nonzero()[0]) for label in labels.unique()]
     push = torch.stack([(rho2 - distance[i][labels != labels[i]]).clamp_min(0).mean() for i in first])

@@ -1,21 +1,60 @@
-"""What the benchmarks share: hardware and versions for the record, memory of a process, files written whole."""
+"""Shared helpers of the benchmarks: options, seconds and memory of a call, tables on the terminal and on disk."""
 
-import json
+import argparse
+import csv
+import io
 import os
 import platform
+import shlex
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 import vireid
+from vireid._files import written_whole
+
+Name = TypeVar("Name")
+# ---------------------------------------------------------------------------------------------------- options
+
+
+def options_parser(doc: str | None, *, repeats: int, threads: int = 1) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark of speed."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed calls of each contender")
+    parser.add_argument("--threads", type=int, default=threads, help="CPU threads of every contender")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--output", type=Path, help="CSV file to write")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options, whose numbers must all be above 0, and set PyTorch's threads."""
+    arguments = parser.parse_args(given)
+    for name, value in vars(arguments).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool) and not number > 0:
+                parser.error(f"--{name.replace('_', '-')} must be above 0, got {number}")
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def command_of(module: str, given: Sequence[str] | None) -> str:
+    """Return the command line of a benchmark, as its table records it."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if given is None else given)])
+
+
+# ---------------------------------------------------------------------------------------------------- the machine
 
 
 def hardware(device: torch.device) -> str:
-    """Name of the processor or GPU."""
+    """Return the name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -26,39 +65,50 @@ def hardware(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def record(device: torch.device) -> dict[str, Any]:
-    """What a figure must be read with: hardware, threads, versions."""
+def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, object]:
+    """Return what a figure must be read with: hardware, threads, versions (those of ``packages`` if installed)."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "vireid": vireid.__version__}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
     return {
         "hardware": hardware(device),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "vireid": vireid.__version__,
-        },
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU; do nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+# ---------------------------------------------------------------------------------------------------- seconds, bytes
+
+
+def measure_in_turns(
+    cases: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device, *, warm_up: int = 1
+) -> dict[Name, list[float]]:
+    """Return the seconds of each call; the cases take turns, so that a slow spell of the machine hits all of them."""
+    seconds: dict[Name, list[float]] = {name: [] for name in cases}
+    for turn in range(repeats + warm_up):
+        for name, call in cases.items():
+            synchronize(device)
+            start = time.perf_counter()
+            call()
+            synchronize(device)
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def can_measure_memory(device: torch.device) -> bool:
-    """Whether `PeakMemory` works here: on a GPU, and where Linux lets a process reset its peak."""
+    """Return whether `PeakMemory` works: on a GPU, and where Linux lets a process reset its peak."""
     return device.type == "cuda" or os.access("/proc/self/clear_refs", os.W_OK)
 
 
@@ -89,10 +139,15 @@ class PeakMemory:
 
 
 def run_self(module: str, options: Sequence[str]) -> str:
-    """Standard output of ``module`` in a fresh process of this interpreter."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """Return the standard output of ``module`` in a fresh process of this interpreter."""
     command = [sys.executable, "-m", module, *options]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
+    return done.stdout
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a fresh process that imports what this one imports."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _resident(field: str) -> int:
@@ -101,3 +156,94 @@ def _resident(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def figures(what: str, size: str, method: str, **metrics: object) -> list[dict[str, object]]:
+    """Return a row per metric of one contender; a metric that is None has none.
+
+    Where there is also a metric with ``_iqr`` behind its name, that is the row's ``iqr``.
+    """
+    about = {"what": what, "size": size, "method": method}
+    return [
+        {**about, "metric": metric, "value": value, "iqr": metrics.get(f"{metric}_iqr") or ""}
+        for metric, value in metrics.items()
+        if value is not None and not metric.endswith("_iqr")
+    ]
+
+
+def timing(seconds: Sequence[float]) -> dict[str, float | None]:
+    """Return the median of a list of times and, if there are several, the distance between their quartiles."""
+    quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else []
+    return {"median_s": statistics.median(seconds), "median_s_iqr": quartiles[2] - quartiles[0] if quartiles else None}
+
+
+def show(rows: Sequence[Mapping[str, object]], *bases: str | Mapping[str, str]) -> None:
+    """Print a table per ``what`` and ``size``: seconds in ms, bytes in MiB.
+
+    Args:
+        rows: of `figures`.
+        bases: contenders whose seconds the others' are divided by; a mapping names that contender for each.
+    """
+    groups: dict[tuple[object, object], dict[str, dict[str, object]]] = {}
+    for row in rows:
+        group = groups.setdefault((row["what"], row["size"]), {})
+        group.setdefault(str(row["method"]), {})[str(row["metric"])] = row["value"]
+        if row["iqr"]:
+            group[str(row["method"])]["iqr_s"] = row["iqr"]
+    for (what, size), methods in groups.items():
+        metrics = list(dict.fromkeys(metric for found in methods.values() for metric in found))
+        head = [f"{m.removesuffix('_s')} ms" if m.endswith("_s") else m.replace("_bytes", " MiB") for m in metrics]
+        head += [f"x {base}" if isinstance(base, str) else "x floor" for base in bases]
+        print(f"\n{what}, {size}\n{'':42}{''.join(f'{title:>16}' for title in head)}".rstrip())
+        for method, found in methods.items():
+            cells = [_shown(metric, found.get(metric)) for metric in metrics]
+            for base in bases:
+                floor = methods.get(base if isinstance(base, str) else base.get(method, ""), {}).get("median_s")
+                own = found.get("median_s")
+                known = isinstance(own, float) and isinstance(floor, float)
+                cells.append(f"{own / floor:.2f}" if known else "-")  # type: ignore[operator]
+            print(f"{method:42}{''.join(f'{text:>16}' for text in cells)}")
+
+
+def _shown(metric: str, value: object) -> str:
+    if not isinstance(value, int | float):
+        return str(value or "-")
+    if metric.endswith("_s"):
+        return f"{1e3 * value:.2f}"
+    return f"{value / 2**20:,.0f}" if metric.endswith("_bytes") else f"{value:.4g}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, with the folder it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]], about: Mapping[str, object]) -> None:
+    """Write rows of equal keys as CSV, below a comment line ``# name: text`` for each entry of ``about``."""
+    text = io.StringIO()
+    for name, value in about.items():
+        text.write(f"# {name}: {value}\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_table(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return what `write_table` wrote: ``about`` and the rows, all of it text."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    about = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    return about, list(csv.DictReader(line for line in lines if not line.startswith("# ")))
+
+
+def value_of(rows: Sequence[Mapping[str, str]], metric: str, **wanted: str) -> float | None:
+    """Return the figure of the first row with that metric and the ``wanted`` columns; None if there is none."""
+    for row in rows:
+        if row["metric"] == metric and all(row[name] == text for name, text in wanted.items()):
+            return float(row["value"])
+    return None

@@ -1,6 +1,6 @@
-"""Time of exact and approximate nearest-neighbour search: ours, its peers, and the bare matrix product.
+"""Time of exact and approximate nearest-neighbor search: ours, its peers, and the bare matrix product.
 
-Everything is by cosine, on the same random unit rows around random centres, in one process on one number of threads.
+Everything is by cosine, on the same random unit rows around random centers, in one process on one number of threads.
 
 - exact search of queries in a gallery: ``vireid torch`` and ``vireid faiss`` (`topk` with either backend),
   ``product`` (PyTorch's bare product in blocks, thrown away), ``product + topk`` (what one writes without a library: no
@@ -9,29 +9,38 @@ Everything is by cosine, on the same random unit rows around random centres, in 
 - single queries against a gallery that is prepared once, as the re-rankers search;
 - the k-NN graph of a gallery: ``NeighborGraph.build``, ``topk(g, g, k)``, half of the product (the floor), and
   ``NeighborGraph.extend`` by one image and by a tenth;
-- approximate search: time to build, time of a query, recall of the true 20 neighbours.
+- approximate search: time to build, time of a query, recall of the true 20 neighbors.
 
-Run ``python -m benchmarks.speed.neighbors``; tables go to the terminal and, with ``--output``, all figures to a file.
+    python -m benchmarks.speed.neighbors --threads 2 --repeats 3 --output neighbors.csv
 """
 
-import argparse
 import importlib
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.measure import hardware, record, write_json
+from benchmarks.speed.measure import (
+    command_of,
+    environment,
+    figures,
+    measure_in_turns,
+    options_parser,
+    parse,
+    show,
+    timing,
+    write_table,
+)
 from vireid.neighbors import ApproximateIndex, NeighborGraph, recall, topk
 from vireid.neighbors._exact import prepare, search
 
+MODULE = "benchmarks.speed.neighbors"
 SEED, BLOCK_BYTES = 0, 2**25
+PARTS = ("exact", "prepared", "graph", "approximate")
 # queries, gallery, d, k, type of the input
 EXACT = (
     (3803, 3010, 2048, 20, "float32"),
@@ -50,19 +59,21 @@ APPROXIMATE = (100_000, 512, 500, (("HNSW32", ""), ("HNSW32", "efSearch=128"), (
 QUICK = (((20, 300, 16, 5, "float32"), (1, 300, 16, 5, "float16")), ((300, 16, 5),), ((300, 16, 5),))
 QUICK_APPROXIMATE = (600, 16, 20, (("HNSW8", ""), ("IVF8,Flat", "nprobe=4")))
 
+PACKAGES = ("faiss-cpu", "faiss-gpu-cu12", "scikit-learn", "pytorch-metric-learning", "numpy", "scipy")
+
 Cases = dict[str, Callable[[], Any]]
 
 
 def rows(n: int, d: int, device: torch.device, seed: int = SEED) -> Tensor:
-    """(n, d) unit rows, about 20 to a centre."""
+    """Return (n, d) unit rows, about 20 per center."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(5000, d, generator=torch.Generator().manual_seed(SEED + 1))
-    label = torch.randint(0, max(1, min(len(centres), n // 20)), (n,), generator=generator)
-    return F.normalize(centres[label] + 1.5 * torch.randn(n, d, generator=generator)).to(device)
+    centers = torch.randn(5000, d, generator=torch.Generator().manual_seed(SEED + 1))
+    label = torch.randint(0, max(1, min(len(centers), n // 20)), (n,), generator=generator)
+    return F.normalize(centers[label] + 1.5 * torch.randn(n, d, generator=generator)).to(device)
 
 
 def installed(module: str) -> Any:
-    """The module, or None where it is not installed."""
+    """Return the module, or None where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -70,21 +81,21 @@ def installed(module: str) -> Any:
 
 
 def product(q: Tensor, g: Tensor, k: int | None = None) -> list[Any]:
-    """The product in blocks, of which nothing is kept but the k largest of each row, if ``k`` is given."""
+    """Compute the product in blocks, of which nothing is kept but the k largest of each row, if ``k`` is given."""
     step = max(1, BLOCK_BYTES // (4 * len(g)))
     blocks = (part @ g.T for part in q.split(step))
     return [block.topk(k, dim=1) if k else block[0, 0] for block in blocks]
 
 
 def half_product(g: Tensor, step: int = 2048) -> None:
-    """The blocks of the upper triangle of g gᵀ."""
+    """Compute the blocks of the upper triangle of g gᵀ."""
     for top in range(0, len(g), step):
         for left in range(top, len(g), step):
             g[top : top + step] @ g[left : left + step].T
 
 
 def exact_cases(q: Tensor, g: Tensor, k: int) -> Cases:
-    """Functions that search the same arrays; those of our own return (values, indices)."""
+    """Return functions that search the same arrays; those of our own return (values, indices)."""
     q32, g32 = q.float(), g.float()
     cases: Cases = {
         "vireid torch": lambda: topk(q, g, k, backend="torch"),
@@ -111,7 +122,7 @@ def exact_cases(q: Tensor, g: Tensor, k: int) -> Cases:
 
 
 def prepared_cases(one: Tensor, g: Tensor, k: int) -> Cases:
-    """One query against a gallery that is prepared beforehand."""
+    """Return searches of one query in a gallery that is prepared beforehand."""
     gallery = prepare(g, "cosine", torch.float32, gallery=True)
     cases: Cases = {
         "vireid search": lambda: list(search(prepare(one, "cosine", torch.float32, gallery=False), gallery, k)),
@@ -127,7 +138,7 @@ def prepared_cases(one: Tensor, g: Tensor, k: int) -> Cases:
 
 
 def graph_cases(g: Tensor, k: int) -> Cases:
-    """The graph of a gallery, and what it could be made of."""
+    """Return the graph of a gallery, and what it could be made of."""
     tenth = len(g) * 9 // 10
     part, nearly = NeighborGraph.build(g[:tenth], k), NeighborGraph.build(g[:-1], k)
     return {
@@ -140,44 +151,26 @@ def graph_cases(g: Tensor, k: int) -> Cases:
     }
 
 
-def measure(cases: Cases, repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Seconds of each; they take turns, so that a slow spell of the machine hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(repeats + 1):
-        for name, run in cases.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            if turn:  # the first is warm-up
-                seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"seconds": times, "median_s": statistics.median(times), "min_s": min(times)}
-        for name, times in seconds.items()
-    }
-
-
-def measure_approximate(size: Sequence[Any], repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """Build, search and recall of each index; the exact search is the first row."""
-    n, d, queries, kinds = size
+def measure_approximate(setting: Sequence[Any], repeats: int, device: torch.device) -> list[dict[str, object]]:
+    """Build and search each index, the exact search first; rows of the table with the recall."""
+    n, d, queries, kinds = setting
     g, q, k = rows(n, d, device), rows(queries, d, device, SEED + 2), 20
+    what, size = "approximate search", f"{queries} x {n} x {d}, k = {k}"
     true = topk(q, g, k)[1]
-    exact = measure({"exact": lambda: topk(q, g, k)}, repeats, device)["exact"]
-    results = [{"index": "exact", "parameters": "", "build_s": 0.0, "recall": 1.0, **exact}]
-    if installed("faiss") is None:
-        return results
-    for factory, parameters in kinds:
+    exact = measure_in_turns({"exact": lambda: topk(q, g, k)}, repeats, device)["exact"]
+    found = figures(what, size, "exact", **timing(exact), recall=1.0)
+    for factory, parameters in kinds if installed("faiss") is not None else ():
         start = time.perf_counter()
         index = ApproximateIndex(g, factory, parameters=parameters)
         build = time.perf_counter() - start
-        timed = measure({"search": lambda index=index: index.topk(q, k)}, repeats, device)["search"]  # type: ignore[misc]
+        seconds = measure_in_turns({"search": partial(index.topk, q, k)}, repeats, device)["search"]
         share = recall(index.topk(q, k)[1], true)
-        results.append({"index": factory, "parameters": parameters, "build_s": build, "recall": share, **timed})
-    return results
+        found += figures(what, size, f"{factory} {parameters}".strip(), **timing(seconds), build_s=build, recall=share)
+    return found
 
 
 def check_agreement(device: torch.device) -> None:
-    """The peers must find the neighbours that `topk` finds; RuntimeError otherwise."""
+    """Raise RuntimeError unless the peers find the neighbors that `topk` finds."""
     g, q, k = rows(500, 32, device), rows(20, 32, device, SEED + 2), 5
     true = topk(q, g, k)[1]
     for name, run in exact_cases(q, g, k).items():
@@ -187,49 +180,15 @@ def check_agreement(device: torch.device) -> None:
         parts = [found] if isinstance(found, tuple) else found
         share = recall(torch.cat([torch.as_tensor(part[1]) for part in parts]), true)
         if share < 1:
-            raise RuntimeError(f"{name} must find the true neighbours, found {share:.3f} of them")
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; nothing to wait for on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def show(title: str, base: str, results: dict[str, dict[str, Any]]) -> None:
-    """A table: milliseconds, and how many times ``base`` they are."""
-    print(f"\n{title}\n{'':26}{'median ms':>12}{'best ms':>12}{'x ' + base:>16}")
-    floor = results[base]["median_s"]
-    for name, result in results.items():
-        median, best = result["median_s"], result["min_s"]
-        print(f"{name:26}{median * 1e3:12.2f}{best * 1e3:12.2f}{median / floor:16.2f}")
-
-
-def versions() -> dict[str, str]:
-    """Of the peers that are installed."""
-    found = {}
-    for name in ("faiss-cpu", "faiss-gpu-cu12", "scikit-learn", "pytorch-metric-learning", "numpy", "scipy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+            raise RuntimeError(f"{name} must find the true neighbors, found {share:.3f} of them")
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Check, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each contender")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--parts", nargs="+", choices=("exact", "prepared", "graph", "approximate"), default=None)
+    parser = options_parser(__doc__, repeats=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(given)
-    if arguments.repeats < 1 or arguments.threads < 1:
-        parser.error("--repeats and --threads must be at least 1")
-    parts = arguments.parts or ("exact", "prepared", "graph", "approximate")
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser, given)
     faiss = installed("faiss")
     if faiss is not None:
         faiss.omp_set_num_threads(arguments.threads)
@@ -238,39 +197,31 @@ def main(given: Sequence[str] | None = None) -> None:
     approximate = QUICK_APPROXIMATE if arguments.quick else APPROXIMATE
 
     check_agreement(device)
-    print(f"{hardware(device)}, {arguments.threads} thread(s), torch {torch.__version__}, {arguments.repeats} repeats")
-    results: dict[str, list[Any]] = {part: [] for part in parts}
+    about = environment(device, PACKAGES)
+    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    table: list[dict[str, object]] = []
 
-    def run(part: str, title: str, size: dict[str, Any], cases: Cases, base: str) -> None:
-        measured = measure(cases, arguments.repeats, device)
-        show(title, base, measured)
-        results[part].append({**size, "results": measured})
+    def run(what: str, size: str, cases: Cases, base: str) -> None:
+        seconds = measure_in_turns(cases, arguments.repeats, device)
+        found = [row for name, times in seconds.items() for row in figures(what, size, name, **timing(times))]
+        show(found, base)
+        table.extend(found)
 
-    for nq, n, d, k, kind in exact if "exact" in parts else ():
+    for nq, n, d, k, kind in exact if "exact" in arguments.parts else ():
         dtype = getattr(torch, kind)
         q, g = rows(nq, d, device, SEED + 2).to(dtype), rows(n, d, device).to(dtype)
-        size = {"queries": nq, "gallery": n, "d": d, "k": k, "dtype": kind}
-        run("exact", f"{nq} x {n} x {d}, k = {k}, {kind}", size, exact_cases(q, g, k), "product")
-    for n, d, k in prepared if "prepared" in parts else ():
+        run("exact search", f"{nq} x {n} x {d}, k = {k}, {kind}", exact_cases(q, g, k), "product")
+    for n, d, k in prepared if "prepared" in arguments.parts else ():
         cases = prepared_cases(rows(1, d, device, SEED + 2), rows(n, d, device), k)
-        run("prepared", f"one query, prepared {n} x {d}, k = {k}", {"gallery": n, "d": d, "k": k}, cases, "product")
-    for n, d, k in graphs if "graph" in parts else ():
-        cases = graph_cases(rows(n, d, device), k)
-        run("graph", f"k-NN graph of {n} x {d}, k = {k}", {"gallery": n, "d": d, "k": k}, cases, "half product")
-    if "approximate" in parts:
+        run("one query, prepared gallery", f"{n} x {d}, k = {k}", cases, "product")
+    for n, d, k in graphs if "graph" in arguments.parts else ():
+        run("k-NN graph", f"{n} x {d}, k = {k}", graph_cases(rows(n, d, device), k), "half product")
+    if "approximate" in arguments.parts:
         found = measure_approximate(approximate, arguments.repeats, device)
-        n, d, queries, _ = approximate
-        print(f"\napproximate search, {queries} x {n} x {d}, k = 20")
-        print(f"{'index':16}{'parameters':16}{'build s':>10}{'ms a query':>12}{'recall':>9}")
-        for row in found:
-            per_query = row["median_s"] / queries * 1e3
-            print(f"{row['index']:16}{row['parameters']:16}{row['build_s']:10.2f}{per_query:12.3f}{row['recall']:9.4f}")
-        results["approximate"].append({"queries": queries, "gallery": n, "d": d, "k": 20, "results": found})
+        show(found, "exact")
+        table.extend(found)
     if arguments.output:
-        content = record(device)
-        content["versions"] |= versions()
-        content["threads"] = arguments.threads
-        write_json(arguments.output, {"benchmark": "nearest neighbours", "seed": SEED, **content, "results": results})
+        write_table(arguments.output, table, {"command": command_of(MODULE, given), "seed": SEED, **about})
 
 
 if __name__ == "__main__":

@@ -13,15 +13,7 @@ A case that exceeds --limit or --memory is stopped and recorded so.
 """
 
 import argparse
-import json
-import os
-import resource
-import select
-import shlex
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,12 +27,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.speed import peers
-from benchmarks.speed.measure import PeakMemory, can_measure_memory, hardware, record, write_json
+from benchmarks.speed.measure import (
+    PeakMemory,
+    can_measure_memory,
+    command_of,
+    environment,
+    figures,
+    options_parser,
+    parse,
+    show,
+    synchronize,
+    timing,
+    write_table,
+)
+from benchmarks.speed.watch import guarded, say, watched
 from vireid._ops import normalize_rows
 from vireid.metrics import rank_metrics
 from vireid.nn import H2FT
 from vireid.rerank import AIM, SIM, GraphTransfer, QueryExpansion
 
+MODULE, WHAT = "benchmarks.speed.rerank", "re-ranking"
 SEED, PER_IDENTITY, FACTORS = 0, 25, 64
 TOP = 100
 DENSE_BYTES = 2**30  # a larger distance matrix is not asked for: the nearest TOP are
@@ -130,17 +136,6 @@ def clustered_identities(queries: int, gallery: int) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------- in the child
 
 
-def say(**line: Any) -> None:
-    """A line of JSON for the process that watches."""
-    print(json.dumps(line), flush=True)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; nothing to wait for on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def measure_case(name: str, data: Clustered, top: int | None, device: torch.device, keep: Path) -> None:
     """Say seconds and peak bytes of one call of a contender; write what its first queries got to ``keep``."""
     query, gallery = data.query.to(device), data.gallery.to(device)
@@ -213,83 +208,7 @@ def measure_latency(name: str, device: torch.device) -> None:
         answer(row)
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    say(seconds=statistics.median(seconds[10:]), fit_seconds=fit, peak_bytes=None)
-
-
-# ---------------------------------------------------------------------------------------------------- the watcher
-
-
-def watched(
-    module: str, options: Sequence[str], *, threads: int, limit: float, memory: float
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Run ``module`` in a fresh process of this interpreter, and stop it when it takes too much.
-
-    Args:
-        module: prints a line of JSON now and then: first one with "ready", then one for each measurement.
-        options: of the command line.
-        threads: CPU threads of torch and NumPy.
-        limit: seconds that any line but the first may be waited for.
-        memory: GiB that the process may have resident, its inputs included.
-
-    Returns:
-        The lines after the first, and why it ended early: "time", "memory", "error" (which was shown), None if it
-        did not.
-    """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    # its own session, so that stopping it also ends what it may have started
-    child = subprocess.Popen(
-        [sys.executable, "-m", module, *options], stdout=subprocess.PIPE, env=environment, start_new_session=True
-    )
-    assert child.stdout is not None
-    lines: list[dict[str, Any]] = []
-    stopped, deadline, text = None, float("inf"), b""
-    try:
-        while True:
-            if select.select([child.stdout], [], [], 0.02)[0]:
-                read = os.read(child.stdout.fileno(), 1 << 16)
-                if not read:
-                    break
-                *whole, text = (text + read).split(b"\n")
-                lines += [json.loads(line) for line in whole]
-                deadline = time.monotonic() + limit
-            elif time.monotonic() > deadline:
-                stopped = "time"
-            elif resident_bytes(child.pid) > memory * 2**30:
-                stopped = "memory"
-            if stopped:
-                break
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.stdout.close()
-        status = child.wait()
-    if lines and lines[-1].get("stopped"):  # the process noticed by itself that memory does not suffice
-        stopped = lines.pop()["stopped"]
-    elif status and not stopped:
-        stopped = "error"  # of a contender: the others go on
-    return lines[1:], stopped
-
-
-def resident_bytes(process: int) -> int:
-    """Resident bytes of another process; 0 once it has ended, or where the system does not say."""
-    try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
-    return pages * resource.getpagesize()
-
-
-def guarded(function: Any, *arguments: Any) -> None:
-    """Call a measurement; say "stopped" if it asks for more memory than there is."""
-    try:
-        function(*arguments)
-    except (MemoryError, torch.OutOfMemoryError):
-        say(stopped="memory")
-    except RuntimeError as error:  # torch's CPU allocator raises nothing more precise
-        if "allocate memory" not in str(error):
-            raise
-        say(stopped="memory")
+    say(median_s=statistics.median(seconds[10:]), fit_s=fit)
 
 
 # ---------------------------------------------------------------------------------------------------- results
@@ -329,121 +248,73 @@ def setting_of(name: str, arguments: argparse.Namespace) -> Setting:
     )
 
 
-def measure_setting(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All contenders of a setting, in turns, each call in its own process."""
+def measure_setting(name: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    """Measure all contenders of a setting, in turns, each call in its own process; return the table's rows."""
     setting = setting_of(name, arguments)
     data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
     before = mean_ap(1 - normalize_rows(data.query[:COMPARED]) @ normalize_rows(data.gallery).T, setting)
     del data
     kept = {case: folder / f"{name}_{case}.npz" for case in setting.contenders}
     wanted = [case for case in setting.contenders if arguments.contenders is None or case in arguments.contenders]
-    cases: dict[str, dict[str, Any]] = {
-        case: {"stopped": None if peers.installed(case) else "not installed", "runs": []} for case in wanted
-    }
+    stopped = {case: None if peers.installed(case) else "not installed" for case in wanted}
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in wanted}
     turns = [case for _ in range(arguments.repeats) for case in wanted]  # so that a slow spell hits all of them
     for case in tqdm(turns, desc=name, leave=False):
-        found = cases[case]
-        if found["stopped"] or sum(line["seconds"] for line in found["runs"]) > ENOUGH:
+        if stopped[case] or sum(line["seconds"] for line in runs[case]) > ENOUGH:
             continue
-        options = ["--case", name, case, str(kept[case]), *child_options(arguments)]
-        limits = {"threads": arguments.threads, "limit": arguments.limit, "memory": arguments.memory}
-        lines, found["stopped"] = watched("benchmarks.speed.rerank", options, **limits)
-        found["runs"] += lines
-    for found in cases.values():
-        if found["runs"]:
-            found["median_s"] = statistics.median(line["seconds"] for line in found["runs"])
-            found["peak_bytes"] = found["runs"][0]["peak_bytes"]
-    for case, found in cases.items():
-        floor = cases.get(peers.FLOORS.get(case, ""), {}).get("median_s")
-        if floor and "median_s" in found:
-            found["times_floor"] = found["median_s"] / floor
+        lines, stopped[case] = watch(["--case", name, case, str(kept[case])], arguments)
+        runs[case] += lines
+    answer = "distance" if setting.top is None else f"nearest {TOP}"
+    size = f"{name}, {setting.queries} x {setting.gallery} x {setting.dim}, noise {setting.noise}, {answer}"
+    rows = figures(WHAT, size, "no re-ranking", mAP=before)
+    for case in wanted:
+        found: dict[str, object] = {"stopped": stopped[case]}
+        if runs[case]:
+            found |= timing([line["seconds"] for line in runs[case]])
+            found["peak_bytes"] = runs[case][0]["peak_bytes"]
         if case in peers.SAME:
             found["difference_to_ours"] = difference(kept[peers.SAME[case]], kept[case])
         distance = kept_distance(kept[case])
         found["mAP"] = None if distance is None else mean_ap(distance, setting)
-    shape = {"queries": setting.queries, "gallery": setting.gallery, "dim": setting.dim, "noise": setting.noise}
-    return {**shape, "mAP": before, "answer": "distance" if setting.top is None else f"nearest {TOP}", "cases": cases}
+        rows += figures(WHAT, size, peers.LABELS[case], **found)
+    show(rows, {peers.LABELS[case]: peers.LABELS[floor] for case, floor in peers.FLOORS.items()})
+    return rows
 
 
-def measure_latencies(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Each fitted re-ranker in its own process."""
-    cases = {}
-    for name in tqdm(FITTED, desc="latency", leave=False):
-        options = ["--case", "latency", name, "-", *child_options(arguments)]
-        limits = {"threads": arguments.threads, "limit": arguments.limit, "memory": arguments.memory}
-        lines, stopped = watched("benchmarks.speed.rerank", options, **limits)
-        cases[name] = {"stopped": stopped, **(lines[0] if lines else {})}
-    return {"gallery": LATENCY.gallery, "dim": LATENCY.dim, "answer": f"nearest {TOP}", "cases": cases}
+def measure_latencies(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure each fitted re-ranker in its own process; return the table's rows."""
+    rows: list[dict[str, object]] = []
+    for name, label in tqdm(FITTED.items(), desc="latency", leave=False):
+        lines, stopped = watch(["--case", "latency", name, "-"], arguments)
+        size = f"gallery {LATENCY.gallery} x {LATENCY.dim}, nearest {TOP}"
+        rows += figures("one query at a time", size, label, **(lines[0] if lines else {}), stopped=stopped)
+    show(rows)
+    return rows
 
 
-def child_options(arguments: argparse.Namespace) -> list[str]:
-    """What a fresh process must know of the command line."""
-    size = ["--size", *map(str, arguments.size)] if arguments.size else []
-    return ["--threads", str(arguments.threads), "--device", arguments.device, *size]
-
-
-def show_setting(found: dict[str, Any]) -> str:
-    """A setting's table, for the terminal."""
-    shape = f"{found['queries']:,} × {found['gallery']:,} × {found['dim']:,}, {found['answer']}, mAP {found['mAP']:.1f}"
-    lines = [f"{shape:50}{'median s':>10}{'x floor':>9}{'peak MiB':>10}{'mAP %':>7}{'differs':>10}"]
-    for name, case in found["cases"].items():
-        line = f"  {peers.LABELS[name]:48}"
-        if "median_s" not in case:
-            lines.append(f"{line}  stopped: {case['stopped']}")
-            continue
-        peak = "-" if case["peak_bytes"] is None else f"{case['peak_bytes'] / 2**20:,.0f}"
-        ratio = f"{case['times_floor']:.2f}" if "times_floor" in case else "-"
-        quality = "-" if case["mAP"] is None else f"{case['mAP']:.1f}"
-        off = case.get("difference_to_ours")
-        lines.append(
-            f"{line}{case['median_s']:10.2f}{ratio:>9}{peak:>10}{quality:>7}{'-' if off is None else f'{off:.0e}':>10}"
-        )
-    return "\n".join(lines)
-
-
-def show_latency(found: dict[str, Any]) -> str:
-    """The latencies' table, for the terminal."""
-    shape = f"one query against {found['gallery']:,} × {found['dim']}, {found['answer']}"
-    lines = [f"{shape:50}{'median ms':>10}{'fit s':>9}"]
-    for name, case in found["cases"].items():
-        line = f"  {FITTED[name]:48}"
-        took = f"{1e3 * case['seconds']:10.2f}{case['fit_seconds']:9.1f}" if "seconds" in case else "  stopped: "
-        lines.append(line + took + (case["stopped"] or ""))
-    return "\n".join(lines)
-
-
-def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*SETTINGS, "latency"]
-    parser.add_argument("--settings", nargs="+", choices=names, default=names)
-    parser.add_argument(
-        "--size", nargs=3, type=int, metavar=("QUERIES", "GALLERY", "DIM"), help="in place of the settings; ours too"
-    )
-    parser.add_argument("--contenders", nargs="+", choices=ALL, help="only these")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each contender")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; NumPy's contenders stay on the CPU")
-    parser.add_argument("--limit", type=float, default=900, help="seconds after which a call is stopped")
-    parser.add_argument("--memory", type=float, default=16, help="GiB of memory above which a process is stopped")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(given)
-    for name in ("repeats", "threads", "limit", "memory"):
-        if not getattr(arguments, name) > 0:
-            parser.error(f"--{name} must be above 0, got {getattr(arguments, name)}")
-    if arguments.size and min(arguments.size) < 1:
-        parser.error(f"--size must be at least 1, got {arguments.size}")
-    if arguments.size:
-        arguments.settings = ["size"]
-    return arguments
+def watch(options: Sequence[str], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str | None]:
+    """Run a case in a process of its own."""
+    own = ["--threads", str(arguments.threads), "--device", arguments.device]
+    own += ["--size", *map(str, arguments.size)] if arguments.size else []
+    limits = {"limit": arguments.limit, "memory": arguments.memory}
+    return watched(MODULE, [*options, *own], threads=arguments.threads, **limits)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    given = sys.argv[1:] if given is None else given
-    arguments = parse_arguments(given)
-    torch.set_num_threads(arguments.threads)
+    parser = options_parser(__doc__, repeats=3, threads=2)
+    names = [*SETTINGS, "latency"]
+    parser.add_argument("--settings", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--size", nargs=3, type=int, metavar=("QUERIES", "GALLERY", "DIM"), help="in place of the settings"
+    )
+    parser.add_argument("--contenders", nargs="+", choices=ALL, help="only these")
+    parser.add_argument("--limit", type=float, default=900, help="seconds after which a call is stopped")
+    parser.add_argument("--memory", type=float, default=16, help="GiB of memory above which a process is stopped")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    arguments = parse(parser, given)
+    if arguments.size:
+        arguments.settings = ["size"]
     device = torch.device(arguments.device)
     if arguments.case:
         name, case, keep = arguments.case
@@ -454,33 +325,16 @@ def main(given: Sequence[str] | None = None) -> None:
             data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
             guarded(measure_case, case, data, setting.top, device, Path(keep))
         return
-    print(f"{hardware(device)}, {arguments.threads} thread(s), torch {torch.__version__}, {arguments.repeats} repeats")
-    results: dict[str, Any] = {}
+    about = environment(device, ["numpy", *peers.FILES])
+    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.settings:
-            if name == "latency":
-                results[name] = measure_latencies(arguments)
-                print(show_latency(results[name]), flush=True)
-            else:
-                results[name] = measure_setting(name, arguments, Path(folder))
-                print(show_setting(results[name]), flush=True)
+            rows += (
+                measure_latencies(arguments) if name == "latency" else measure_setting(name, arguments, Path(folder))
+            )
     if arguments.output:
-        content: dict[str, Any] = {
-            "benchmark": "re-ranking: time and memory",
-            "command": shlex.join(["python", "-m", "benchmarks.speed.rerank", *given]),
-            **record(device),
-            "seed": SEED,
-            "limits": {"seconds": arguments.limit, "GiB": arguments.memory},
-            "parameters": {
-                "AIM": peers.AIM_PARAMETERS,
-                "k-reciprocal": peers.K_RECIPROCAL_PARAMETERS,
-                "GNN": peers.GNN_PARAMETERS,
-                "top-k pass": {"k": peers.PASS_K},
-            },
-            "results": results,
-        }
-        content["versions"] |= {"numpy": np.__version__, **peers.versions()}
-        write_json(arguments.output, content)
+        write_table(arguments.output, rows, {"command": command_of(MODULE, given), "seed": SEED, **about})
 
 
 if __name__ == "__main__":

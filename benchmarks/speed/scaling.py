@@ -4,27 +4,25 @@ A fixed number of queries is ranked against each gallery and the nearest 100 are
 figure is of a fresh process. A contender that exceeds --budget seconds or --memory GiB at some size is stopped,
 recorded so, and not tried at larger ones; nothing is extrapolated.
 
-    python -m benchmarks.speed.scaling --output scaling.json --figure scaling.png
-    python -m benchmarks.speed.scaling --from-json scaling.json --figure scaling.svg
+    python -m benchmarks.speed.scaling --output scaling.csv --figure scaling.png
+    python -m benchmarks.speed.scaling --read scaling.csv --figure scaling.svg
 """
 
 import argparse
-import json
-import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from benchmarks.speed import peers
 from benchmarks.speed.cost_plot import cost_curves
-from benchmarks.speed.measure import hardware, record, write_json
-from benchmarks.speed.rerank import TOP, clustered_features, guarded, say, timed, warm_up, watched
+from benchmarks.speed.measure import command_of, environment, figures, options_parser, parse, read_table, write_table
+from benchmarks.speed.rerank import TOP, clustered_features, timed, warm_up
+from benchmarks.speed.watch import guarded, say, watched
 
+MODULE = "benchmarks.speed.scaling"
 SIZES = (1_000, 3_162, 10_000, 31_623, 100_000, 316_228, 1_000_000)
 CONTENDERS = (
     "search",
@@ -37,10 +35,14 @@ CONTENDERS = (
     "dense_gnn",
 )
 NOISE = 1.0
+CHILD = ("queries", "dim", "threads", "device")  # options of the fresh processes
+
+
+Row = dict[str, object]
 
 
 def measure_case(name: str, size: int, queries: int, dim: int, device: torch.device) -> None:
-    """Say seconds and peak bytes of one call."""
+    """Say the seconds and peak bytes of one call."""
     data = clustered_features(queries, size, dim, noise=NOISE)
     query, gallery = data.query.to(device), data.gallery.to(device)
     warm_up(name, query, gallery, TOP)
@@ -49,104 +51,71 @@ def measure_case(name: str, size: int, queries: int, dim: int, device: torch.dev
     say(seconds=seconds, peak_bytes=peak or None)  # 0: less than what the process had at hand
 
 
-def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A record for each contender and size, up to the size where it was stopped."""
-    records = []
+def measure_all(arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows of each contender and size, up to the size where it was stopped."""
+    rows: list[Row] = []
+    own = [word for name in CHILD for word in (f"--{name}", str(getattr(arguments, name)))]
+    limits = {"limit": arguments.budget, "memory": arguments.memory}
     for name in arguments.contenders:
         if not peers.installed(name):
             print(f"{peers.LABELS[name]}: not installed", flush=True)
             continue
         for size in tqdm(sorted(arguments.sizes), desc=name, leave=False):
-            lines, stopped = watched(
-                "benchmarks.speed.scaling",
-                ["--case", name, str(size), *child_options(arguments)],
-                threads=arguments.threads,
-                limit=arguments.budget,
-                memory=arguments.memory,
-            )
-            found = lines[0] if lines else {"seconds": None, "peak_bytes": None}
-            label = peers.LABELS[name]
-            about = {"method": label, "group": label.partition(" (")[0], "size": size}
-            records.append({**about, **found, "stopped": stopped})
-            print(show(records[-1]), flush=True)
+            lines, stopped = watched(MODULE, ["--case", name, str(size), *own], threads=arguments.threads, **limits)
+            found = figures("re-ranking", str(size), peers.LABELS[name], **(lines[0] if lines else {}), stopped=stopped)
+            rows += found
+            print(peers.LABELS[name], size, *(f"{row['metric']} {row['value']}" for row in found), flush=True)
             if stopped:
                 break
-    return records
+    return rows
 
 
-def show(found: dict[str, Any]) -> str:
-    """A record as a line, for the terminal."""
-    line = f"{found['method']:30}{found['size']:>12,}"
-    if found["stopped"]:
-        return f"{line}  stopped: {found['stopped']}"
-    peak = "-" if found["peak_bytes"] is None else f"{found['peak_bytes'] / 2**20:,.0f}"
-    return f"{line}{found['seconds']:12.3f} s{peak:>10} MiB"
-
-
-def child_options(arguments: argparse.Namespace) -> list[str]:
-    """What a fresh process must know of the command line."""
-    names = ("queries", "dim", "threads", "device")
-    return [word for name in names for word in (f"--{name}", str(getattr(arguments, name)))]
-
-
-def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="gallery images")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--dim", type=int, default=512, help="size of a feature")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; NumPy's contenders stay on the CPU")
-    parser.add_argument("--budget", type=float, default=600, help="seconds after which a contender is stopped")
-    parser.add_argument("--memory", type=float, default=16, help="GiB above which a process is stopped")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--figure", type=Path, help="picture to write (png, svg, pdf)")
-    parser.add_argument("--from-json", type=Path, help="draw what --output wrote; nothing is measured")
-    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(given)
-    for name in ("queries", "dim", "threads", "budget", "memory"):
-        if not getattr(arguments, name) > 0:
-            parser.error(f"--{name} must be above 0, got {getattr(arguments, name)}")
-    if min(arguments.sizes) < 1:
-        parser.error(f"--sizes must be at least 1, got {min(arguments.sizes)}")
-    return arguments
+def records(rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+    """Return a record per contender and size, as `cost_curves` takes them."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        method, size = str(row["method"]), int(str(row["size"]))
+        about = {"method": method, "group": method.partition(" (")[0], "size": size}
+        record = found.setdefault((method, size), {**about, "seconds": None, "peak_bytes": None, "stopped": None})
+        stopped = row["metric"] == "stopped"
+        record[str(row["metric"])] = row["value"] if stopped else float(str(row["value"]))
+    return list(found.values())
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure, or read what was measured; write; draw."""
-    given = sys.argv[1:] if given is None else given
-    arguments = parse_arguments(given)
-    torch.set_num_threads(arguments.threads)
+    parser = options_parser(__doc__, repeats=1, threads=2)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="gallery images")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--dim", type=int, default=512, help="size of a feature")
+    parser.add_argument("--budget", type=float, default=600, help="seconds after which a contender is stopped")
+    parser.add_argument("--memory", type=float, default=16, help="GiB above which a process is stopped")
+    parser.add_argument("--figure", type=Path, help="picture to write (png, svg, pdf)")
+    parser.add_argument("--read", type=Path, help="draw what --output wrote; nothing is measured")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    arguments = parse(parser, given)
     device = torch.device(arguments.device)
     if arguments.case:
         name, size = arguments.case
         guarded(measure_case, name, int(size), arguments.queries, arguments.dim, device)
         return
-    if arguments.from_json:
-        content = json.loads(arguments.from_json.read_text(encoding="utf-8"))
+    about: Mapping[str, object]
+    rows: Sequence[Mapping[str, object]]
+    if arguments.read:
+        about, rows = read_table(arguments.read)
     else:
-        print(f"{hardware(device)}, {arguments.threads} thread(s), torch {torch.__version__}")
-        content = {
-            "benchmark": "re-ranking: cost against the gallery's size",
-            "command": shlex.join(["python", "-m", "benchmarks.speed.scaling", *given]),
-            **record(device),
-            "queries": arguments.queries,
-            "dim": arguments.dim,
-            "answer": f"nearest {TOP}",
-            "limits": {"seconds": arguments.budget, "GiB": arguments.memory},
-        }
-        content["versions"] |= {"numpy": np.__version__, **peers.versions()}
-        content["records"] = measure_all(arguments)
+        machine = environment(device, ["numpy", *peers.FILES])
+        print(f"{machine['hardware']}, {arguments.threads} thread(s), {machine['versions']}")
+        title = f"{arguments.queries} queries, {arguments.dim} dimensions, {arguments.threads} thread(s); "
+        title += f"stopped after {arguments.budget:g} s or at {arguments.memory:g} GiB"
+        about = {"command": command_of(MODULE, given), "title": title, **machine}
+        rows = measure_all(arguments)
         if arguments.output:
-            write_json(arguments.output, content)
+            write_table(arguments.output, rows, about)
     if arguments.figure:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        title = (
-            f"{content['queries']} queries, {content['dim']} dimensions, {content['threads']} thread(s); "
-            f"stopped after {content['limits']['seconds']:g} s or at {content['limits']['GiB']:g} GiB"
-        )
-        cost_curves(content["records"], arguments.figure, title=title)
+        cost_curves(records(rows), arguments.figure, title=str(about["title"]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import common
 import train_cift
-from benchmarks.speed.measure import write_json, write_text
+from benchmarks.speed.measure import write_text
 from benchmarks.speed.postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion
 from benchmarks.tables.cift_table import COLUMNS, make_table
 from benchmarks.tables.runs import (
@@ -47,6 +47,7 @@ from benchmarks.tables.runs import (
     summarize,
     summary,
     train_all,
+    write_json,
 )
 from vireid.protocols import DIRECTIONS, RegDB
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 import train_cift
 import train_g2da
 import train_saai
-from benchmarks.speed.measure import write_json, write_text
+from benchmarks.speed.measure import write_text
 from benchmarks.tables.g2da_table import compare, make_table
 from benchmarks.tables.runs import (
     Run,
@@ -50,6 +50,7 @@ from benchmarks.tables.runs import (
     summarize,
     train_all,
     train_values,
+    write_json,
     write_sweep,
 )
 from vireid.protocols import DIRECTIONS

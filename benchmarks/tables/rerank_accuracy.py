@@ -34,10 +34,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import common
-from benchmarks.speed.measure import PeakMemory, can_measure_memory, record, run_self, write_json, write_text
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, environment, run_self, write_text
 from benchmarks.tables.cift import Method, grid, plan_runs
 from benchmarks.tables.cift_table import COLUMNS, cell, markdown, parameters_text
-from benchmarks.tables.runs import Run, Values, load_model, summarize, train_all
+from benchmarks.tables.runs import Run, Values, load_model, summarize, train_all, write_json
 from vireid._ops import normalize_rows
 from vireid.models import CIFT
 from vireid.protocols import DIRECTIONS, RegDB
@@ -312,7 +312,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "benchmarks.tables.rerank_accuracy", *given]),
         "trials": arguments.trials,
         "chosen_on": f"{len(np.unique(validation[0].identities))} training identities a trial, by mean mAP",
-        **record(torch.device("cpu")),
+        **{k: str(v) for k, v in environment(torch.device("cpu")).items()},
         "rows": shown,
         "validation": searched,
     }

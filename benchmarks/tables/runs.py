@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import common
 import trained
 import vireid
-from benchmarks.speed.measure import hardware, write_json, write_text
+from benchmarks.speed.measure import hardware, write_text
 from benchmarks.tables.cift_table import MARGIN_IDENTITIES
 from vireid._ops import evaluation_mode, normalize_rows
 from vireid.data import generate_synthetic
@@ -41,6 +41,12 @@ from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin
 from vireid.nn import GFT, H2FT
 from vireid.protocols import DIRECTIONS, RegDB
 from vireid.protocols.report import METRICS
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Values = dict[str, dict[str, float]]

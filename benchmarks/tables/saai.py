@@ -30,7 +30,7 @@ from torch import nn
 from tqdm import tqdm
 
 import train_saai
-from benchmarks.speed.measure import write_json, write_text
+from benchmarks.speed.measure import write_text
 from benchmarks.tables.rerank_accuracy import METHODS, Features, cached_features, mean_map, write_validation_split
 from benchmarks.tables.runs import (
     Run,
@@ -52,6 +52,7 @@ from benchmarks.tables.runs import (
     summary,
     train_all,
     train_values,
+    write_json,
     write_sweep,
 )
 from benchmarks.tables.saai_table import compare, make_table

@@ -1,13 +1,11 @@
 """The benchmark of graph transport: what it writes, and the check that fails where the exact solver is worse."""
 
-import json
-
 import pytest
 import torch
-from torch.testing import assert_close
 
 import vireid.ot
 from benchmarks.speed import graph_ot as benchmark
+from benchmarks.speed.measure import read_table, value_of
 
 
 @pytest.fixture(autouse=True)
@@ -19,24 +17,21 @@ def threads():
 
 @pytest.mark.parametrize("data", ["matched", "unrelated"])
 def test_the_command(data, tmp_path, capsys):
-    output = tmp_path / "graph_ot.json"
+    output = tmp_path / "graph_ot.csv"
     benchmark.main(["--quick", "--data", data, "--output", str(output)])
-    results = json.loads(output.read_text())["results"]
-    lines = capsys.readouterr().out.splitlines()[-len(results) :]
-    names = [(r["loss"], r["name"]) for r in results]
-    assert names == [("square", "products")] + [(k, name) for k, v in benchmark.CONTENDERS.items() for name in v]
-    loop = results[names.index(("square", "POT loop"))]["median_s"]
-    for result, line in zip(results, lines, strict=True):
-        assert result["name"] in line
-        assert result["pairs"] == 4
-        assert result["peak_bytes"] is None
-        median, faster = result["median_s"], result["times_faster_than_pot_loop"]
-        assert_close(faster, [loop[k] / median[k] for k in ("forward", "forward_backward")])
-        assert_close(result["times_products"], median["forward"] / results[0]["median_s"]["forward"])
-        assert f"{faster[0]:.1f}x{faster[1]:6.1f}x" in line
-        if result["name"] in ("exact", "POT loop"):
-            assert result["quality"]["gap_mean"] >= 0
-            assert result["quality"]["marginal_error"] < 1e-6
+    about, rows = read_table(output)
+    labels = [benchmark.Task(k, name, 4).label for k, names in benchmark.CONTENDERS.items() for name in names]
+    for way in benchmark.WAYS:
+        own = [row for row in rows if row["what"] == way]
+        assert [row["method"] for row in own if row["metric"] == "median_s"] == ["products", *labels]
+        assert {row["size"] for row in own} == {f"4 pairs, 14 nodes, d 16, {data}"}
+    for method in ("exact, abs", "exact, square", "POT loop, square"):
+        assert value_of(rows, "gap_mean", method=method, what="forward") >= 0
+        assert value_of(rows, "marginal_error", method=method, what="forward") < 1e-6
+    assert "POT " in about["versions"]
+    shown = capsys.readouterr().out
+    assert "x products" in shown
+    assert "x POT loop, square" in shown
 
 
 def test_an_exact_solver_that_costs_more_than_pots_loop_is_not_timed(monkeypatch):

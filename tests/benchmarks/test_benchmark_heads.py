@@ -1,6 +1,5 @@
 """The benchmark of the heads: contenders that agree, a check that fails when they do not, what is written."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.speed import heads, heads_cift, heads_saai
+from benchmarks.speed.measure import read_table, value_of
 from vireid import INFRARED, VISIBLE
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """Sizes that take no time, centres that are pushed and centres that are not; no fresh processes."""
+    """Sizes that take no time, centers that are pushed and centers that are not; no fresh processes."""
     for module, sizes in (
         (heads_cift, {"DIM": 8, "IDENTITIES": 9, "IDENTITIES_IN_BATCH": 3}),
         (heads_saai, {"CHANNELS": 6, "SIZE": (5, 2), "PARTS": 3, "IDENTITIES": 9, "IDENTITIES_IN_BATCH": 4}),
@@ -31,24 +31,19 @@ def tiny(monkeypatch):
 
 @pytest.mark.parametrize("method", ["cift", "saai"])
 def test_the_command(method, tmp_path, capsys):
-    output = tmp_path / "heads.json"
+    output = tmp_path / "heads.csv"
     given = ["--repeats", "2", "--output", str(output)] + (["--method", method] if method != "cift" else [])
     heads.main(given)
-    content, shown = json.loads(output.read_text()), capsys.readouterr().out
-    names = {
-        "cift": ["vireid", "loop", "classifier"],
-        "saai": ["vireid", "loop", "classifier", "products", "pass"],
-    }[method]
-    assert list(content["results"]) == names
+    (_, rows), shown = read_table(output), capsys.readouterr().out
+    names = list(heads.METHODS[method].NAMES)
+    assert [row["method"] for row in rows if row["metric"] == "median_s"] == names
     assert [line.split()[0] for line in shown.splitlines()[-len(names) :]] == names
-    for result in content["results"].values():
-        assert len(result["seconds"]) == 2
-        assert result["peak_bytes"] is None
-    assert content["batch"]["identities"] == {"cift": 3, "saai": 4}[method]
-    differences = content["relative_differences_to_loop"]
+    assert {row["metric"] for row in rows} == {"median_s", "difference_to_loop"}
+    assert {row["size"].split()[0] for row in rows} == {{"cift": "3", "saai": "4"}[method]}
+    assert value_of(rows, "difference_to_loop") < 1e-3
+    differences = heads.check_agreement(method, CPU)
     expected = {"cift": {"transfer.value.weight", "cri.X_rho"}, "saai": {"pooling.position", "identity.specific"}}
     assert {"loss", "x", "neck.weight"} | expected[method] <= set(differences)
-    assert max(differences.values()) < 1e-3
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -64,9 +59,7 @@ def test_contenders_agree_for_any_number_of_identities(method, identities, devic
 def test_the_check_sees_both_hinges():
     saai = heads.make_heads("saai", CPU, 5)
     with torch.no_grad():
-        attention = saai.pooling.similarity(saai.x).sigmoid()
-        parts = saai.pooling.aggregate(saai.x, attention)
-        pooled = torch.cat([parts.flatten(1), saai.x.mean((2, 3))], 1)
+        pooled = saai.pooling.pool(saai.x)[1].flatten(1)
         centers = torch.stack([pooled[saai.labels == label].mean(0) for label in saai.labels.unique()])
     near = torch.pdist(centers) < heads_saai.RHO2
     assert near.any()
@@ -116,13 +109,11 @@ def test_memory_is_asked_of_a_fresh_process_with_the_same_settings(monkeypatch, 
 
     monkeypatch.setattr(heads, "can_measure_memory", lambda device: True)
     monkeypatch.setattr(heads, "run_self", run_self)
-    output = tmp_path / "heads.json"
+    output = tmp_path / "heads.csv"
     heads.main(["--method", "saai", "--identities", "2", "--repeats", "1", "--output", str(output)])
-    assert [options[:2] for options in asked] == [["--peak-memory-of", name] for name in heads_saai.NAMES]
-    assert {tuple(options[2:]) for options in asked} == {
-        ("--method", "saai", "--device", "cpu", "--threads", "1", "--identities", "2")
-    }
-    assert json.loads(output.read_text())["results"]["pass"]["peak_bytes"] == 12
+    same = ["--method", "saai", "--device", "cpu", "--threads", "1", "--identities", "2"]
+    assert asked == [["--peak-memory-of", name, *same] for name in heads_saai.NAMES]
+    assert value_of(read_table(output)[1], "peak_bytes", method="pass") == 12
 
 
 @pytest.mark.parametrize("method", ["cift", "saai"])
@@ -136,7 +127,7 @@ def test_peak_memory_is_one_number(method, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--repeats", "0"], "--repeats and --threads must be at least 1"),
+        (["--repeats", "0"], "--repeats must be above 0, got 0"),
         (["--identities", "1"], "--identities must be from 2 to 9"),
         (["--method", "saai", "--identities", "10"], "--identities must be from 2 to 9"),
         (["--method", "g2da"], "invalid choice"),

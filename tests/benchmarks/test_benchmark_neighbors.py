@@ -1,9 +1,10 @@
-import json
+"""The benchmark of nearest neighbors: contenders that agree, and what a run prints and records."""
 
 import pytest
 import torch
 
 from benchmarks.speed import neighbors as benchmark
+from benchmarks.speed.measure import read_table, value_of
 
 
 @pytest.fixture(autouse=True)
@@ -13,35 +14,36 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_all_contenders_find_the_same_neighbours(monkeypatch):
+def test_all_contenders_find_the_same_neighbors(monkeypatch):
     benchmark.check_agreement(torch.device("cpu"))
 
     def wrong(q, g, k):
         return {"product + topk": lambda: [(None, (q @ g.T).topk(k, dim=1, largest=False).indices)]}
 
     monkeypatch.setattr(benchmark, "exact_cases", wrong)
-    with pytest.raises(RuntimeError, match=r"product \+ topk must find the true neighbours, found 0"):
+    with pytest.raises(RuntimeError, match=r"product \+ topk must find the true neighbors, found 0"):
         benchmark.check_agreement(torch.device("cpu"))
 
 
 def test_the_quick_run_prints_tables_and_writes_figures(tmp_path, capsys):
-    path = tmp_path / "neighbors.json"
+    path = tmp_path / "neighbors.csv"
     benchmark.main(["--quick", "--repeats", "2", "--output", str(path)])
     printed = capsys.readouterr().out
-    for text in ("20 x 300 x 16, k = 5, float32", "one query, prepared 300 x 16", "k-NN graph of 300 x 16", "exact"):
+    for text in ("20 x 300 x 16, k = 5, float32", "one query, prepared gallery, 300 x 16", "k-NN graph, 300 x 16"):
         assert text in printed
-    content = json.loads(path.read_text())
-    assert content["threads"] == 1
-    assert {"python", "torch", "vireid", "numpy"} <= set(content["versions"])
-    assert set(content["results"]) == {"exact", "prepared", "graph", "approximate"}
-    first = content["results"]["exact"][0]
-    assert (first["queries"], first["gallery"], first["d"], first["k"]) == (20, 300, 16, 5)
-    for result in first["results"].values():
-        assert len(result["seconds"]) == 2
-        assert 0 < result["min_s"] <= result["median_s"]
-    rows = content["results"]["approximate"][0]["results"]
-    assert rows[0]["index"] == "exact"
-    assert all(0 < row["recall"] <= 1 for row in rows)
+    about, rows = read_table(path)
+    assert about["threads"] == "1"
+    assert "scipy " in about["versions"]
+    what = ["exact search", "one query, prepared gallery", "k-NN graph", "approximate search"]
+    assert list(dict.fromkeys(row["what"] for row in rows)) == what
+    assert rows[0]["size"] == "20 x 300 x 16, k = 5, float32"
+    for row in rows:
+        assert float(row["value"]) > 0
+        assert (row["iqr"] != "") == (row["metric"] == "median_s")
+    recalls = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "recall"}
+    assert recalls["exact"] == 1
+    assert all(0 < share <= 1 for share in recalls.values())
+    assert value_of(rows, "build_s", method="exact") is None
 
 
 def test_parts_and_bad_counts(capsys):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.speed import peers, scaling
+from benchmarks.speed.measure import read_table
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def fake(monkeypatch):
 
 def test_a_contender_is_not_tried_beyond_the_size_that_stopped_it(fake, tmp_path, capsys):
     options = ["--sizes", "10000", "1000", "100000", "1000000", "--contenders", "aim", "dense_aim"]
-    options += ["--budget", "99", "--memory", "3", "--threads", "1", "--output", str(tmp_path / "out.json")]
+    options += ["--budget", "99", "--memory", "3", "--threads", "1", "--output", str(tmp_path / "out.csv")]
     scaling.main(options)
     assert [case[:2] for case in fake] == [
         ("aim", 1000),
@@ -37,8 +38,9 @@ def test_a_contender_is_not_tried_beyond_the_size_that_stopped_it(fake, tmp_path
         ("dense_aim", 10_000),
     ]
     assert {case[2:] for case in fake} == {(1, 99.0, 3.0)}
-    content = json.loads((tmp_path / "out.json").read_text())
-    found = [(r["method"], r["size"], r["seconds"], r["stopped"]) for r in content["records"]]
+    about, rows = read_table(tmp_path / "out.csv")
+    records = scaling.records(rows)
+    found = [(r["method"], r["size"], r["seconds"], r["stopped"]) for r in records]
     assert found == [
         (peers.LABELS["aim"], 1000, 1.0, None),
         (peers.LABELS["aim"], 10_000, 10.0, None),
@@ -46,26 +48,26 @@ def test_a_contender_is_not_tried_beyond_the_size_that_stopped_it(fake, tmp_path
         (peers.LABELS["dense_aim"], 1000, 1.0, None),
         (peers.LABELS["dense_aim"], 10_000, None, "memory"),
     ]
-    assert {r["group"] for r in content["records"]} == {"AIM"}
-    assert content["limits"] == {"seconds": 99.0, "GiB": 3.0}
-    assert "stopped: memory" in capsys.readouterr().out
+    assert {r["group"] for r in records} == {"AIM"}
+    assert about["title"].endswith("stopped after 99 s or at 3 GiB")
+    assert "stopped memory" in capsys.readouterr().out
 
 
 def test_a_missing_package_is_left_out(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "installed", lambda name: name == "gnn")
     names = ["gnn", "fastreid_k_reciprocal"]
-    scaling.main(["--sizes", "1000", "--contenders", *names, "--output", str(tmp_path / "out.json")])
-    assert [r["method"] for r in json.loads((tmp_path / "out.json").read_text())["records"]] == [peers.LABELS["gnn"]]
+    scaling.main(["--sizes", "1000", "--contenders", *names, "--output", str(tmp_path / "out.csv")])
+    assert {row["method"] for row in read_table(tmp_path / "out.csv")[1]} == {peers.LABELS["gnn"]}
     assert "k-reciprocal (fastreid): not installed" in capsys.readouterr().out
 
 
 def test_the_figure_can_be_drawn_again_from_the_file(fake, tmp_path):
     pytest.importorskip("matplotlib")
-    output = str(tmp_path / "out.json")
+    output = str(tmp_path / "out.csv")
     figures = tmp_path / "images"
     scaling.main(["--sizes", "1000", "10000", "--contenders", "dense_aim", "--output", output])
     count = len(fake)
-    scaling.main(["--from-json", output, "--figure", str(figures / "cost.png")])
+    scaling.main(["--read", output, "--figure", str(figures / "cost.png")])
     assert len(fake) == count
     assert (figures / "cost.png").read_bytes().startswith(b"\x89PNG")
 
@@ -80,5 +82,5 @@ def test_a_case_measures_one_call(capsys):
 @pytest.mark.parametrize("options", [["--sizes", "0"], ["--budget", "0"], ["--contenders", "other"]])
 def test_bad_options_end_the_benchmark(options, capsys):
     with pytest.raises(SystemExit):
-        scaling.parse_arguments(options)
+        scaling.main(options)
     assert options[0] in capsys.readouterr().err

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vireid._files import load_arrays, save_arrays
-from vireid.data import generate_synthetic
+from vireid.data import KeypointSample, RegDBDataset, Sample, SYSUMM01Dataset, generate_synthetic
 from vireid.data.keypoints import (
     HeatmapFolder,
     heatmap_path,
@@ -23,7 +23,6 @@ from vireid.data.keypoints import (
     save_heatmaps,
     save_keypoints,
 )
-from vireid.data.readers import KeypointSample, RegDBDataset, Sample, SYSUMM01Dataset
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b ü/1.jpg"]
 

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vireid.data import generate_synthetic
+from vireid.data import SYSUMM01Dataset, generate_synthetic
 from vireid.data.keypoints import heatmap_path, load_heatmaps
 from vireid.data.pose import _fingerprint, _to_network, cache_heatmaps, estimate_heatmaps
-from vireid.data.readers import SYSUMM01Dataset
 from vireid.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from vireid.nn.skeleton import PERSON_13
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from places import SHARED
-from vireid.data.readers import RegDBDataset, Sample, SYSUMM01Dataset
+from vireid.data import RegDBDataset, Sample, SYSUMM01Dataset
 
 ROADSCENE = SHARED / "data" / "roadscene-dev"
 

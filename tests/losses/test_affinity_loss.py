@@ -341,8 +341,8 @@ def test_bad_input():
     x, labels, modality = batch(9, 4)
     loss, scores = affinity_inference_loss, affinity_inference_scores
     for error, message, call in (
-        (ValueError, r"x must have shape \(N, d\), got \(5,\)", lambda: loss(x[0], labels, modality)),
-        (ValueError, r"x must have shape \(N, d\), got \(5,\)", lambda: scores(x[0], modality)),
+        (ValueError, r"x must have shape \(B, d\), got \(5,\)", lambda: loss(x[0], labels, modality)),
+        (ValueError, r"x must have shape \(B, d\), got \(5,\)", lambda: scores(x[0], modality)),
         (TypeError, r"x must be floating point, got torch\.int64", lambda: loss(x.long(), labels, modality)),
         (ValueError, r"labels must have shape \(4,\).*got \(3,\)", lambda: loss(x, labels[:3], modality)),
         (TypeError, r"labels must hold integers, got torch\.float64", lambda: loss(x, labels.double(), modality)),

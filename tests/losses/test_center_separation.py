@@ -169,7 +169,7 @@ def test_bad_input():
     x, labels = batch(6, 4, 2)
     loss = center_separation_loss
     for error, message, call in (
-        (ValueError, r"x must have shape \(N, d\), got \(5,\)", lambda: loss(x[0], labels)),
+        (ValueError, r"x must have shape \(B, d\), got \(5,\)", lambda: loss(x[0], labels)),
         (TypeError, r"x must be floating point, got torch\.int64", lambda: loss(x.long(), labels)),
         (ValueError, r"labels must have shape \(4,\).*got \(3,\)", lambda: loss(x, labels[:3])),
         (TypeError, r"labels must hold integers, got torch\.float64", lambda: loss(x, labels.double())),

@@ -182,7 +182,7 @@ def test_inputs_are_not_modified(options):
 def test_bad_input():
     x, labels, modality = batch(6, 4, 2)
     for error, message, call in (
-        (ValueError, r"x must have shape \(N, d\), got \(5,\)", lambda: hcc_loss(x[0], labels)),
+        (ValueError, r"x must have shape \(B, d\), got \(5,\)", lambda: hcc_loss(x[0], labels)),
         (TypeError, r"x must be floating point, got torch\.int64", lambda: hcc_loss(x.long(), labels)),
         (ValueError, r"labels must have shape \(4,\).*got \(3,\)", lambda: hcc_loss(x, labels[:3])),
         (TypeError, r"labels must hold integers, got torch\.float64", lambda: hcc_loss(x, labels.double())),

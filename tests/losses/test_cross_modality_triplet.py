@@ -204,7 +204,7 @@ X, LABELS = torch.ones(4, 3), torch.zeros(4).long()
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f: f(X[0], LABELS, LABELS), ValueError, r"x must have shape \(N, d\), got \(3,\)"),
+        (lambda f: f(X[0], LABELS, LABELS), ValueError, r"x must have shape \(B, d\), got \(3,\)"),
         (lambda f: f(X.long(), LABELS, LABELS), TypeError, "x must be floating point, got torch.int64"),
         (lambda f: f([1.0], LABELS, LABELS), TypeError, "x must be a torch.Tensor, got list"),
         (lambda f: f(X, LABELS[:3], LABELS), ValueError, r"labels must have shape \(4,\).* got \(3,\)"),

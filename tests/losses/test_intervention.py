@@ -320,7 +320,7 @@ def test_bad_input():
     case, cri = Case("h2ft"), CRILoss(6).double()
     arguments = {"x": case.x, "modality": case.modality, "labels": case.labels}
     for error, message, bad in (
-        (ValueError, r"x must have shape \(N, 6\), got \(9, 5\)", {"x": case.x[:, :5]}),
+        (ValueError, r"x must have shape \(B, 6\), got \(9, 5\)", {"x": case.x[:, :5]}),
         (ValueError, r"modality must have shape \(9,\).*got \(2,\)", {"modality": case.modality[:2]}),
         (ValueError, r"labels must have shape \(9,\).*got \(3,\)", {"labels": case.labels[:3]}),
         (TypeError, "labels must hold integers", {"labels": case.labels.double()}),

@@ -366,15 +366,15 @@ def test_bad_input():
         return mutual_identity_loss(**named | change)
 
     for error, message, call in (
-        (ValueError, r"x must have shape \(N, 5\), got \(7, 4\)", lambda: loss(x[:, :4], labels, modality)),
+        (ValueError, r"x must have shape \(B, 5\), got \(7, 4\)", lambda: loss(x[:, :4], labels, modality)),
         (TypeError, r"x must be floating point, got torch\.int64", lambda: loss(x.long(), labels, modality)),
         (ValueError, r"labels must have shape \(7,\).*got \(3,\)", lambda: loss(x, labels[:3], modality)),
         (TypeError, r"labels must hold integers, got torch\.float32", lambda: loss(x, labels.float(), modality)),
         (ValueError, r"modality must have shape \(7,\).*got \(2,\)", lambda: loss(x, labels, modality[:2])),
         (TypeError, r"modality must hold integers, got torch\.bool", lambda: loss(x, labels, modality.bool())),
-        (ValueError, r"x must have shape \(N, 5\), got \(5,\)", lambda: loss.logits(x[0])),
-        (ValueError, r"x must have shape \(N, 5\)", lambda: function(x=x[:, :4])),
-        (ValueError, r"shared must have shape \(N, d\)", lambda: function(shared=shared[0])),
+        (ValueError, r"x must have shape \(B, 5\), got \(5,\)", lambda: loss.logits(x[0])),
+        (ValueError, r"x must have shape \(B, 5\)", lambda: function(x=x[:, :4])),
+        (ValueError, r"shared must have shape \(C, d\)", lambda: function(shared=shared[0])),
         (ValueError, r"specific must have shape \(2, 4, 5\).*got \(4, 5\)", lambda: function(specific=shared)),
         (
             ValueError,

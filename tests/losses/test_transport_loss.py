@@ -352,13 +352,21 @@ X, LABELS = torch.ones(4, 3, 2), torch.zeros(4).long()
     ("call", "error", "message"),
     [
         (lambda f: f(X.numpy(), LABELS, LABELS), TypeError, "nodes must be a torch.Tensor, got ndarray"),
-        (lambda f: f(X[0], LABELS, LABELS), ValueError, r"nodes must have shape \(B, K \+ 1, d\).* got \(3, 2\)"),
-        (lambda f: f(X[:, :0], LABELS, LABELS), ValueError, r"nodes must have shape .* got \(4, 0, 2\)"),
-        (lambda f: f(X[..., :0], LABELS, LABELS), ValueError, r"nodes must have shape .* got \(4, 3, 0\)"),
+        (lambda f: f(X[0], LABELS, LABELS), ValueError, r"nodes must have shape \(B, K\+1, d\).* got \(3, 2\)"),
+        (
+            lambda f: f(X[:, :0], LABELS, LABELS),
+            ValueError,
+            r"nodes must have K.1 and d of at least 1, got shape \(4, 0, 2\)",
+        ),
+        (
+            lambda f: f(X[..., :0], LABELS, LABELS),
+            ValueError,
+            r"nodes must have K.1 and d of at least 1, got shape \(4, 3, 0\)",
+        ),
         (lambda f: f(X.long(), LABELS, LABELS), TypeError, "nodes must be floating point, got torch.int64"),
         (lambda f: f(X, LABELS[:3], LABELS), ValueError, r"labels must have shape \(4,\).* got \(3,\)"),
         (lambda f: f(X, LABELS, LABELS.double()), TypeError, "modality must hold integers, got torch.float64"),
-        (lambda f: f(X, LABELS, LABELS, mask=X[..., 0]), TypeError, "mask must be a bool tensor, got torch.float32"),
+        (lambda f: f(X, LABELS, LABELS, mask=X[..., 0]), TypeError, "mask must be bool, got torch.float32"),
         (lambda f: f(X, LABELS, LABELS, mask=X > 0), ValueError, r"mask must have shape \(4, 3\), got \(4, 3, 2\)"),
     ],
 )

@@ -290,9 +290,9 @@ def test_autocast(dtype, device):
         ),
         (
             lambda: g2da()(torch.randn(2, 3, 8, 6).double(), torch.tensor([0, 1]), torch.rand(2, 13, 4, 4).double()),
-            "heatmaps must be .B, 3, h, w., got .2, 13, 4, 4.",
+            "heatmaps must have shape .2, 3, h, w., got .2, 13, 4, 4.",
         ),
-        (lambda: g2da(parts=torch.rand(4, 2, 2)), "parts must be .3, H, W. as the adjacency, got .4, 2, 2."),
+        (lambda: g2da(parts=torch.rand(4, 2, 2)), "parts must have shape .3, H, W., got .4, 2, 2."),
         (lambda: g2da(heads=3), "dim must be a multiple of heads = 3, got 4"),
         (lambda: G2DA(nn.Sequential(nn.Conv2d(3, 4, 3)), 2), "dim must be given"),
         (

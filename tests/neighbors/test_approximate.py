@@ -148,9 +148,9 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(error, match=text):
             ApproximateIndex(bad, "Flat")
-    with pytest.raises(TypeError, match="factory must be a text, got int"):
+    with pytest.raises(TypeError, match="factory must be a str, got int"):
         ApproximateIndex(points(9), 32)
-    with pytest.raises(TypeError, match="parameters must be a text, got dict"):
+    with pytest.raises(TypeError, match="parameters must be a str, got dict"):
         ApproximateIndex(points(9), "Flat", parameters={})
     index = ApproximateIndex(points(9), "Flat")
     for arguments, text in (
@@ -182,7 +182,7 @@ def test_recall_refuses_what_does_not_fit():
             recall(bad, good)
         with pytest.raises(ValueError, match=r"exact must have shape \(Nq, k\)"):
             recall(good, bad)
-    with pytest.raises(ValueError, match="approximate and exact must have one row a query, got 2 and 1"):
+    with pytest.raises(ValueError, match="approximate and exact must have one row per query, got 2 and 1"):
         recall(good.repeat(2, 1), good)
     with pytest.raises(TypeError, match=r"approximate must hold integers, got torch\.float32"):
         recall(good.float(), good)

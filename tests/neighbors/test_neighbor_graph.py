@@ -5,24 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference import neighbors as oracle
 from vireid._files import save_arrays
 from vireid.neighbors import NeighborGraph, _exact, graph
-
-
-def reference(x, k):
-    """Cosines in float64, one pair at a time; the image itself first, ties by index."""
-    x = np.asarray(x.to(torch.float64))
-    values, indices = [], []
-    for i, a in enumerate(x):
-        cosine = []
-        for b in x:
-            length = np.sqrt((a * a).sum()) * np.sqrt((b * b).sum())
-            cosine.append((a * b).sum() / length if length > 0 else 0.0)
-        others = sorted((j for j in range(len(x)) if j != i), key=lambda j: (-cosine[j], j))
-        order = [i, *others][:k]
-        indices.append(order)
-        values.append([1.0, *(cosine[j] for j in order[1:])])
-    return torch.tensor(values, dtype=torch.float64), torch.tensor(indices)
 
 
 def same(a, b):
@@ -50,7 +35,7 @@ def rows_with_twins(seed, n, d, top):
 def test_build_equals_a_plain_loop(seed, n, d, k, top):
     x = rows_with_twins(seed, n, d, top)
     g = NeighborGraph.build(x, k)
-    values, indices = reference(x, k)
+    values, indices = oracle.graph(x, k)
     assert torch.equal(g.indices, indices)
     assert torch.equal(g.values, values.float())
     assert (len(g), g.k) == (n, min(k, n))
@@ -102,7 +87,7 @@ def test_extending_tells_cosines_apart_that_float32_cannot(spread):
 
 
 @pytest.mark.parametrize("order", ["nearer", "equal"])
-def test_extending_takes_many_new_neighbours_in_bounded_steps(monkeypatch, order):
+def test_extending_takes_many_new_neighbors_in_bounded_steps(monkeypatch, order):
     """Each new image is nearer to every old one than those before, or as near: lists are sorted in again and again."""
     if order == "nearer":
         new = torch.cat([torch.arange(1.0, 61)[:, None].expand(60, 20), torch.full((60, 1), 10.0)], 1)
@@ -124,7 +109,7 @@ def test_extending_asks_for_no_product_among_the_old(monkeypatch):
     rows = []
     run = graph.search
     monkeypatch.setattr(graph, "search", lambda q, *args: (rows.append(len(q.given)), run(q, *args))[1])
-    monkeypatch.setattr(graph, "neighbours_within", lambda *args: pytest.fail("a rebuild"))
+    monkeypatch.setattr(graph, "neighbors_within", lambda *args: pytest.fail("a rebuild"))
     small.extend(x[290:])
     assert rows == [10]
 
@@ -243,7 +228,7 @@ def nonsense():
         r"indices must be in \[0, 6\), got -": good | {"indices": good["indices"] - 1},
         "indices must name the image itself first": good | {"indices": good["indices"][:, ::-1].copy()},
         "itself first, with value 1": good | {"values": good["values"] / 2},
-        "indices must name a neighbour once": good | {"indices": repeated},
+        "indices must name a neighbor once": good | {"indices": repeated},
         "values must descend": good | {"values": order},
         "k must be an int64 of at least 1": good | {"k": np.array(0)},
         "k must be an int64 of at least 1, got array": good | {"k": np.array([3])},

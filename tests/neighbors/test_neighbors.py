@@ -7,29 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference import neighbors as oracle
 from vireid.neighbors import _exact as neighbors
-from vireid.neighbors import topk
+from vireid.neighbors import _scores, topk
 
 METRICS = ("cosine", "euclidean", "dot")
 BACKENDS = ("torch", "faiss")
-
-
-def reference(query, gallery, k, metric):
-    """Every pair in float64, one by one, and a stable sort."""
-    q, g = (np.asarray(x.to(torch.float64)) for x in (query, gallery))
-    values, indices = [], []
-    for a in q:
-        if metric == "euclidean":
-            score = np.array([np.sqrt(((a - b) ** 2).sum()) for b in g])
-        else:
-            score = np.array([(a * b).sum() for b in g])
-        if metric == "cosine":
-            length = np.array([np.sqrt((a * a).sum()) * np.sqrt((b * b).sum()) for b in g])
-            score = np.divide(score, length, out=np.zeros_like(score), where=length > 0)
-        order = np.argsort(score if metric == "euclidean" else -score, kind="stable")[:k]
-        values.append(score[order])
-        indices.append(order)
-    return torch.tensor(np.array(values)), torch.tensor(np.array(indices))
 
 
 def need(backend):
@@ -53,7 +36,7 @@ def test_integer_features_with_many_ties_equal_a_stable_sort(backend, metric, se
     r = torch.Generator().manual_seed(seed)
     q, g = (torch.randint(-top, top + 1, (n, d), generator=r).float() for n in (nq, ng))
     values, indices = topk(q, g, k, metric=metric, backend=backend, block=3)
-    wanted, order = reference(q, g, k, metric)
+    wanted, order = oracle.topk(q, g, k, metric)
     assert torch.equal(indices, order)  # integer sums are exact, so even ties of the cosine agree to the bit
     assert torch.equal(values, wanted.float())
 
@@ -65,7 +48,7 @@ def test_real_features_equal_the_reference_in_every_dtype(metric, dtype):
     q, g = (torch.randn(n, 33, generator=r, dtype=torch.float64).to(dtype) for n in (9, 300))
     kept = q.clone(), g.clone()
     values, indices = topk(q, g, 12, metric=metric)
-    wanted, order = reference(q, g, 12, metric)
+    wanted, order = oracle.topk(q, g, 12, metric)
     assert torch.equal(indices, order)
     assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert indices.dtype == torch.int64
@@ -118,7 +101,7 @@ def test_small_memory_blocks_give_the_same(monkeypatch):
     q, g = torch.randn(11, 20, generator=r), torch.randn(90, 20, generator=r)
     g[50:] = g[:40]
     whole = topk(q, g, 30)
-    monkeypatch.setattr(neighbors, "_pairs_at_once", lambda x: 4)
+    monkeypatch.setattr(_scores, "at_once", lambda x: 4)
     monkeypatch.setattr(neighbors, "_BLOCK_BYTES", 1)
     again = topk(q, g, 30)
     assert torch.equal(whole[0], again[0])
@@ -129,7 +112,7 @@ def test_small_memory_blocks_give_the_same(monkeypatch):
 def test_large_and_small_values_stay_exact(metric):
     r = torch.Generator().manual_seed(5)
     q, g = torch.randn(4, 16, generator=r), torch.randn(50, 16, generator=r)
-    wanted = reference(q, g, 5, metric)[1]
+    wanted = oracle.topk(q, g, 5, metric)[1]
     for scale in (2.0**90, 2.0**-80):  # products leave float32, scaling by a power of two changes no order
         values, indices = topk(q * scale, g * scale, 5, metric=metric)
         assert torch.equal(indices, wanted)
@@ -149,7 +132,7 @@ def test_a_low_precision_product_is_noticed(monkeypatch):
         return rows._replace(proposal=(rows.proposal * 32).round() / 32)
 
     monkeypatch.setattr(neighbors, "prepare", coarse)
-    monkeypatch.setattr(neighbors, "_PAD", 1)
+    monkeypatch.setattr(neighbors, "PAD", 1)
     got = topk(q, g, 5)
     assert torch.equal(got[0], wanted[0])
     assert torch.equal(got[1], wanted[1])
@@ -285,9 +268,9 @@ def test_collapsed_features_are_solved_in_small_parts(monkeypatch):
     """All rows alike: every row is a candidate of every query, and is scored in parts of a bounded size."""
     x = torch.ones(40, 5)
     scored = []
-    score = neighbors.score_pairs
+    score = neighbors.rescore
     monkeypatch.setattr(
-        neighbors, "score_pairs", lambda q, g, row, *rest: scored.append(len(row)) or score(q, g, row, *rest)
+        neighbors, "rescore", lambda q, g, row, *rest: scored.append(len(row)) or score(q, g, row, *rest)
     )
     monkeypatch.setattr(neighbors, "_BLOCK_BYTES", 32 * 40 * 7)
     values, indices = topk(x, x, 3, block=40)

@@ -322,7 +322,7 @@ def test_what_a_rerank_says_of_itself_is_reported(rerank, name, uses, parameters
     assert row.trials == protocol.evaluate(features, ids, None, cameras, numbers, rerank=negative_dot).rows[0].trials
     shown = f"{name} ({', '.join(f'{k}={v}' for k, v in parameters.items())})" if parameters else name
     assert row.method == shown
-    assert shown in str(report)
+    assert shown in " ".join(str(report).split())
     assert report.to_dict()["rows"][0]["parameters"] == parameters
     report.save(tmp_path / "r.csv")
     with (tmp_path / "r.csv").open() as file:
@@ -401,10 +401,9 @@ def test_reports_join_print_and_save(tmp_path):
 
     text = str(joined)
     assert "RegDB" in text
-    assert f"{row.mean['mAP']:.2f} ± {row.std['mAP']:.2f}" in text
-    low, high = row.interval("mAP")
-    assert f"[{low:.2f}, {high:.2f}]" in text
-    assert len(text.splitlines()) == 6
+    shown = [line.split()[-2] for line in text.splitlines()[3:7]]
+    assert shown == [f"{value:.2f}" for value in (row.mean["mAP"], row.std["mAP"], *row.interval("mAP"))]
+    assert len(text.splitlines()) == 11
 
     joined.save(tmp_path / "r.json")
     saved = json.loads((tmp_path / "r.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from vireid.protocols import SYSUMM01, RegDB, Report, ReportRow
-from vireid.protocols import report as module
+from vireid.protocols import _report_row as module
 from vireid.protocols.report import METRICS, QueryResults
 
 
@@ -190,22 +190,26 @@ def test_rows_without_query_results_have_no_interval():
     assert plain.to_dict()["interval"] is None
     with pytest.raises(ValueError, match="interval needs per-query results"):
         plain.interval("mAP")
-    assert "bracket" not in str(Report("RegDB", (plain,)))
+    assert "95 %" not in str(Report("RegDB", (plain,)))
     joined = (Report("RegDB", (plain,)) + regdb(0)).rows[0]
     assert (len(joined.trials), joined.queries, joined.intervals) == (2, (), None)
-    assert len(str(Report("RegDB", (joined, regdb(0).rows[0]))).splitlines()) == 5
+    titles = [line[:16].split() for line in str(Report("RegDB", (joined, regdb(0).rows[0]))).splitlines()[2:]]
+    assert titles[1:3] == [["mean"], ["±", "over", "trials"]]
+    assert titles[4:] == [["mean"], ["95", "%", "from"], ["95", "%", "to"]]
 
 
-def test_table_shows_the_intervals_below_the_means():
+def test_table_shows_figures_and_intervals_in_80_columns():
     row = sysu().rows[0]
-    lines = str(sysu()).splitlines()
-    assert len(lines) == 4
-    for name in METRICS:
-        at = lines[1].index(name)
-        low, high = row.interval(name)
-        assert lines[2][at:].startswith(f"{row.mean[name]:.2f} ± {row.std[name]:.2f}")
-        assert lines[3][at:].startswith(f"[{low:.2f}, {high:.2f}]")
-    assert max(map(len, lines)) < 180
+    title, head, name, *lines = str(sysu()).splitlines()
+    assert name == "infrared_to_visible: backbone; uses query; 3 trials"
+    ends = {metric: row.interval(metric) for metric in METRICS}
+    figures = [row.mean, row.std, *({metric: ends[metric][i] for metric in METRICS} for i in (0, 1))]
+    assert len(lines) == len(figures)
+    for line, values in zip(lines, figures, strict=True):
+        for metric in METRICS:
+            until = head.index(metric) + len(metric)
+            assert line[:until].split()[-1] == f"{values[metric]:.2f}"
+    assert max(map(len, [title, head, name, *lines])) < 80
 
 
 def test_latex_lines():
@@ -316,56 +320,39 @@ def spoiled(change, per_query=True):
         (spoiled(lambda r: r.pop("uses")), "'uses' is missing"),
         (spoiled(lambda r: r.update(rerank=None)), "'rerank' must not be null"),
         (spoiled(lambda r: r.update(parameters=[])), "'parameters' must not be"),
-        (spoiled(lambda r: r.update(parameters={"k1": [4]})), "'parameters' must hold numbers and text alone"),
+        (spoiled(lambda r: r.update(parameters={"k1": [4]})), "'parameters' must hold only numbers and text"),
         (spoiled(lambda r: r.update(trials=2)), "'per_trial' must hold the values of 2 trials, got 1"),
         (spoiled(lambda r: r.update(per_trial=[], trials=0)), "'per_trial' must hold the values of 0 trials, got 0"),
         (spoiled(lambda r: r["per_trial"][0].pop("mAP")), "'mAP' is missing"),
         (spoiled(lambda r: r["per_trial"][0].update(mAP="12")), "'mAP' must not be \"12\""),
-        (spoiled(lambda r: r["per_trial"][0].update(mAP=True)), "'per_trial' must hold numbers from 0 to 100"),
-        (spoiled(lambda r: r["per_trial"][0].update(mAP=101)), "'per_trial' must hold numbers from 0 to 100"),
+        (spoiled(lambda r: r["per_trial"][0].update(mAP=True)), "'mAP' must hold one number or more, got .*true"),
         (spoiled(lambda r: r["per_trial"][0].update(mAP=math.nan)), "expected a finite number, got NaN"),
-        (spoiled(lambda r: r.update(cmc=[])), "'cmc' is empty"),
-        (spoiled(lambda r: r.update(cmc=[0.5, 1.5])), "'cmc' must hold numbers from 0 to 1"),
-        (spoiled(lambda r: r.update(cmc=[0.5, 0.4])), "'cmc' must not fall"),
+        (spoiled(lambda r: r["per_trial"][0].update(mAP=10**400)), "too large"),
+        (spoiled(lambda r: r.update(cmc=[])), "'cmc' must hold one number or more, got "),
+        (spoiled(lambda r: r.update(cmc=[0.5, "1"])), "'cmc' must hold one number or more, got "),
         (spoiled(lambda r: r.update(uses="magic")), "'uses' must be one of 'query', .* got 'magic'"),
         (spoiled(lambda r: r.update(direction="up")), "'direction' must be one of .* got 'up'"),
-        (spoiled(lambda r: r.update(mAP=12.5)), "the mean of mAP must be that of 'per_trial'"),
-        (spoiled(lambda r: r.update(mAP="12")), "'mAP' must not be"),
-        (spoiled(lambda r: r.update(mAP=10**400)), "'mean' must hold numbers from 0 to 100"),
-        (spoiled(lambda r: r["std"].update(rank5=1)), "the std of rank5 must be that of 'per_trial'"),
-        (spoiled(lambda r: r.update(queries=[12, 12])), "must hold 1 integers, one a trial"),
-        (spoiled(lambda r: r.update(queries=[12.0])), "must hold 1 integers, one a trial"),
-        (spoiled(lambda r: r.update(valid_queries=[13])), "'valid_queries' must be from 1 to 'queries'"),
-        (spoiled(lambda r: r.update(valid_queries=[11])), "must be those of 'per_query'"),
-        (spoiled(lambda r: r["per_query"][0].update(first_match=[[1] * 12])), "'per_trial' must be the means of"),
+        (spoiled(lambda r: r.update(queries=[12, 12])), "'queries' must hold 1 number, got "),
+        (spoiled(lambda r: r.update(valid_queries=["12"])), "'valid_queries' must hold 1 number, got "),
         *(
-            (
-                spoiled(lambda r, v=v: r["per_query"][0]["first_match"][0].__setitem__(0, v)),
-                "'first_match' of 'per_query'",
-            )
-            for v in (10**400, 1e300, "1", True, [1])
+            (spoiled(lambda r, v=v: r["per_query"][0]["first_match"][0].__setitem__(0, v)), fault)
+            for v, fault in ((10**400, "too large"), ("one", "invalid literal"), ([1], "sequence"), (None, "NoneType"))
         ),
-        (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, None)), "'first_match' must hold ranks"),
         (
             spoiled(lambda r: r["interval"].update(level=0.9)),
             "'interval' must be of level 0.95, 2000 resamples, seed 0",
         ),
-        (spoiled(lambda r: r["interval"].update(mAP=[3, 2])), "'interval' of mAP must be two ends in order"),
-        (spoiled(lambda r: r["interval"].update(mAP=[3])), "'interval' of mAP must be two ends"),
+        (spoiled(lambda r: r["interval"].update(mAP=[3])), "'mAP' must hold 2 numbers, got "),
         (spoiled(lambda r: r.update(interval=5)), "'interval' must not be 5"),
         (
             spoiled(lambda r: r.update(per_query=r["per_query"] * 2)),
             "queries must be of the 1 trials, got results of 2",
         ),
+        (spoiled(lambda r: r.update(per_query=3)), "not iterable"),
         (spoiled(lambda r: r["per_query"][0].pop("first_match")), "'first_match' is missing"),
         (spoiled(lambda r: r["per_query"][0]["first_match"][0].pop()), r"one shape \(T, Nq\)"),
-        (spoiled(lambda r: r["per_query"][0]["first_match"].append([1])), "."),
         (spoiled(lambda r: r["per_query"][0].update(first_match=[[0] * 12])), "with a true match in each trial"),
-        (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, 1.5)), "'first_match' must hold ranks"),
-        (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, -1)), "'first_match' must hold ranks"),
-        (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, 0)), "null where 'first_match' is 0"),
-        (spoiled(lambda r: r["per_query"][0]["average_precision"][0].__setitem__(0, 2)), "shares from 0 to 1"),
-        (spoiled(lambda r: r["per_query"][0]["average_precision"][0].__setitem__(0, {})), "a number or null"),
+        (spoiled(lambda r: r["per_query"][0]["average_precision"][0].__setitem__(0, {})), "'dict'"),
     ],
 )
 def test_files_that_are_no_report_are_named(text, fault, tmp_path):

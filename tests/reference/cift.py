@@ -1,4 +1,4 @@
-"""What the components compute, as plain loops over images, groups and neighbours, written from the equations alone.
+"""CIFT (Li et al., ECCV 2022) as plain loops over images, groups and neighbors, written from the equations alone.
 
 Slow on purpose. Everything takes and gives float64 tensors and is differentiable, so that gradients compare too.
 Nothing here imports vireid.

@@ -9,20 +9,11 @@ from hypothesis import strategies as st
 from test_transfer import LargestTensor
 from torch.testing import assert_close
 
+from reference.neighbors import cosines, nearest
 from vireid.rerank import _sparse
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
 
 VARIANTS = ("paper", "released")
-
-
-def cosine(a, b):
-    length = math.sqrt(math.fsum(x * x for x in a)) * math.sqrt(math.fsum(x * x for x in b))
-    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / length if length > 0 else 0.0
-
-
-def nearest(row, k, itself=None):
-    """Indices of the k largest, ties by index; the image itself before all others."""
-    return sorted(range(len(row)), key=lambda j: (j != itself, -row[j], j))[:k]
 
 
 def keep(affinity, k1, *, of_itself=False):
@@ -41,8 +32,9 @@ def expand(affinity, kept, k2):
     return result
 
 
-def unit(rows):
-    lengths = [math.sqrt(math.fsum(x * x for x in row)) for row in rows]
+def unit(rows, noise=1e-7):
+    """Rows scaled to length 1; one whose entries are all rounding is a zero row."""
+    lengths = [math.sqrt(math.fsum(x * x for x in row)) if max(map(abs, row)) > noise else 0.0 for row in rows]
     return [[x / length if length else 0.0 for x in row] for row, length in zip(rows, lengths, strict=True)]
 
 
@@ -56,11 +48,10 @@ def transpose(a):
 
 def reference(query, gallery, *, k1, k2, variant, use_query_relations=False):
     """Spec 2.5 with dense lists and plain loops."""
-    q, g = query.double().tolist(), gallery.double().tolist()
-    a_qg, a_gg = ([[cosine(x, y) for y in g] for x in rows] for rows in (q, g))
+    a_qg, a_gg = cosines(query, gallery), cosines(gallery, gallery)
     left, right = keep(a_qg, k1), expand(a_gg, keep(a_gg, k1, of_itself=True), k2)
     if use_query_relations:
-        a_qq, a_gq = [[cosine(x, y) for y in q] for x in q], transpose(a_qg)
+        a_qq, a_gq = cosines(query, query), transpose(a_qg)
         among = expand(a_qq, keep(a_qq, k1, of_itself=True), k2)
         if variant == "paper":
             right = [*left, *right]
@@ -158,6 +149,44 @@ def test_a_query_is_answered_the_same_whatever_others_are_there(variant, seed, c
     torch.testing.assert_close(some, whole[chosen], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    d=st.integers(2, 70),
+    k1=st.sampled_from([1, 2, 5, None]),
+    k2=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_cosines_that_are_rounding_count_as_zero_in_a_batch_and_alone(variant, seed, d, k1, k2, dtype):
+    """Queries orthogonal to all or most of the gallery, up to the rounding of their type, with duplicates and zeros."""
+    r = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(d, d, generator=r, dtype=torch.float64))[0]
+    low = basis[:, : max(1, d // 2)]
+    g = torch.randn(7, low.shape[1], generator=r, dtype=torch.float64) @ low.T
+    q = torch.randn(6, d - low.shape[1], generator=r, dtype=torch.float64) @ basis[:, low.shape[1] :].T
+    g[2], g[3], g[4], q[1], q[2], q[3] = g[0], 0, -g[1], q[0], 0, q[4] + 1e-3 * g[0]
+    q, g = q.to(dtype), g.to(dtype)
+    fitted = AIM(k1=k1, k2=k2, variant=variant).fit(g)
+    together = aim(q, g, k1=k1, k2=k2, variant=variant)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert_close(together[[0, 1, 2, 4, 5]], torch.ones(5, 7, dtype=dtype), rtol=0, atol=tolerance)
+    assert torch.equal(together, fitted.distance(q))
+    for i in range(6):
+        assert_close(fitted.distance(q[i : i + 1])[0], together[i], rtol=0, atol=tolerance)
+
+
+def test_the_whole_gallery_is_kept_without_removing():
+    q, g = features(5)
+    for variant in VARIANTS:
+        for relations in (False, True):
+            options = {"k2": 3, "variant": variant, "use_query_relations": relations}
+            assert torch.equal(aim(q, g, k1=None, **options), aim(q, g, k1=len(g), **options))
+    fitted = AIM(k1=None, k2=3).fit(g[:15]).extend(g[15:])
+    assert_close(fitted.distance(q), reference(q, g, k1=40, k2=3, variant="paper"), rtol=0, atol=1e-12)
+    assert fitted.settings == {"k1": None, "k2": 3, "variant": "paper"}
+
+
 def test_query_relations_make_it_depend_on_the_others():
     q, g = torch.randn(9, 6), torch.randn(30, 6)
     rank = functools.partial(aim, k1=5, k2=3, use_query_relations=True)
@@ -175,7 +204,7 @@ def test_blocks_of_every_size_give_the_same(monkeypatch, variant, use_query_rela
     whole = aim(q, g, **options)
     for entries in (1, 5, 100):
         monkeypatch.setattr(_sparse, "_ENTRIES", entries)
-        monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 50 * 4 * entries)
+        monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 50 * 4 * entries)
         monkeypatch.setattr("vireid.neighbors._exact._BLOCK_BYTES", 50 * 4 * entries)
         torch.testing.assert_close(aim(q, g, **options), whole, rtol=0, atol=1e-6)
 
@@ -306,7 +335,7 @@ def test_topk_keeps_a_block_and_no_matrix(monkeypatch, variant):
     q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
     fitted = AIM(k1=5, k2=2, variant=variant).fit(g)
     expected = fitted.distance(q).sort(dim=1, stable=True).values
-    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 2000 * 4 * 30)
+    monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 2000 * 4 * 30)
     with LargestTensor() as largest:
         values, _ = fitted.topk(q, 10)
     assert 2000 * 30 <= largest.elements < 400 * 2000 / 4

@@ -62,7 +62,7 @@ def test_blocks_of_one_query(kind, options, function, monkeypatch):
     q, g = features()
     fitted = kind(**options).fit(g)
     wanted, best = fitted.distance(q), fitted.topk(q, 6)
-    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 1)
+    monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 1)
     torch.testing.assert_close(fitted.distance(q), wanted, rtol=0, atol=1e-5)
     torch.testing.assert_close(fitted.topk(q, 6)[0], best[0], rtol=0, atol=1e-5)
 
@@ -85,7 +85,7 @@ def test_extend_is_fit_to_all(kind, options, function, parts):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_save_and_load(kind, options, function, dtype, tmp_path):
     q, g = (x.to(dtype) for x in features())
-    for size in (30, 2):  # also fewer images than neighbours are wanted
+    for size in (30, 2):  # also fewer images than neighbors are wanted
         fitted = kind(**options).fit(g[:size])
         fitted.save(tmp_path / "a.npz")
         back = kind.load(str(tmp_path / "a.npz"))
@@ -124,7 +124,7 @@ def test_load_refuses_what_it_did_not_write(tmp_path):
         ({"k1": 5, "k2": 3, "variant": "other"}, "path must hold settings of AIM.*variant must be one of"),
         ({"k1": 5}, "path must hold settings of AIM"),
         ({"k1": 5, "k2": 3, "k3": 1}, "path must hold settings of AIM"),
-        ({"k1": 9, "k2": 3, "variant": "paper"}, "path must hold a graph with 9 neighbours of each image, got 5"),
+        ({"k1": 9, "k2": 3, "variant": "paper"}, "path must hold a graph with 9 neighbors of each image, got 5"),
     ],
 )
 def test_load_checks_settings_that_a_checksum_cannot(settings, text, tmp_path):

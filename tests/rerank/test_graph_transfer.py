@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from reference import cift as ref
 from vireid.nn import GFT, H2FT, BNNeck
 from vireid.protocols import RegDB
-from vireid.rerank.graph_transfer import GraphTransfer, graph_transfer
+from vireid.rerank import AIM, AfterTransfer, GraphTransfer, graph_transfer
 
 MODULES = {"h2ft": H2FT, "gft": GFT}
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -154,7 +154,7 @@ def test_the_answer_and_the_memory_of_blocks(name, monkeypatch):
     q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
     fitted = GraphTransfer(MODULES[name](8)).fit(g)
     expected = fitted.distance(q)
-    for limit in ("vireid.rerank._pairs._BLOCK_BYTES", "vireid.neighbors._exact._BLOCK_BYTES"):
+    for limit in ("vireid.rerank._blocks._BLOCK_BYTES", "vireid.neighbors._exact._BLOCK_BYTES"):
         monkeypatch.setattr(limit, 2000 * 4 * 30)
     with LargestTensor() as largest:
         values, _ = fitted.topk(q, 10)
@@ -335,3 +335,20 @@ def test_no_distance_is_below_zero(name):
     for k in (1, 4):
         distance = graph_transfer(x, x, MODULES[name](64, k=k, value=nn.Identity()))
         assert distance.min() >= 0
+
+
+def test_another_re_ranker_after_the_transfer():
+    q, g = features(15, 5, 20)
+    module, aim = randomized(H2FT(6)), AIM(k1=4, k2=2)
+    f_q, f_g = module.transfer(q, g)
+    after = AfterTransfer(module, aim)
+    assert_close(after(q, g), aim(f_q, f_g), rtol=0, atol=0)
+    assert isinstance(after(q.numpy(), g.numpy()), np.ndarray)
+    assert (after.uses, after.settings, after.__name__) == ("gallery", aim.settings, "H2FT + AIM")
+    plain = AfterTransfer(module, lambda q, g: torch.cdist(q, g))
+    assert (plain.uses, plain.settings) == ("unknown", {})
+    with pytest.raises(TypeError, match="module must be an H2FT, got GFT"):
+        AfterTransfer(GFT(6), aim)
+    for bad in (AIM, 3):
+        with pytest.raises(TypeError, match=r"rerank must be callable with \(query, gallery\), got"):
+            AfterTransfer(module, bad)

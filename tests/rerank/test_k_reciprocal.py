@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.speed import postprocessing
 from vireid.neighbors import _exact
-from vireid.neighbors._exact import nearest_first
-from vireid.rerank import _pairs
+from vireid.rerank import _blocks, _sparse
+from vireid.rerank._blocks import nearest_first
 from vireid.rerank.gnn import gnn
 from vireid.rerank.k_reciprocal import k_reciprocal
 
@@ -143,8 +143,8 @@ def test_large_sets_are_worked_on_in_tiles_and_d_is_put_together_right(nq):
 def test_the_size_of_blocks_does_not_matter(monkeypatch, method):
     q, g = clustered(60, 240, 16, per=10)
     wanted = method(q, g, k1=8, k2=4)
-    monkeypatch.setattr(_pairs, "_PAIRS", 7)
-    monkeypatch.setattr(_pairs, "_BLOCK_BYTES", 3000)
+    monkeypatch.setattr(_sparse, "_ENTRIES", 7)
+    monkeypatch.setattr(_blocks, "_BLOCK_BYTES", 3000)
     monkeypatch.setattr(k_reciprocal_module, "_CANDIDATES", 300)
     monkeypatch.setattr(gnn_module, "_ENTRIES", 100)
     monkeypatch.setattr(gnn_module, "_WIDTH", 3)
@@ -203,8 +203,8 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize("method", [k_reciprocal, gnn])
 def test_top_never_makes_all_distances(monkeypatch, method):
     for module, name, size in (
-        (_pairs, "_BLOCK_BYTES", 2**16),
-        (_pairs, "_PAIRS", 2**12),
+        (_blocks, "_BLOCK_BYTES", 2**16),
+        (_sparse, "_ENTRIES", 2**12),
         (_exact, "_BLOCK_BYTES", 2**16),
         (k_reciprocal_module, "_CANDIDATES", 2**11),
         (gnn_module, "_ENTRIES", 2**12),
@@ -315,10 +315,10 @@ def test_bad_lambda_is_named(lambda_value, error):
 
 def test_parts_cover_all_in_order():
     cost = torch.tensor([5, 0, 100, 1, 1, 1, 0])
-    found = list(_pairs.parts(cost, 10))
+    found = list(_sparse.parts(cost, 10))
     assert [i for part in found for i in range(part.start, part.stop)] == list(range(7))
     assert all(int(cost[part][1:].sum()) < 10 for part in found)
-    assert list(_pairs.parts(cost[:0], 10)) == []
+    assert list(_sparse.parts(cost[:0], 10)) == []
 
 
 @pytest.mark.parametrize("method", [k_reciprocal, gnn])

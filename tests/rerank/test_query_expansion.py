@@ -133,7 +133,7 @@ def test_topk_keeps_a_block_and_no_matrix(monkeypatch):
     q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
     fitted = QueryExpansion().fit(g)
     expected = fitted.distance(q).sort(dim=1, stable=True).values
-    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 2000 * 4 * 30)
+    monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 2000 * 4 * 30)
     with LargestTensor() as largest:
         values, _ = fitted.topk(q, 10)
     assert 2000 * 30 <= largest.elements < 400 * 2000 / 4

@@ -183,7 +183,7 @@ def test_blocks_change_nothing_and_bound_the_memory(monkeypatch):
     q, g = clustered(6, people=400, each=5)  # 400 x 2,000
     fitted = SIM(k1=10, k2=10).fit(g)
     expected = fitted.distance(q).sort(dim=1, stable=True)
-    monkeypatch.setattr("vireid.rerank._pairs._BLOCK_BYTES", 2000 * 4 * 30)
+    monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 2000 * 4 * 30)
     with LargestTensor() as largest:
         values, indices = fitted.topk(q, 10)
     assert 2000 * 30 <= largest.elements < 400 * 2000 / 4

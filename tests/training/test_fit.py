@@ -17,7 +17,7 @@ def test_a_checkpoint_gives_back_its_model_and_its_settings(method, regdb, tmp_p
     }
     fabric = launch(TINY, output=tmp_path, accelerator="cpu")
     settings = {"method": method, **settings_of(method)}
-    model, criterion = build(method, 4, TINY.size, settings)
+    model, criterion = build(method, 4, TINY.size, settings_of(method))
     fit(model, criterion, data["train"], recipe=TINY, fabric=fabric, output=tmp_path, settings=settings)
     found = load_checkpoint(tmp_path / "checkpoint.pt")
     assert (found.method, found.settings, found.recipe, found.epoch, found.num_classes) == (

@@ -34,7 +34,7 @@ def _shown(error: Exception) -> click.ClickException:
 
 _EXAMPLES = """\b
   vireid evaluate features.npz --protocol regdb
-  vireid rerank features.npz --method aim --k1 20 --k2 6 --output ranking.npz
+  vireid rerank features.npz --rerank aim --k1 20 --k2 6 --output ranking.npz
   vireid COMMAND --help
 """
 

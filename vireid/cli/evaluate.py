@@ -1,5 +1,6 @@
-"""``vireid evaluate``: a feature file ranked by a data set's protocol."""
+"""``vireid evaluate``: a feature file or a checkpoint, ranked by a data set's protocol."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,27 +10,31 @@ import click
 
 from vireid import INFRARED, VISIBLE
 from vireid.cli.options import (
-    METHODS,
-    METHODS_HELP,
+    Data,
+    DatasetName,
+    Folder,
+    InputFile,
     OutputFile,
+    Rules,
     bar,
     check_device,
-    check_method,
-    check_owner,
     common_options,
+    data_options,
+    protocol_options,
     read_features,
-    rerank_options,
+    refuse,
 )
-from vireid.protocols.names import DIRECTIONS
+from vireid.cli.rerankers import Reranking, aim_settings, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.data.features import Features
-    from vireid.protocols.report import Report
+    from vireid.protocols import Report
 
 __all__ = ["evaluate"]
 
-_USES = "uses: what a query's ranking looks at beyond itself: query = nothing, gallery = all of the gallery, "
-_USES += "transductive = other queries too, unknown = not stated"
+_USES = """\
+uses: what a query's ranking looks at beyond itself: query = nothing, gallery =
+all of the gallery, transductive = other queries too, unknown = not stated"""
 
 
 def _check_name(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -43,104 +48,162 @@ Examples:
   vireid evaluate features.npz --protocol regdb --json report.json
   vireid evaluate trial1.npz trial2.npz trial3.npz --protocol regdb --name CIFT
   vireid evaluate features.npz --protocol llcm --direction infrared_to_visible
-  vireid evaluate features.npz --protocol sysu-mm01 --permutations exp/rand_perm_cam.mat
-  vireid evaluate features.npz --protocol sysu-mm01 --mode indoor --shots 10 --sampling agw
-  vireid evaluate features.npz --protocol regdb --rerank aim --k1 8 --k2 2
+  vireid evaluate features.npz --protocol sysu --permutations exp/rand_perm_cam.mat
+  vireid evaluate features.npz --protocol SYSU-MM01 --mode indoor --shots 10 --sampling agw
+  vireid evaluate features.npz --protocol regdb --rerank aim
   vireid evaluate features.npz --protocol regdb --rerank k_reciprocal --lambda-value 0.1
+  vireid evaluate checkpoint.pt --root RegDB --output evaluation
+  vireid evaluate checkpoint.pt --dataset llcm --root LLCM --rerank gnn
 
 \b
-AIM's k1 and k2 in the paper: 4 and 1 for SYSU-MM01 single-shot, 20 and 6 multi-shot, 8 and 2 for RegDB.
+AIM's k1 and k2, unless given, are the paper's: 4 and 1 for SYSU-MM01 single-shot,
+20 and 6 multi-shot, 8 and 2 for RegDB and (our choice) LLCM.
 """
 
 
-@click.command(short_help="Evaluate a feature file by a data set's protocol.", epilog=_EXAMPLES)
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--protocol", type=click.Choice(["sysu-mm01", "regdb", "llcm"]), required=True, help="Data set whose rules apply."
-)
-@click.option("--mode", type=click.Choice(["all", "indoor"]), help="SYSU-MM01: all-search [default] or indoor-search.")
-@click.option("--shots", type=click.Choice(["1", "10"]), help="SYSU-MM01: single-shot [default] or multi-shot.")
-@click.option(
-    "--sampling",
-    type=click.Choice(["official", "agw"]),
-    help="SYSU-MM01: the published galleries [default], or the AGW family's. They differ: do not mix them.",
-)
-@click.option(
-    "--permutations",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="SYSU-MM01: the data set's exp/rand_perm_cam.mat, for --sampling official.",
-)
-@click.option("--direction", type=click.Choice([*DIRECTIONS, "both"]), help="RegDB, LLCM: query to gallery [both].")
-@click.option("--rerank", type=click.Choice(["none", *METHODS]), default="none", show_default=True, help=METHODS_HELP)
-@rerank_options
-@click.option("--name", callback=_check_name, help="Name of the features in the report. Default: the (first) file's.")
+@click.command(short_help="Evaluate feature files or a checkpoint by a data set's protocol.", epilog=_EXAMPLES)
+@click.argument("files", nargs=-1, required=True, type=InputFile())
+@click.option("--protocol", type=DatasetName("sysu", "regdb", "llcm"), help="Feature files: whose rules apply.")
+@protocol_options
+@click.option("--permutations", type=InputFile(), help="Feature files: SYSU-MM01's exp/rand_perm_cam.mat.")
+@rerank_options(text="[none; for a checkpoint of SAAI aim]")
+@click.option("--name", callback=_check_name, help="Feature files: their name in the report. Default: the first one's.")
+@data_options
+@click.option("--split", type=click.Choice(["test", "all"]), help="Checkpoint: all takes every identity as a test one.")
+@click.option("--flip", is_flag=True, help="Checkpoint: mean of the features of an image and of its mirror image.")
+@click.option("--output", type=Folder(), help="Checkpoint: also write metrics.json, cmc.png and ranked.png there.")
 @click.option("--json", "json_file", type=OutputFile(".json"), help="Also write the report with every trial.")
-@click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line a row.")
+@click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line per row.")
 @click.option("--latex", is_flag=True, help="Print rows of a LaTeX table instead.")
 @common_options
 def evaluate(
     files: tuple[Path, ...],
-    protocol: str,
-    mode: str | None,
-    shots: str | None,
-    sampling: str | None,
-    permutations: Path | None,
-    direction: str | None,
-    rerank: str,
-    name: str | None,
     json_file: Path | None,
     csv_file: Path | None,
     latex: bool,
     device: str,
-    progress: bool | None,
     **options: Any,
 ) -> None:
-    """Evaluate feature FILES by a data set's protocol: CMC, mAP and mINP as in print.
+    """Evaluate FILES by a data set's protocol: CMC, mAP and mINP as in print.
 
-    A file holds all test images of both modalities; who is query, who is gallery and what is skipped is the
-    protocol's. Features are compared by cosine distance, with --rerank by a re-ranking. SYSU-MM01 and LLCM draw their
-    galleries by image numbers: the array image_numbers, or else the names, of which SYSU-MM01 takes the number at the
-    end (cam1/0005/0001.jpg) and LLCM the sorted order.
+    FILES are feature files (.npz, .safetensors), or one checkpoint.pt. A feature file holds all test images of both
+    modalities; who is query, who is gallery and what is skipped is the protocol's. Features are compared by cosine
+    distance, with --rerank by a re-ranking. SYSU-MM01 and LLCM draw their galleries by image numbers: the array
+    image_numbers, or else the names, of which SYSU-MM01 takes the number at the end (cam1/0005/0001.jpg) and LLCM the
+    sorted order. RegDB's ten trials are ten models: give the ten files, they become one row per direction. Otherwise
+    it is one file.
 
-    RegDB's ten trials are ten models: give the ten files, they become one row a direction. Else it is one file.
+    A checkpoint is evaluated on the test images that it was trained for, or on those of --dataset, in all the ways in
+    which its model ranks.
 
-    The table's column "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or
-    transductive (other queries too). Compare rows of one kind only.
+    The column "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or transductive
+    (other queries too). Compare rows of one kind only.
     """
-    given = check_method("--rerank", rerank, options)
-    if protocol == "sysu-mm01":
-        check_owner("--protocol", protocol, {"direction": direction})
-        if (sampling or "official") == "official" and permutations is None:
-            raise click.UsageError(
-                "--sampling official needs --permutations, the data set's exp/rand_perm_cam.mat; without it there is "
-                "--sampling agw, which is not what the official code reports."
-            )
-        if sampling == "agw":
-            check_owner("--sampling", "agw", {"permutations": permutations})
-    else:
-        sysu = {"mode": mode, "shots": shots, "sampling": sampling, "permutations": permutations}
-        check_owner("--protocol", protocol, sysu)
+    work = _checkpoint if files[0].suffix == ".pt" else _features
+    report, results = work(files, outputs=(json_file, csv_file), device=device, **options)
+    try:  # the table first: a full disk must not lose the figures, nor a reader that has left the files
+        click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
+    finally:
+        for output in (json_file, csv_file):
+            if output is not None:
+                report.save(output)
+        if results is not None:
+            results()
+
+
+def _checkpoint(
+    files: tuple[Path, ...],
+    *,
+    protocol: str | None,
+    permutations: Path | None,
+    name: str | None,
+    progress: bool | None,
+    rules: Rules,
+    reranking: Reranking,
+    data: Data,
+    split: str | None,
+    flip: bool,
+    output: Path | None,
+    outputs: tuple[Path | None, ...],
+    device: str,
+) -> "tuple[Report, Callable[[], None] | None]":
+    """Evaluate a checkpoint; returns the report and what writes the other results."""
+    if len(files) > 1:
+        raise click.UsageError(f"a checkpoint is evaluated by itself, got {len(files)} files.")
+    refuse("", "a checkpoint, whose data set says it", {"protocol": protocol, "permutations": permutations})
+    refuse("", "a checkpoint", {"name": name})
+    if data.dataset is not None:
+        rules.check("--dataset", data.dataset)
+    check_device(device)
+
+    from vireid.cli.trained import evaluate_model, open_images, trained_on, write_results
+    from vireid.training import extract_features, load_checkpoint
+
+    found = load_checkpoint(files[0], device=device)
+    dataset, images = open_images(found, data, split or "test")
+    rules.check("--dataset", dataset)
+    click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
+    x = extract_features(found.model, images, flip=flip, workers=data.workers)
+    report, distance = evaluate_model(found.model, found.method, dataset, images, x, rules, reranking)
+    if output is None:
+        return report, None
+    return report, lambda: write_results(output, report, dataset, images, x, distance, found.settings)
+
+
+def _features(
+    files: tuple[Path, ...],
+    *,
+    protocol: str | None,
+    permutations: Path | None,
+    name: str | None,
+    progress: bool | None,
+    rules: Rules,
+    reranking: Reranking,
+    data: Data,
+    split: str | None,
+    flip: bool,
+    output: Path | None,
+    outputs: tuple[Path | None, ...],
+    device: str,
+) -> "tuple[Report, None]":
+    """Evaluate feature files."""
+    others = {**dataclasses.asdict(data), "workers": data.workers or None, "split": split, "output": output}
+    refuse("", "feature files", {**others, "flip": flip or None})
+    if protocol is None:
+        raise click.UsageError("Missing option '--protocol', the data set whose rules apply to feature files.")
+    rules.check("--protocol", protocol)
+    if protocol != "sysu":
+        refuse("--protocol", protocol, {"permutations": permutations})
+    elif rules.sampling == "agw":
+        refuse("--sampling", "agw", {"permutations": permutations})
+    elif permutations is None:
+        raise click.UsageError(
+            "--sampling official needs --permutations, the data set's exp/rand_perm_cam.mat; without it there is "
+            "--sampling agw, which is not what the official code reports."
+        )
     if len({file.resolve() for file in files}) < len(files):
         raise click.UsageError("a file was given twice: each is one trial.")
     if len(files) > 1 and protocol != "regdb":
         raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
+    reranking = reranking.completed(
+        aim_settings(protocol, int(rules.shots or 1)) if reranking.method == "aim" else None
+    )
     check_device(device)
 
     import numpy as np
 
-    from vireid.protocols.report import Report
+    from vireid.protocols import Report
 
-    protocols = _protocols(protocol, mode, shots, sampling, permutations, direction)
-    trials = sum(getattr(rules, "trials", 1) for rules in protocols)
+    protocols = rules.protocols(protocol, permutations)
     reports, counts = [], []
-    with bar(len(files) * trials, "trials", progress) as shown:
-        ranked = _Counted(rerank, given, shown.update)
+    with bar(len(files) * sum(each.trials for each in protocols), "trials", progress) as shown:
+        ranked = _Counted(reranking, shown.update)
         for file in files:
-            found = read_features(file, json_file, csv_file)
+            found = read_features(file, *outputs)
             counts.append(np.bincount(found.modality, minlength=2).tolist())
-            for rules in protocols:
+            for each in protocols:
                 try:
-                    reports.append(_evaluated(rules, found, device, rerank=ranked, features_name=name or files[0].stem))
+                    reports.append(_evaluated(each, found, device, rerank=ranked, features_name=name or files[0].stem))
                 except ValueError as error:
                     taken = found.image_numbers is None and "image_numbers must" in str(error)
                     hint = "; the file has no image_numbers, they were taken from its names" if taken else ""
@@ -148,51 +211,32 @@ def evaluate(
     if any(count != counts[0] for count in counts):
         sizes = ", ".join(f"{file} {c[VISIBLE]} and {c[INFRARED]}" for file, c in zip(files, counts, strict=True))
         click.echo(f"Note: the files hold different numbers of visible and infrared images: {sizes}", err=True)
-    report = Report.merge(reports)
-    try:  # the table first: a full disk must not lose the figures, nor a reader that has left the files
-        click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
-    finally:
-        for output in (json_file, csv_file):
-            if output is not None:
-                report.save(output)
+    return Report.merge(reports), None
 
 
-def _protocols(
-    protocol: str, mode: Any, shots: str | None, sampling: Any, permutations: Path | None, direction: str | None
-) -> list[Any]:
-    """The protocol with its settings, for each direction."""
-    from vireid.protocols import LLCM, SYSUMM01, RegDB
-
-    if protocol == "sysu-mm01":
-        return [SYSUMM01(mode or "all", int(shots or 1), sampling or "official", permutations=permutations)]
-    ways: Any = DIRECTIONS if direction in (None, "both") else (direction,)
-    return [RegDB(way) if protocol == "regdb" else LLCM(way) for way in ways]
-
-
-def _evaluated(rules: Any, found: "Features", device: str, **options: Any) -> "Report":
-    """The report of a feature file, ranked on ``device``."""
+def _evaluated(protocol: Any, found: "Features", device: str, **options: Any) -> "Report":
+    """Return the report of a feature file, ranked on ``device``."""
     import torch
 
-    numbers = None if rules.name == "RegDB" else found.places() if rules.name == "LLCM" else found.numbers()
+    numbers = None if protocol.name == "RegDB" else found.places() if protocol.name == "LLCM" else found.numbers()
     x = torch.from_numpy(found.features).to(device)
-    report: Report = rules.evaluate(x, found.ids, found.modality, found.cameras, numbers, **options)
+    report: Report = protocol.evaluate(x, found.ids, found.modality, found.cameras, numbers, **options)
     return report
 
 
 class _Counted:
     """A re-ranking whose calls move a bar; a report reads its name, ``uses`` and settings as those of the method."""
 
-    def __init__(self, method: str, options: dict[str, Any], step: Callable[[], Any]) -> None:
+    def __init__(self, reranking: Reranking, step: Callable[[], Any]) -> None:
         from vireid import rerank
         from vireid.protocols._protocol import compare
 
         self._step = step
-        self.__name__, self.uses, self.settings = method, "query", options
-        self._function = functools.partial(compare, rerank=None)
-        if method != "none":
-            function = getattr(rerank, method)
-            self.uses, self.settings = function.uses, METHODS[method].options | options
-            self._function = functools.partial(function, **options)
+        self.__name__, self.settings = reranking.method, reranking.given
+        self.uses = getattr(getattr(rerank, str(reranking.method), None), "uses", "query")
+        self._function: Callable[..., Any] = functools.partial(compare, rerank=None)
+        if reranking.method != "none":
+            self._function = reranking.function()
 
     def __call__(self, query: Any, gallery: Any) -> Any:
         distance = self._function(query, gallery)

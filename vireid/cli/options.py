@@ -1,108 +1,62 @@
-"""What the commands share: the re-rankers and their options, input and output files, progress bars."""
+"""Options shared by the commands: data sets and protocols, input and output files, device, progress bars."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vireid.protocols.names import DATASETS, DIRECTIONS, dataset_name
+
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.data.features import Features
+    from vireid.protocols import LLCM, SYSUMM01, RegDB
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-
-@dataclass(frozen=True)
-class Method:
-    """A re-ranker of ``vireid.rerank``.
-
-    Attributes:
-        fitted: name of the class that is fitted to a gallery once, for a method whose ``uses`` is "gallery"; None for
-            a transductive one, which is a function alone.
-        options: keyword arguments and their defaults, None where one must be given.
-    """
-
-    fitted: str | None
-    options: dict[str, Any]
-
-    def settings(self, given: dict[str, Any]) -> str:
-        """All options as reports show them: "k1=20, k2=6"."""
-        return ", ".join(f"{name}={given.get(name, default)}" for name, default in self.options.items())
+PICTURES = (".png", ".pdf", ".svg")
 
 
-METHODS = {
-    "aim": Method("AIM", {"k1": None, "k2": None, "variant": "paper"}),
-    "k_reciprocal": Method(None, {"k1": 20, "k2": 6, "lambda_value": 0.3}),
-    "gnn": Method(None, {"k1": 26, "k2": 7, "layers": 2, "alpha": 2.0}),
-    "sim": Method("SIM", {"k1": 20, "k2": 20, "lambda_value": 0.3}),
-    "query_expansion": Method("QueryExpansion", {"n": 5, "alpha": 0.0}),
-}
-"""The re-rankers by their names in ``vireid.rerank``."""
+class DatasetName(click.ParamType):
+    """Name of a data set in any spelling: sysu, SYSU-MM01, sysu-mm01."""
 
-_OPTIONS: dict[str, tuple[click.ParamType, str]] = {
-    "k1": (click.IntRange(min=1), "Neighbours of the affinities or the graph."),
-    "k2": (click.IntRange(min=1), "Neighbours averaged over (sim: in a gallery image's set)."),
-    "variant": (click.Choice(["paper", "released"]), "Equation of the paper, or of the authors' code."),
-    "lambda_value": (click.FloatRange(0, 1), "Weight of the original distance."),
-    "layers": (click.IntRange(min=1), "Rounds of propagation."),
-    "alpha": (click.FloatRange(min=0), "Exponent of the weights."),
-    "n": (click.IntRange(min=1), "Gallery images that join the query."),
-}
+    name = "dataset"
 
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices or DATASETS
 
-METHODS_HELP = (
-    f"{', '.join(m for m, entry in METHODS.items() if entry.fitted)}: a query with the gallery alone. "
-    f"{', '.join(m for m, entry in METHODS.items() if not entry.fitted)}: transductive, with the other queries too."
-)
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the names for the help."""
+        return f"[{'|'.join(self.choices)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the canonical name."""
+        try:
+            name = dataset_name(value)
+        except ValueError:
+            name = value
+        if name not in self.choices:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)} (any case; SYSU-MM01 is sysu).", param, ctx)
+        return str(name)
 
 
-def rerank_options(command: Command) -> Command:
-    """Give ``command`` an option for each keyword argument of the re-rankers, None where it is not given."""
-    for name, (kind, text) in reversed(_OPTIONS.items()):
-        takers = {method: entry.options[name] for method, entry in METHODS.items() if name in entry.options}
-        if not takers:
-            continue
-        defaults = ", ".join(m if default is None else f"{m} [{default}]" for m, default in takers.items())
-        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=f"{text} For {defaults}.")(command)
-    return command
+class InputFile(click.Path):
+    """A file that exists, with one of these endings if there are any."""
 
+    def __init__(self, *endings: str) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+        self.endings = endings
 
-def check_method(switch: str, method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the re-ranking options that were given.
-
-    Args:
-        switch: the option that names the method, "--rerank" or "--method".
-        method: its value, one of `METHODS` or "none".
-        given: all of a command's keyword arguments.
-
-    Raises:
-        click.UsageError: for an option that the method does not have, or one that it needs and that is not given.
-    """
-    options = METHODS[method].options if method in METHODS else {}
-    given = {name: given[name] for name in _OPTIONS if given.get(name) is not None}
-    for name in given:
-        if name not in options:
-            has = f"its options are {_flags(options)}" if options else "it has no options"
-            raise click.UsageError(f"{_flags([name])} does not go with {switch} {method}: {has}.")
-    missing = [name for name, default in options.items() if default is None and name not in given]
-    if missing:
-        hint = " See vireid evaluate --help for the papers' values."
-        raise click.UsageError(f"{switch} {method} needs {_flags(missing)}.{hint if method == 'aim' else ''}")
-    return given
-
-
-def _flags(names: Any) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def check_owner(switch: str, value: str, given: dict[str, Any]) -> None:
-    """Raise for an option in ``given`` (name -> value, None where not given) that does not go with ``switch value``."""
-    for name, content in given.items():
-        if content is not None:
-            raise click.UsageError(f"{_flags([name])} does not go with {switch} {value}.")
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if self.endings and path.suffix not in self.endings:
+            self.fail(f"{str(path)!r} must end in {' or '.join(self.endings)}.", param, ctx)
+        return path
 
 
 class OutputFile(click.ParamType):
@@ -114,24 +68,118 @@ class OutputFile(click.ParamType):
         self.endings = endings
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, if its ending is one of ours and its folder exists and can be written to."""
+        """Return the path, if its ending is one of ours and its folder exists and can be written to."""
         path = Path(value)
         if path.suffix not in self.endings:
-            self.fail(f"{value!r} must end in {' or '.join(self.endings)}.", param, ctx)
+            self.fail(f"{str(value)!r} must end in {' or '.join(self.endings)}.", param, ctx)
         if not path.parent.is_dir():
-            self.fail(f"{value!r} must be in an existing folder.", param, ctx)
+            self.fail(f"{str(value)!r} must be in an existing folder.", param, ctx)
         if not os.access(path.parent, os.W_OK):
-            self.fail(f"{value!r} must be in a folder that can be written to.", param, ctx)
+            self.fail(f"{str(value)!r} must be in a folder that can be written to.", param, ctx)
         if path.is_dir():
-            self.fail(f"{value!r} is a folder.", param, ctx)
+            self.fail(f"{str(value)!r} is a folder.", param, ctx)
         return path
 
 
+class Folder(click.Path):
+    """A folder; it need not exist."""
+
+    def __init__(self, *, exists: bool = False) -> None:
+        super().__init__(exists=exists, file_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images that a command reads; None is the command's default."""
+
+    dataset: str | None
+    root: Path | None
+    trial: int | None
+    keypoints: Path | None
+    workers: int
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Settings of the protocols; None is a protocol's default."""
+
+    mode: str | None
+    shots: str | None
+    sampling: str | None
+    direction: str | None
+
+    def check(self, switch: str, dataset: str) -> None:
+        """Raise for settings that the protocol of ``dataset`` does not have; ``switch`` is the option that named it."""
+        sysu = {"mode": self.mode, "shots": self.shots, "sampling": self.sampling}
+        refuse(switch, dataset, {"direction": self.direction} if dataset == "sysu" else sysu)
+
+    def protocols(self, dataset: str, permutations: Path | None) -> "list[SYSUMM01 | RegDB | LLCM]":
+        """Return the protocols of a data set, one per direction; ``permutations`` are SYSU-MM01's."""
+        from vireid.protocols import LLCM, SYSUMM01, RegDB
+
+        if dataset == "sysu":
+            sampling: Any = self.sampling or "official"
+            mode: Any = self.mode or "all"
+            drawn = permutations if sampling == "official" else None
+            return [SYSUMM01(mode, int(self.shots or 1), sampling, permutations=drawn)]
+        ways: Any = DIRECTIONS if self.direction in (None, "both") else [self.direction]
+        return [(LLCM if dataset == "llcm" else RegDB)(way) for way in ways]
+
+
+def data_options(command: Command) -> Command:
+    """Give a command the options that say which images are read; it is called with one ``data``."""
+    return _grouped(
+        command,
+        "data",
+        Data,
+        click.option("--dataset", type=DatasetName(), help="Any spelling will do, such as SYSU-MM01."),
+        click.option("--root", type=Folder(), help="Folder of the data set. The synthetic one is drawn there."),
+        click.option("--trial", type=click.IntRange(1, 10), help="Split of RegDB and of the synthetic data [1]."),
+        click.option(
+            "--keypoints", type=click.Path(path_type=Path), help="G2DA: key points of the images, a file or a folder."
+        ),
+        click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images."),
+    )
+
+
+def protocol_options(command: Command) -> Command:
+    """Give a command the options of the protocols; it is called with one ``rules``."""
+    directions = click.Choice([*DIRECTIONS, "both"])
+    sampling = "SYSU-MM01: the published galleries [official], or the AGW family's. They differ: do not mix them."
+    return _grouped(
+        command,
+        "rules",
+        Rules,
+        click.option("--mode", type=click.Choice(["all", "indoor"]), help="SYSU-MM01: all-search [default] or indoor."),
+        click.option("--shots", type=click.Choice(["1", "10"]), help="SYSU-MM01: single-shot [default] or multi-shot."),
+        click.option("--sampling", type=click.Choice(["official", "agw"]), help=sampling),
+        click.option("--direction", type=directions, help="RegDB, LLCM: query to gallery [both]."),
+    )
+
+
+def _grouped(command: Command, name: str, kind: type, *options: Callable[[Any], Any]) -> Command:
+    """Give a command options whose values it is called with as one object."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})}, **given)
+
+    wrapped: Any = run
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
 def common_options(command: Command) -> Command:
-    """Give ``command`` the options --device and --progress."""
+    """Give a command the options --device and --progress."""
     command = click.option(
         "--progress/--no-progress", default=None, help="Bar on standard error. Default: only on a terminal."
     )(command)
+    return device_option(command)
+
+
+def device_option(command: Command) -> Command:
+    """Give a command the option --device."""
     return click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)(command)
 
 
@@ -143,8 +191,20 @@ def check_device(device: str) -> None:
         raise click.UsageError("--device cuda needs a GPU that PyTorch can use, there is none.")
 
 
+def flags(names: Any) -> str:
+    """Return the options of these arguments."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def refuse(switch: str, value: str, given: dict[str, Any]) -> None:
+    """Raise for an option in ``given`` (name -> value, None if not given) that does not go with ``switch value``."""
+    for name, content in given.items():
+        if content is not None:
+            raise click.UsageError(f"{flags([name])} does not go with {f'{switch} {value}'.strip()}.")
+
+
 def read_features(file: Path, *outputs: Path | None) -> "Features":
-    """The feature file, which none of the outputs may overwrite."""
+    """Return the content of a feature file, which none of the outputs may overwrite."""
     from vireid.data.features import load_features
 
     for output in outputs:
@@ -155,7 +215,7 @@ def read_features(file: Path, *outputs: Path | None) -> "Features":
 
 @contextmanager
 def bar(total: int, what: str, wanted: bool | None) -> Iterator[Any]:
-    """A tqdm bar of ``total`` steps on standard error; ``wanted`` None: only on a terminal."""
+    """Show a bar of ``total`` steps on standard error; ``wanted`` None: only on a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, disable=None if wanted is None else not wanted, leave=False) as shown:

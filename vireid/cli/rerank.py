@@ -1,32 +1,19 @@
 """``vireid rerank``: the nearest gallery images of every query, as a file."""
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import (
-    METHODS,
-    METHODS_HELP,
-    OutputFile,
-    bar,
-    check_device,
-    check_method,
-    common_options,
-    read_features,
-    rerank_options,
-)
+from vireid.cli.options import InputFile, OutputFile, bar, check_device, common_options, read_features
+from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
 
 __all__ = ["rerank"]
-
-_BLOCK = 256  # queries between two steps of the bar
-
 
 _EXAMPLES = """\b
 An .npz holds, counted in rows of FILE:
@@ -38,41 +25,39 @@ A .csv holds the same as lines: query, rank, gallery, distance, and the two name
 
 \b
 Examples:
-  vireid rerank features.npz --method aim --k1 20 --k2 6 --output ranking.npz
-  vireid rerank features.npz --method k_reciprocal --query visible --top 10 --output ranking.csv
+  vireid rerank features.npz --rerank aim --k1 20 --k2 6 --output ranking.npz
+  vireid rerank features.npz --rerank k_reciprocal --query visible --top 10 --output ranking.csv
 """
 
 
 @click.command(short_help="Rank the gallery for every query and write the nearest images.", epilog=_EXAMPLES)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--method", type=click.Choice(["none", *METHODS]), required=True, help=f"none: cosine. {METHODS_HELP}")
-@rerank_options
+@click.argument("file", type=InputFile())
+@rerank_options(required=True, text="none: cosine distance.")
 @click.option(
     "--query",
     type=click.Choice(["infrared", "visible"]),
     default="infrared",
     show_default=True,
-    help="Modality that asks; all images of the other one are the gallery.",
+    help="Query modality; all images of the other one are the gallery.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Gallery images of each query.")
 @click.option("--output", type=OutputFile(".npz", ".csv"), required=True, help="File to write, .npz or .csv.")
 @common_options
 def rerank(
     file: Path,
-    method: str,
+    reranking: Reranking,
     query: str,
     top: int,
     output: Path,
     device: str,
     progress: bool | None,
-    **options: Any,
 ) -> None:
     """Rank the gallery for every query of the feature FILE and write the nearest images.
 
     All images of one modality are queries, all of the other the gallery. No camera rule and no drawn gallery: for a
     data set's protocol there is vireid evaluate. The whole matrix of distances is never made.
     """
-    given = check_method("--method", method, options)
+    reranking = reranking.completed(hint=" See vireid evaluate --help for the paper's values.")
     check_device(device)
     found = read_features(file, output)
 
@@ -91,7 +76,7 @@ def rerank(
     del x
     with bar(len(q), "queries", progress) as shown:
         parts = []
-        for distances, indices in _ranked(q, g, method, given, top):
+        for distances, indices in reranking.nearest(q, g, top):
             parts.append((distances.cpu().numpy(), indices.cpu().numpy()))
             shown.update(len(distances))
     distances, indices = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -106,27 +91,7 @@ def rerank(
             np.savez(stream, **arrays)
     else:
         _write_csv(output, query_rows, indices, distances, found.names)
-    what = f" ({METHODS[method].settings(given)})" if given else ""
-    click.echo(f"{method}{what}: {len(indices)} queries, {indices.shape[1]} of {len(g)} gallery images each: {output}")
-
-
-def _ranked(q: Any, g: Any, method: str, options: dict[str, Any], top: int) -> Iterator[tuple[Any, Any]]:
-    """Distances and gallery indices (b, top) of a block of queries after the other; all at once where they interact."""
-    from vireid import rerank as methods
-    from vireid.neighbors import topk
-
-    if method == "none":
-        for part in q.split(_BLOCK):
-            values, indices = topk(part, g, top)
-            yield 1 - values, indices
-        return
-    fitted = METHODS[method].fitted
-    if fitted is None:
-        yield getattr(methods, method)(q, g, **options, top=top)
-        return
-    ranker = getattr(methods, fitted)(**options).fit(g)
-    for part in q.split(_BLOCK):
-        yield ranker.topk(part, top)
+    click.echo(f"{reranking}: {len(indices)} queries, {indices.shape[1]} of {len(g)} gallery images each: {output}")
 
 
 def _write_csv(

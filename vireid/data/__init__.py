@@ -1,5 +1,6 @@
 """Data: readers of the published layouts, key points, synthetic data, the identity sampler, batched augmentation."""
 
+from vireid.data.dataset import ImageDataset, KeypointSample, Sample
 from vireid.data.features import Features, load_features, save_features
 from vireid.data.keypoints import (
     HeatmapFolder,
@@ -9,11 +10,13 @@ from vireid.data.keypoints import (
     save_heatmaps,
     save_keypoints,
 )
+from vireid.data.llcm import LLCMDataset
 from vireid.data.moves import move_heatmaps, move_keypoints
 from vireid.data.pose import cache_heatmaps, estimate_heatmaps
-from vireid.data.readers import KeypointSample, LLCMDataset, RegDBDataset, Sample, SYSUMM01Dataset
+from vireid.data.regdb import RegDBDataset
 from vireid.data.sampler import CrossModalIdentitySampler
 from vireid.data.synthetic import generate_synthetic
+from vireid.data.sysu import SYSUMM01Dataset
 from vireid.data.transforms import ChannelExchange, EvalTransform, TrainAugmentation, channel_exchange, normalize
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "EvalTransform",
     "Features",
     "HeatmapFolder",
+    "ImageDataset",
     "KeypointSample",
     "Keypoints",
     "LLCMDataset",

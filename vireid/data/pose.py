@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_number, check_size
+from vireid.data.dataset import decode_image
 from vireid.data.keypoints import heatmap_path, load_heatmaps, save_heatmaps
 from vireid.data.moves import centres, sample
-from vireid.data.readers import decode_image
 from vireid.data.transforms import normalize
 from vireid.nn.heatmaps import merge_coco_heatmaps
 

@@ -1,14 +1,20 @@
 """Losses: features or logits, labels and modality in any order -> a scalar.
 
-Each is a module and also a function in snake case, which `CRILoss` alone is not; `mutual_identity_loss` is given the
-classifiers that its module holds.
+Every loss is called as ``loss(x, labels, modality)`` and is both a module, which holds its settings and parameters, and
+a function in snake case. (The two losses of a graph's classifier, whose rows are queries and gallery images, are only
+functions.) The module's docstring has the equation; keyword-only arguments of the function are its options.
+
+All of them raise a ``ValueError`` if a shape or an option is wrong, and a ``TypeError`` if features are not floating
+point, labels or modality hold no integers, a mask is not bool, or an option is not a number. A batch without the pairs
+that a loss compares costs 0. Averages are over the local batch of a process.
 """
 
 from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores
 from vireid.losses.centers import CenterSeparationLoss, HCCLoss, center_separation_loss, hcc_loss
 from vireid.losses.identity import MutualIdentityLoss, mutual_identity_loss
-from vireid.losses.intervention import CRILoss, query_gallery_cross_entropy
+from vireid.losses.intervention import CRILoss, cri_loss
 from vireid.losses.parts import PartContrastiveLoss, PartDiversityLoss, part_contrastive_loss, part_diversity_loss
+from vireid.losses.query_gallery import query_gallery_cross_entropy, query_gallery_hcc_loss
 from vireid.losses.transport import GraphOTLoss, graph_ot_loss
 from vireid.losses.triplet import CrossModalityTripletLoss, cross_modality_triplet_loss
 
@@ -25,6 +31,7 @@ __all__ = [
     "affinity_inference_loss",
     "affinity_inference_scores",
     "center_separation_loss",
+    "cri_loss",
     "cross_modality_triplet_loss",
     "graph_ot_loss",
     "hcc_loss",
@@ -32,4 +39,5 @@ __all__ = [
     "part_contrastive_loss",
     "part_diversity_loss",
     "query_gallery_cross_entropy",
+    "query_gallery_hcc_loss",
 ]

@@ -1,46 +1,39 @@
-"""Training with the affinities that SAAI's AIM ranks by. The paper uses them at test time only; the losses are ours."""
+"""Training with the affinities that SAAI's AIM ranks by (our choice; the paper uses them at test time only)."""
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vireid._checks import check_count, check_integers, check_matrix, check_option, check_positive
+from vireid._checks import check_count, check_option, check_positive, check_tensor
 from vireid._ops import at_least_float32, masked_mean, normalize_rows
-
-__all__ = ["AffinityInferenceLoss", "affinity_inference_loss", "affinity_inference_scores"]
+from vireid.losses._common import Loss, check_rows
 
 Variant = Literal["paper", "released"]
 
 
 def affinity_inference_scores(
-    x: Tensor,
-    modality: Tensor,
-    *,
-    k1: int = 8,
-    k2: int = 1,
-    variant: Variant = "paper",
-    amend: bool = True,
+    x: Tensor, modality: Tensor, *, k1: int = 8, k2: int = 1, variant: Variant = "paper", amend: bool = True
 ) -> Tensor:
-    """AIM's scores A_qg + d* within a batch, each image in turn the query (SAAI, Eq. 6-10), with gradients.
+    """Compute AIM's scores A_qg + d* within a batch, each image in turn the query, with gradients (SAAI, Eq. 6-10).
 
-    Row i is 1 - `vireid.rerank.aim` of image i alone, with all images of the other modality as its gallery; the other
-    images of its own modality have no part in it. As no gallery depends on its query, the groups of a whole batch are
-    two masked (B, B) affinities. Which entries are kept and who is nearest is decided without gradient; what is kept
-    carries it.
+    Row i is 1 - `vireid.rerank.aim` of image i as the only query, with all images of the other modality as its gallery;
+    the other images of its own modality do not matter. As no gallery depends on its query, the groups of a whole batch
+    are two masked (B, B) affinities. Which entries are kept and who is nearest is decided without gradient; the entries
+    kept carry it.
 
     Args:
         x: (B, d) features, any order.
-        modality: (B,) integers, 0 visible, 1 infrared; not read, so any other value is a modality of its own.
-        k1: entries kept in each row, ties by lowest index; more than the gallery means all of it.
+        modality: (B,) integers, 0 visible, 1 infrared; any other value counts as one more modality.
+        k1: entries kept per row, ties by lowest index; more than the gallery means all of it.
         k2: gallery images averaged over, the image itself first; more than the gallery means all of it.
-        variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are scaled to length
-            1 first, and the product is with the transpose.
-        amend: False leaves d* out, an ablation: the scores are the cosines A_qg, and k1, k2 and variant do nothing.
+        variant: "paper": d* = Â_qg Ã_gg. "released", as in the authors' code: the rows of both are scaled to length 1
+            first, and the product is with the transpose.
+        amend: False leaves d* out, an ablation: the scores are the cosines A_qg; k1, k2 and variant have no effect.
 
     Returns:
-        (B, B) in at least float32, larger = nearer; -inf where both images are of one modality, so not in the gallery.
+        (B, B) in at least float32, larger = nearer; -inf between images of one modality, which are not in the gallery.
 
     Raises:
         ValueError: if a shape or an option is wrong.
@@ -51,8 +44,8 @@ def affinity_inference_scores(
         >>> affinity_inference_scores(x, torch.tensor([0, 1, 1, 1]), k1=2)[0]  # A + 1.0 Ã_1 + 0.6 Ã_2
         tensor([  -inf, 2.0000, 1.8000, 0.4800])
     """
-    check_matrix("x", x)
-    check_integers("modality", modality, len(x))
+    check_tensor("x", x, "B d")
+    check_rows(len(x), modality=modality)
     _check_options(k1, k2, variant)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
     return scores.masked_fill(~gallery, -torch.inf)
@@ -69,10 +62,9 @@ def affinity_inference_loss(
     temperature: float = 0.3,
     amend: bool = True,
 ) -> Tensor:
-    """Contrastive loss on AIM's scores within a batch as a function; see `AffinityInferenceLoss`."""
-    check_matrix("x", x)
-    check_integers("labels", labels, len(x))
-    check_integers("modality", modality, len(x))
+    """Compute the contrastive loss on AIM's scores within a batch; see `AffinityInferenceLoss`."""
+    check_tensor("x", x, "B d")
+    check_rows(len(x), labels=labels, modality=modality)
     _check_options(k1, k2, variant)
     check_positive("temperature", temperature)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
@@ -81,74 +73,8 @@ def affinity_inference_loss(
     scores = scores / temperature
     # The lowest finite number, not -inf: the gradient of logsumexp would be NaN in a row without a negative.
     against = scores.masked_fill(~negative, torch.finfo(scores.dtype).min).logsumexp(1, keepdim=True)
-    rows_loss = masked_mean(F.softplus(against - scores), positive, 1)  # -log(e^s / (e^s + Σ e^negative))
-    return masked_mean(rows_loss, positive.any(1) & negative.any(1), 0)
-
-
-class AffinityInferenceLoss(nn.Module):
-    """Contrastive loss on the scores that AIM ranks by at test time (ours; SAAI names it as future work, Sec. 5).
-
-        L = mean_i mean_{p ∈ P_i} -log( e^{s_ip/τ} / (e^{s_ip/τ} + Σ_{n ∈ N_i} e^{s_in/τ}) ),   s = A_qg + d*
-
-    Each image i is a query, alone, and all images of the other modality are its gallery, as at test time (the 1 : N
-    groups of CIFT, Sec. 4.2); P_i and N_i are its gallery's images of the same and of other identities. The scores s
-    are those of `affinity_inference_scores`. Each positive competes with the negatives only: the order among positives
-    does not change an average precision, so the loss asks nothing of it. A query without a positive or without a
-    negative drops out of the mean; with none left the loss is 0.
-
-    Args:
-        k1: entries kept in each row of the affinities, as in `vireid.rerank.aim`; ties by lowest index, and more than
-            the gallery means all of it. Take about twice the batch's images of an identity in a modality, so that the
-            affinities hold negatives too.
-        k2: gallery images averaged over, the image itself included.
-        variant: d* as in the "paper" or as in the "released" code.
-        temperature: τ, above 0. The scores reach 1 + k1 ("paper") or 2 ("released"), cosines 1: the best τ differs.
-        amend: False leaves d* out, the ablation: the same loss on the cosines A_qg. A fair comparison has a smaller τ
-            there, such as 0.1.
-
-    Shape:
-        x (B, d) features, labels (B,) integers, modality (B,) integers, 0 visible, 1 infrared; the loss is a scalar,
-        at least 0, in at least float32.
-
-    Raises:
-        ValueError: if a shape or an option is wrong.
-        TypeError: if ``x`` is not floating point, ``labels`` or ``modality`` hold no integers, or k1 or k2 is not an
-            integer.
-    """
-
-    def __init__(
-        self,
-        *,
-        k1: int = 8,
-        k2: int = 1,
-        variant: Variant = "paper",
-        temperature: float = 0.3,
-        amend: bool = True,
-    ) -> None:
-        super().__init__()
-        _check_options(k1, k2, variant)
-        check_positive("temperature", temperature)
-        self.k1, self.k2, self.variant = k1, k2, variant
-        self.temperature, self.amend = temperature, amend
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``repr``."""
-        return (
-            f"k1={self.k1}, k2={self.k2}, variant={self.variant!r}, temperature={self.temperature}, amend={self.amend}"
-        )
-
-    def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
-        """The loss of a batch."""
-        return affinity_inference_loss(
-            x,
-            labels,
-            modality,
-            k1=self.k1,
-            k2=self.k2,
-            variant=self.variant,
-            temperature=self.temperature,
-            amend=self.amend,
-        )
+    terms = masked_mean(F.softplus(against - scores), positive, 1)  # -log(e^s / (e^s + Σ e^negative))
+    return masked_mean(terms, positive.any(1) & negative.any(1), 0)
 
 
 def _check_options(k1: int, k2: int, variant: str) -> None:
@@ -158,7 +84,7 @@ def _check_options(k1: int, k2: int, variant: str) -> None:
 
 
 def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: bool) -> tuple[Tensor, Tensor]:
-    """Scores (B, B) and the mask of what is in each row's gallery; scores outside of it mean nothing."""
+    """Scores (B, B) and the mask of each row's gallery, outside of which the scores are meaningless."""
     gallery = modality[:, None] != modality
     with torch.autocast(x.device.type, enabled=False):
         rows = normalize_rows(at_least_float32(x))
@@ -178,10 +104,55 @@ def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: 
 
 
 def _nearest(cosine: Tensor, allowed: Tensor) -> Tensor:
-    """Columns of each row by descending cosine, ties by index; those that are not allowed come last."""
+    """Columns per row by descending cosine, ties by index; those that are not allowed come last."""
     return cosine.detach().masked_fill(~allowed, -torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
 def _first(columns: Tensor, k: int, allowed: Tensor) -> Tensor:
-    """Mask (B, B) of the first k ``columns`` of each row, or of as many as are allowed."""
+    """Mask (B, B) of the first k ``columns`` per row, or of as many as are allowed."""
     return torch.zeros_like(allowed).scatter(1, columns[:, :k], True) & allowed
+
+
+class AffinityInferenceLoss(Loss):
+    """Contrastive loss on the scores that AIM ranks by at test time (our choice; "future work" in SAAI, Sec. 5).
+
+        L = mean_i mean_{p ∈ P_i} -log( e^{s_ip/τ} / (e^{s_ip/τ} + Σ_{n ∈ N_i} e^{s_in/τ}) ),   s = A_qg + d*
+
+    Each image i is the only query of a gallery that holds all images of the other modality, as at test time (the 1 : N
+    groups of CIFT, Sec. 4.2); P_i and N_i are its gallery's images of the same and of other identities. The scores s
+    are those of `affinity_inference_scores`. Each positive competes with the negatives only: the order among positives
+    does not change an average precision, so the loss asks nothing of it. A query without a positive or without a
+    negative drops out of the mean; with none left the loss is 0.
+
+    Args:
+        k1: entries kept per row of the affinities, as in `vireid.rerank.aim`; ties by lowest index, and more than the
+            gallery means all of it. Take about twice the batch's images per identity and modality, so that the
+            affinities hold negatives too.
+        k2: gallery images averaged over, the image itself included.
+        variant: d* as in the "paper" or as in the "released" code.
+        temperature: τ, above 0. The scores reach 1 + k1 ("paper") or 2 ("released"), cosines 1: the best τ differs.
+        amend: False leaves d* out, the ablation: the same loss on the cosines A_qg. A fair comparison has a smaller τ
+            there, such as 0.1.
+
+    Shape:
+        x (B, d) features, labels (B,) integers, modality (B,) integers, 0 visible, 1 infrared. The loss is a scalar of
+        at least 0, in at least float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        k1: int = 8,
+        k2: int = 1,
+        variant: Variant = "paper",
+        temperature: float = 0.3,
+        amend: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_options(k1, k2, variant)
+        check_positive("temperature", temperature)
+        self.k1, self.k2, self.variant, self.temperature, self.amend = k1, k2, variant, temperature, amend
+
+    def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
+        """Compute the loss of a batch."""
+        return affinity_inference_loss(x, labels, modality, **self._options())

@@ -1,32 +1,95 @@
-"""Counterfactual relation intervention: supervision for the affinities themselves (CIFT §4.3, Eq. 5-6)."""
+"""Counterfactual relation intervention: supervision of the affinities themselves (CIFT §4.3, Eq. 5-6)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_integers, check_matrix
-from vireid._ops import at_least_float32, evaluation_mode
+from vireid._checks import check_count, check_tensor
+from vireid._ops import evaluation_mode
+from vireid.losses._common import Loss, check_rows
+from vireid.losses.query_gallery import query_gallery_cross_entropy
 from vireid.nn.transfer import FeatureTransfer, H2FTOutput, propagate
 
 
-class CRILoss(nn.Module):
-    """Cross-entropy of the total indirect effect of the affinities (CIFT, Eq. 5-6).
+def cri_loss(
+    x: Tensor,
+    labels: Tensor,
+    modality: Tensor,
+    *,
+    transfer: FeatureTransfer,
+    classifier: nn.Module,
+    X_mu: Tensor,
+    X_sigma: Tensor,
+    output: H2FTOutput | None = None,
+    samples: int = 1,
+    detach_values: bool = False,
+) -> Tensor:
+    """Compute the cross-entropy of the total indirect effect for given X_μ and X_σ, both (d,); see `CRILoss`."""
+    check_tensor("X_mu", X_mu, "d")
+    check_tensor("X_sigma", X_sigma, "d", d=len(X_mu))
+    check_tensor("x", x, "B d", d=len(X_mu))
+    check_rows(len(x), labels=labels, modality=modality)
+    check_count("samples", samples)
+    output = transfer(x, modality) if output is None else output
+    factual, counterfactual = (output.affinity_het, output.affinity_hom), []
+    for _ in range(samples):
+        X_star = (X_sigma * torch.randn_like(x) + X_mu).to(x.dtype)
+        with evaluation_mode(transfer.value):
+            values_star = transfer.value(X_star)
+        counterfactual.append(transfer.affinities(values_star, modality)[:2])
+    effect = _total_indirect_effect(factual, counterfactual, output.values, classifier, detach_values)
+    query, gallery = effect.split([len(x), len(output.gallery_index)])
+    return query_gallery_cross_entropy(query, labels, gallery=gallery, gallery_index=output.gallery_index)
+
+
+def _total_indirect_effect(
+    factual: tuple[Tensor, Tensor],
+    counterfactual: list[tuple[Tensor, Tensor]],
+    values: Tensor,
+    classifier: nn.Module,
+    detach: bool,
+) -> Tensor:
+    """Y(X, A_X) - mean of Y(X, A_X*) over the draws, as (B + R, C)."""
+    weights: dict[str, Tensor] = dict(classifier.named_parameters())
+    if detach:
+        values, weights = values.detach(), {name: weight.detach() for name, weight in weights.items()}
+    if type(classifier) is nn.Linear:
+        # W A v(X) - E[W A* v(X)] = W (A - E[A*]) v(X): one product for any number of samples, and the bias cancels.
+        expected = [torch.stack(draws).mean(0) for draws in zip(*counterfactual, strict=True)]
+        het, hom = (affinity - mean for affinity, mean in zip(factual, expected, strict=True))
+        return F.linear(torch.cat(propagate(het, hom, values)), weights["weight"])
+
+    def logits(affinities: tuple[Tensor, Tensor]) -> Tensor:
+        features = torch.cat(propagate(*affinities, values))
+        result: Tensor = torch.func.functional_call(classifier, weights, (features,))
+        return result
+
+    return logits(factual) - torch.stack([logits(affinities) for affinities in counterfactual]).mean(0)
+
+
+class CRILoss(Loss):
+    """Counterfactual relation intervention: cross-entropy of the affinities' total indirect effect (CIFT, Eq. 5-6).
 
         Y_TIE = Y(X, A_X) - E_{X*}[Y(X, A_{X*})],   X* = X_σ · Z + X_μ,   Z ~ N(0, I)
 
     Only the affinities differ between the two terms: the transferred values stay v(X) and the classifier is shared. So
     the loss falls when the affinities of X serve the classification better than those of random features do. X_μ and
-    X_σ (``X_mu``, ``X_sigma`` = softplus(``X_rho``), both (d,)) are learned with the re-parameterisation trick. Z is
-    drawn from the caller's torch generator. Nothing of this exists at inference.
+    X_σ are learned by the reparameterization trick; Z is drawn from the caller's torch generator. Nothing of this
+    exists at inference.
 
-    v sees X* in evaluation mode (ours): its running statistics are neither changed by X* nor replaced by those of X*,
-    which would cancel X_μ and X_σ.
+    v sees X* in evaluation mode (our choice): its running statistics are neither changed by X* nor replaced by those of
+    X*, which would cancel X_μ and X_σ.
 
     Args:
         dim: feature size d.
-        samples: draws of X* that the expectation is the mean of (the paper gives no number; ours is 1).
+        samples: draws of X* to average over (our choice: 1; the paper gives no number).
         detach_values: stop the gradients into the values v(X) and the classifier, so that only the affinities learn
-            (ours: False, the paper's equation as it stands).
+            (our choice: False, the paper's equation as it stands).
+
+    Attributes:
+        X_mu: (d,) X_μ, a parameter, 0 at the start.
+        X_rho: (d,) parameter behind X_σ.
+        X_sigma: (d,) X_σ = softplus(X_rho), above 0; 1 at the start.
     """
 
     def __init__(self, dim: int, *, samples: int = 1, detach_values: bool = False) -> None:
@@ -42,10 +105,6 @@ class CRILoss(nn.Module):
         """Standard deviation of X*, (d,), above 0."""
         return F.softplus(self.X_rho)
 
-    def extra_repr(self) -> str:
-        """Show the settings in ``repr``."""
-        return f"samples={self.samples}, detach_values={self.detach_values}"
-
     def forward(
         self,
         x: Tensor,
@@ -56,75 +115,25 @@ class CRILoss(nn.Module):
         classifier: nn.Module,
         output: H2FTOutput | None = None,
     ) -> Tensor:
-        """Mean of the loss over the query rows and over the gallery rows, each half.
+        """Compute the loss of a batch: the mean over the query rows and that over the gallery rows, each half.
 
         Args:
             x: (B, d) features that enter the transfer.
             labels: (B,) integers in [0, C).
             modality: (B,) integers, 0 visible, 1 infrared.
             transfer: the graph layer that makes ``output`` from ``x``: `vireid.nn.H2FT` or `vireid.nn.GFT`.
-            classifier: module (N, d) -> (N, C); the one that the transferred features are trained with.
-            output: ``transfer(x, modality)`` where it is at hand; saves computing it again, and an update of v's
-                running statistics.
-
-        Returns:
-            Scalar.
-
-        Raises:
-            ValueError: if a shape is wrong.
-            TypeError: if ``x`` is not floating point or ``labels`` or ``modality`` hold no integers.
+            classifier: module (N, d) -> (N, C), the one that the transferred features are trained with.
+            output: ``transfer(x, modality)`` if it is at hand; saves computing it again, and an update of v's running
+                statistics.
         """
-        check_matrix("x", x, columns=len(self.X_mu))
-        check_integers("modality", modality, len(x))
-        check_integers("labels", labels, len(x))
-        if output is None:
-            output = transfer(x, modality)
-        values = output.values
-        factual, counterfactual = (output.affinity_het, output.affinity_hom), []
-        for _ in range(self.samples):
-            with evaluation_mode(transfer.value):
-                values_star = transfer.value((self.X_sigma * torch.randn_like(x) + self.X_mu).to(x.dtype))
-            counterfactual.append(transfer.affinities(values_star, modality)[:2])
-        effect = self._effect(factual, counterfactual, values, classifier)
-        query, gallery = effect.split([len(x), len(output.gallery_index)])
-        return query_gallery_cross_entropy(query, gallery, labels, output.gallery_index)
-
-    def _effect(
-        self,
-        factual: tuple[Tensor, Tensor],
-        counterfactual: list[tuple[Tensor, Tensor]],
-        values: Tensor,
-        classifier: nn.Module,
-    ) -> Tensor:
-        """Y_TIE (B + R, C)."""
-        weights: dict[str, Tensor] = dict(classifier.named_parameters())
-        if self.detach_values:
-            values = values.detach()
-            weights = {name: weight.detach() for name, weight in weights.items()}
-        if type(classifier) is nn.Linear:
-            # W A v(X) - E[W A* v(X)] = W (A - E[A*]) v(X): one product, however many samples, and no bias is left.
-            het, hom = (
-                actual - torch.stack(others).mean(0)
-                for actual, others in zip(factual, zip(*counterfactual, strict=True), strict=True)
-            )
-            return F.linear(torch.cat(propagate(het, hom, values)), weights["weight"])
-
-        def logits(affinities: tuple[Tensor, Tensor]) -> Tensor:
-            features = torch.cat(propagate(*affinities, values))
-            result: Tensor = torch.func.functional_call(classifier, weights, (features,))
-            return result
-
-        return logits(factual) - torch.stack([logits(affinities) for affinities in counterfactual]).mean(0)
-
-
-def query_gallery_cross_entropy(query: Tensor, gallery: Tensor, labels: Tensor, gallery_index: Tensor) -> Tensor:
-    """Cross-entropy over the query rows (B, C) and the gallery rows (R, C), each half of the mean.
-
-    The paper does not say how the two are weighed. Ours is the mean over the 2B rows of H2FT; halves keep that weight
-    where GFT's unbalanced groups hold many more gallery rows than queries.
-    """
-    labels = labels.long()
-    loss = F.cross_entropy(at_least_float32(query), labels)
-    if len(gallery):  # a batch of one modality has no unbalanced groups, hence no gallery rows
-        loss = (loss + F.cross_entropy(at_least_float32(gallery), labels[gallery_index])) / 2
-    return loss
+        return cri_loss(
+            x,
+            labels,
+            modality,
+            transfer=transfer,
+            classifier=classifier,
+            X_mu=self.X_mu,
+            X_sigma=self.X_sigma,
+            output=output,
+            **self._options(),
+        )

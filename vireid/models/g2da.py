@@ -7,26 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_integers, check_module
-from vireid._ops import at_least_float32, normalize_rows
+from vireid._checks import check_at_least_zero, check_tensor
+from vireid._ops import cross_entropy, normalize_rows
 from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
-from vireid.models.baseline import classifier, feature_grid, feature_size, sum_losses
+from vireid.models._common import Embedder, add_total, feature_size, linear_classifier
 from vireid.nn import (
+    PERSON_13,
     BNNeck,
     MessageFusionAttention,
     SkeletonAggregation,
-    TwoStream,
     keypoint_pooling,
     present_keypoints,
 )
-from vireid.nn.skeleton import PERSON_13
 
 
 class G2DAOutput(NamedTuple):
-    """What `G2DA` returns, in training and in evaluation.
+    """Output of `G2DA`, in training and in evaluation.
 
     Attributes:
-        features: (B, d) what ranks at test time: V_G, or BN(GAP(F)) of a model without graph.
+        features: (B, d) the features that rank at test time: V_G, or BN(GAP(F)) of a model without graph.
         pooled: (B, d) GAP(F), before the neck.
         logits: (B, C) of BN(GAP(F)).
         nodes: (B, K + 1, c) the nodes that are aligned: key points (Eq. 2), and BN(GAP(F)) last. Of a model that
@@ -43,7 +42,7 @@ class G2DAOutput(NamedTuple):
     graph_logits: Tensor | None = None
 
 
-class G2DA(nn.Module):
+class G2DA(Embedder):
     """Backbone, skeleton graph, message fusion attention, aggregation (G2DA §III).
 
         v_k = mean of F under heatmap k,   v_{K+1} = BN(GAP(F)),   V_G = BN(GAP(F)) + Σ_i ω_i v̄_i
@@ -54,23 +53,23 @@ class G2DA(nn.Module):
         num_classes: number C of training identities.
         adjacency: (K + 1, K + 1) bool, see `vireid.nn.skeleton_adjacency`. Default: the paper's 13 key points.
         parts: (K, H, W) heatmaps that every image has, in place of its own: such as `vireid.nn.part_grid` gives, with
-            its adjacency. Then the model needs images and modality alone. Default: each image brings its own.
+            its adjacency. Then the model needs images and modality only. Default: each image brings its own.
         graph: False leaves the graph's layers out, and the features are BN(GAP(F)) (Table III's rows before "G").
         heads: L of `vireid.nn.MessageFusionAttention`; d must be a multiple.
         threshold: θ of its message fusion; -inf fuses nothing (Table III's "G" without "MF").
-        normalize_nodes: bring every key point's node to the length √d, which BN(GAP(F)) has about, before the graph
-            (ours). A mean under a heatmap that is 1 at its peak alone is a hundredth of the map's values, so that the
-            global node, joined to all, would drown the others.
+        normalize_nodes: scale every key point's node to the length √d, about that of BN(GAP(F)), before the graph (our
+            choice; off by default). A mean under a heatmap with one peak is about a hundredth of the map's values, so
+            that the global node, joined to all, would drown the others.
         dim: feature size d, c · rows · columns of the grid. Default: c is the backbone's ``out_channels``.
         grid: (rows, columns) of the means that the features stack, and with them the nodes that go through the graph's
-            layers. Default: the backbone's ``grid`` where it has one, else (1, 1), which is the paper's. The nodes that
-            are aligned are not stacked: those in two places would share no cell, all be equally far from each other,
-            and have no structure.
+            layers. Default: the backbone's ``grid`` where it has one, else (1, 1) as in the paper. The nodes that are
+            aligned are not stacked: nodes in two places would share no cell, all be equally far from each other, and
+            have no structure.
 
     Raises:
         ValueError: if the size is neither given nor known, heads do not divide it or ``parts`` are not as many as the
             adjacency has key points; when called, if the backbone returns another size, or there are no heatmaps.
-        TypeError: if the backbone is not a module, ``parts`` are no tensor or a size is not an integer.
+        TypeError: if the backbone is not a module, ``parts`` are not a tensor or a size is not an integer.
     """
 
     parts: Tensor | None
@@ -89,33 +88,27 @@ class G2DA(nn.Module):
         dim: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
-        check_module("backbone", backbone)
-        check_count("num_classes", num_classes)
+        super().__init__(backbone, num_classes, grid)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
-        if parts is not None and not isinstance(parts, Tensor):
-            raise TypeError(f"parts must be a torch.Tensor, got {type(parts).__name__}")
-        if parts is not None and (parts.ndim != 3 or len(parts) != len(adjacency) - 1):
-            raise ValueError(f"parts must be ({len(adjacency) - 1}, H, W) as the adjacency, got {tuple(parts.shape)}")
-        self.grid = feature_grid(backbone) if grid is None else grid
-        self.dim = feature_size(backbone, grid) if dim is None else dim
         self.key_points, self.normalize_nodes = len(adjacency) - 1, normalize_nodes
-        self.backbone = backbone
+        if parts is not None:
+            check_tensor("parts", parts, "K H W", K=self.key_points)
+        self.dim = feature_size(backbone, self.grid) if dim is None else dim
         self.register_buffer("parts", parts, persistent=False)
         self.neck = BNNeck(self.dim)
-        self.classifier = classifier(self.dim, num_classes)
+        self.classifier = linear_classifier(self.dim, num_classes)
         self.attention = self.aggregation = self.graph_classifier = None
         if graph:
             self.attention = MessageFusionAttention(self.dim, heads=heads, adjacency=adjacency, threshold=threshold)
             self.aggregation = SkeletonAggregation(self.dim, len(adjacency))
-            self.graph_classifier = classifier(self.dim, num_classes)
+            self.graph_classifier = linear_classifier(self.dim, num_classes)
 
     def forward(self, images: Tensor, modality: Tensor, heatmaps: Tensor | None = None) -> G2DAOutput:
         """Embed images.
 
         Args:
             images: (B, 3, H, W).
-            modality: (B,) integers, 0 visible, 1 infrared; a backbone with one stream does not look at it.
+            modality: (B,) integers, 0 visible, 1 infrared, which only a `TwoStream` backbone looks at.
             heatmaps: (B, K, h, w) of any resolution; not needed by a model with ``parts``.
 
         Returns:
@@ -128,24 +121,20 @@ class G2DA(nn.Module):
             if self.parts is None:
                 raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w) for a model without parts, got None")
             heatmaps = self.parts.expand(len(images), -1, -1, -1)
-        if heatmaps.ndim != 4 or heatmaps.shape[1] != self.key_points:
-            raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w), got {tuple(heatmaps.shape)}")
-        maps = self.backbone(images, modality) if isinstance(self.backbone, TwoStream) else self.backbone(images)
-        cells = self.grid[0] * self.grid[1]
-        if maps.ndim != 4 or maps.shape[1] * cells != self.dim:
-            raise ValueError(f"backbone must return (B, {self.dim // cells}, h, w), got {tuple(maps.shape)}")
-        pooled = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+        check_tensor("heatmaps", heatmaps, "B K h w", B=len(images), K=self.key_points)
+        maps = self.feature_map(images, modality, self.dim // self.cells)
+        pooled = self.stack_cells(maps)
         whole = self.neck(pooled)
         logits = self.classifier(whole)
         local = keypoint_pooling(maps, heatmaps)
         mask = F.pad(present_keypoints(heatmaps), (0, 1), value=True)
-        nodes = _graph(local, whole if cells == 1 else maps.mean((2, 3)))
+        nodes = _graph(local, whole if self.cells == 1 else maps.mean((2, 3)))
         if self.attention is None or self.aggregation is None or self.graph_classifier is None:
             return G2DAOutput(whole, pooled, logits, nodes, mask)
-        if cells > 1:
+        if self.cells > 1:
             local = keypoint_pooling(maps, heatmaps, grid=self.grid)
         if self.normalize_nodes:
-            local = sqrt(self.dim) * normalize_rows(local.flatten(0, 1)).view_as(local)
+            local = sqrt(self.dim) * normalize_rows(local)
         features = self.aggregation(pooled, self.attention(_graph(local, whole), mask))
         return G2DAOutput(features, pooled, logits, nodes, mask, self.graph_classifier(features))
 
@@ -158,8 +147,8 @@ def _graph(local: Tensor, whole: Tensor) -> Tensor:
 class G2DACriterion(nn.Module):
     """L = λ_b (CE + L_tri) + λ_o D_ot + λ_c L_c + λ_g L_g (G2DA, Eq. 13).
 
-    L_b: cross-entropy behind the neck and triplets before it, as is usual with a BNNeck (ours; the paper does not say
-    which). L_g: cross-entropy of V_G, of a model with graph. A weight of 0 leaves its loss out.
+    L_b: cross-entropy behind the neck and triplets before it, as is usual with a BNNeck (our choice; the paper does not
+    say). L_g: cross-entropy of V_G, for a model with graph. A weight of 0 leaves its loss out.
 
     Args:
         base: λ_b.
@@ -168,16 +157,16 @@ class G2DACriterion(nn.Module):
         graph: λ_g.
         margin: of L_tri.
         epsilon: ε of L_c.
-        normalize_triplet: L_tri of features of length 1 (ours). The paper does not say it; but the margin is a length,
-            and the length of GAP(F) is the backbone's affair.
-        normalize_nodes: L_c of nodes of length 1 (ours), the scale on which no two are farther apart than its ε.
+        normalize_triplet: L_tri of features of length 1 (our choice; off by default, as the paper does not mention it).
+            The margin is a length, and the length of GAP(F) depends on the backbone.
+        normalize_nodes: L_c of nodes of length 1 (our choice; off by default). No two are then farther apart than ε.
         phi: φ of D_ot.
-        loss: the structure's difference in D_ot, ``"abs"`` or ``"square"``.
-        pairs: which pairs D_ot aligns, see `vireid.losses.GraphOTLoss`.
+        loss: difference of structure in D_ot, ``"abs"`` or ``"square"``.
+        pairs: pairs that D_ot aligns, see `vireid.losses.GraphOTLoss`.
 
     Raises:
-        ValueError: if a number is out of its range.
-        TypeError: if a number is none.
+        ValueError: if a number is out of its range, or, when called, no loss is left.
+        TypeError: if an option is not a number.
     """
 
     def __init__(
@@ -196,17 +185,12 @@ class G2DACriterion(nn.Module):
         pairs: Literal["all", "one_to_one"] = "all",
     ) -> None:
         super().__init__()
-        self.weights = {
-            "ce": base,
-            "triplet": base,
-            "transport": transport,
-            "contrastive": contrastive,
-            "graph": graph,
-        }
-        for name, weight in self.weights.items():
-            check_at_least_zero("base" if name in ("ce", "triplet") else name, weight)
-        if not any(self.weights.values()):
+        weights = {"base": base, "transport": transport, "contrastive": contrastive, "graph": graph}
+        for name, weight in weights.items():
+            check_at_least_zero(name, weight)
+        if not any(weights.values()):
             raise ValueError("one weight at least must be above 0, got base, transport, contrastive and graph of 0")
+        self.weights = weights | {"ce": base, "triplet": base}
         self.triplet = CrossModalityTripletLoss(margin=margin, normalize=normalize_triplet)
         self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs)
         self.contrastive = PartContrastiveLoss(epsilon=epsilon, normalize=normalize_nodes)
@@ -216,19 +200,18 @@ class G2DACriterion(nn.Module):
         return f"weights={self.weights}"
 
     def forward(self, output: G2DAOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        """Named losses, as they enter the sum, and that sum ``"total"``; labels (B,), modality (B,)."""
-        check_integers("labels", labels, len(output.features))
+        """Compute the named losses, already weighted, and their sum ``"total"``; labels (B,), modality (B,)."""
+        check_tensor("labels", labels, "B", kind="integer", B=len(output.features))
         losses: dict[str, Tensor] = {}
-        if self.weights["ce"]:
-            losses["ce"] = F.cross_entropy(at_least_float32(output.logits), labels.long())
+        if self.weights["base"]:
+            losses["ce"] = cross_entropy(output.logits, labels)
             losses["triplet"] = self.triplet(output.pooled, labels, modality)
         if self.weights["transport"]:
             losses["transport"] = self.transport(output.nodes, labels, modality, mask=output.mask)
         if self.weights["contrastive"]:
             losses["contrastive"] = self.contrastive(output.nodes, labels, modality, mask=output.mask)
         if self.weights["graph"] and output.graph_logits is not None:
-            losses["graph"] = F.cross_entropy(at_least_float32(output.graph_logits), labels.long())
+            losses["graph"] = cross_entropy(output.graph_logits, labels)
         if not losses:
             raise ValueError("no loss is left: only graph has a weight, and the model is without graph")
-        losses = {name: self.weights[name] * loss for name, loss in losses.items()}
-        return losses | {"total": sum_losses(losses)}
+        return add_total(losses, self.weights)

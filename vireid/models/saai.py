@@ -1,27 +1,21 @@
 """SAAI: semantic alignment and affinity inference (Fang et al., ICCV 2023)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_integers, check_module
-from vireid.losses import (
-    AffinityInferenceLoss,
-    CenterSeparationLoss,
-    CRILoss,
-    MutualIdentityLoss,
-    PartDiversityLoss,
-)
-from vireid.models.baseline import classifier, feature_grid, feature_size, sum_losses
+from vireid._checks import check_at_least_zero, check_count
+from vireid.losses import AffinityInferenceLoss, CenterSeparationLoss, CRILoss, MutualIdentityLoss, PartDiversityLoss
+from vireid.models._common import Embedder, add_total, feature_size, linear_classifier
 from vireid.models.cift import graph_losses
 from vireid.nn import BNNeck, DualBNNeck, H2FTOutput, PrototypePooling
 from vireid.nn.transfer import FeatureTransfer
 
 
 class SAAIOutput(NamedTuple):
-    """What `SAAI` returns, in training and in evaluation.
+    """Output of `SAAI`, in training and in evaluation.
 
     Attributes:
         features: (B, d) F̃, the features behind the neck: they rank at test time, by `vireid.rerank.aim`.
@@ -30,7 +24,7 @@ class SAAIOutput(NamedTuple):
         transfer: with CIFT's transfer on top: f_q, F_G and the affinities of this batch; else None.
         query_logits: (B, C) Y_g of f_q, or None.
         gallery_logits: (R, C) Y_g of F_G, or None.
-        feature_map: (B, c, h, w) of the backbone, for losses on parts; None in an output made without.
+        feature_map: (B, c, h, w) of the backbone, for losses on parts; None if left out.
     """
 
     features: Tensor
@@ -42,24 +36,24 @@ class SAAIOutput(NamedTuple):
     feature_map: Tensor | None = None
 
 
-class SAAI(nn.Module):
+class SAAI(Embedder):
     """Backbone, prototype pooling beside the global feature, dual-branch BNNeck (SAAI §3.2).
 
         F̂ = [part_1, …, part_p, avg(F)],   F̃ = neck of its modality (F̂)
 
     Args:
-        backbone: any module (B, 3, H, W) -> (B, c, h, w), shared by both modalities.
+        backbone: as in `Baseline`.
         num_classes: number C of training identities: of `SAAICriterion`'s classifiers, and of W_g with ``transfer``.
         parts: number p of prototypes; 0 leaves them out (Table 3's baseline).
         channels: c. Default: the backbone's ``out_channels``.
         grid: (rows, columns) that the map is averaged to for the global feature before its cells are stacked. Default:
-            the backbone's ``grid`` where it has one, else (1, 1), which is avg(F) as in the paper. (6, 1) makes the
-            horizontal parts of the paper's baseline.
-        size: (h, w) of the backbone's map, which the position embedding is made for; any other is served as well.
+            the backbone's ``grid`` where it has one, else (1, 1), avg(F) as in the paper. (6, 1) makes the horizontal
+            parts of the paper's baseline.
+        size: (h, w) of the backbone's map, for which the position embedding is made; any other works as well.
         position_in_values: as in `vireid.nn.PrototypePooling`.
-        dual_neck: a BNNeck for each modality; False: one for both (the paper's baseline).
+        dual_neck: one BNNeck per modality; False: one for both (the paper's baseline).
         transfer: CIFT's `H2FT` or `GFT` on the features, of size d; None leaves it out. With it the model is CIFT on
-            SAAI's features, which no paper has (ours).
+            SAAI's features, which is in no paper (our choice).
 
     Attributes:
         dim: d, the size of the features.
@@ -83,46 +77,32 @@ class SAAI(nn.Module):
         dual_neck: bool = True,
         transfer: FeatureTransfer | None = None,
     ) -> None:
-        super().__init__()
-        check_module("backbone", backbone)
-        check_count("num_classes", num_classes)
+        super().__init__(backbone, num_classes, grid)
         check_count("parts", parts, minimum=0)
-        self.num_classes = num_classes
-        if channels is None:
-            if not hasattr(backbone, "out_channels"):
-                raise ValueError("channels must be given for a backbone without the attribute out_channels, got None")
-            channels = feature_size(backbone, (1, 1))
-        check_count("channels", channels)
-        self.channels, self.grid = channels, feature_grid(backbone) if grid is None else grid
-        check_count("grid[0]", self.grid[0])
-        check_count("grid[1]", self.grid[1])
-        self.dim = self.channels * (parts + self.grid[0] * self.grid[1])
-        self.backbone = backbone
-        self.pooling = (
-            PrototypePooling(self.channels, parts=parts, size=size, position_in_values=position_in_values)
-            if parts
-            else None
-        )
+        self.channels = feature_size(backbone, (1, 1), name="channels") if channels is None else channels
+        check_count("channels", self.channels)
+        self.dim = self.channels * (parts + self.cells)
+        self.pooling: PrototypePooling | None = None
+        if parts:
+            self.pooling = PrototypePooling(
+                self.channels, parts=parts, size=size, position_in_values=position_in_values
+            )
         self.neck: BNNeck | DualBNNeck = DualBNNeck(self.dim) if dual_neck else BNNeck(self.dim)
         self.transfer = transfer
-        self.graph_classifier = None if transfer is None else classifier(self.dim, num_classes)
+        self.graph_classifier = None if transfer is None else linear_classifier(self.dim, num_classes)
         if transfer is not None and transfer.dim != self.dim:
             raise ValueError(f"transfer must be of size {self.dim} as the features, got {transfer.dim}")
 
     def forward(self, images: Tensor, modality: Tensor) -> SAAIOutput:
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,)."""
-        maps = self.backbone(images)
-        if maps.ndim != 4 or maps.shape[1] != self.channels:
-            raise ValueError(f"backbone must return (B, {self.channels}, h, w), got {tuple(maps.shape)}")
+        maps = self.feature_map(images, modality, self.channels)
         if self.pooling is None:
-            similarity = maps.new_empty(len(maps), 0, maps.shape[2] * maps.shape[3])
-            pooled = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+            similarity, pooled = maps.new_empty(len(maps), 0, maps.shape[2] * maps.shape[3]), self.stack_cells(maps)
         else:
             similarity, parts = self.pooling.pool(maps)
             pooled = parts.flatten(1)
-            if self.grid != (1, 1):  # the last row of the parts is the mean of the whole map
-                cells = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
-                pooled = torch.cat([parts[:, :-1].flatten(1), cells], 1)
+            if self.cells > 1:  # the last row of the parts is the mean of the whole map
+                pooled = torch.cat([parts[:, :-1].flatten(1), self.stack_cells(maps)], 1)
         features = self.neck(pooled, modality) if isinstance(self.neck, DualBNNeck) else self.neck(pooled)
         if self.transfer is None or self.graph_classifier is None:
             return SAAIOutput(features, pooled, similarity, feature_map=maps)
@@ -132,19 +112,19 @@ class SAAI(nn.Module):
 
 
 class SAAICriterion(nn.Module):
-    """L = L_id + L_cs + λ L_pd (SAAI, Eq. 11), and what may be added to it.
+    """L = L_id + L_cs + λ L_pd (SAAI, Eq. 11), and losses that may be added to it.
 
     Args:
-        model: whose sizes the classifiers of L_id have; and whose transfer, where it has one, L_tie shares. Not
-            registered here: its parameters stay the model's alone. So copy both together, or make a new criterion for a
-            copied model.
-        part_diversity: λ of L_pd, the paper's 0.5; 0 leaves it out. Without prototypes there is no L_pd.
-        center_separation: weight of L_cs on F̂, the paper's 1; 0 leaves it out.
-        normalize_centers: L_cs on F̂ scaled to length 1. The paper does not say it; but its margins are lengths, and the
-            length of F̂ is the backbone's affair.
-        affinity: `AffinityInferenceLoss` on the features (ours), None leaves it out.
+        model: the `SAAI` for whose sizes the classifiers of L_id are made, and whose transfer, if it has one, L_tie
+            shares. It is not registered here: its parameters belong to the model only. So copy both together, or make a
+            new criterion for a copied model.
+        part_diversity: λ of L_pd, 0.5 in the paper; 0 leaves it out. Without prototypes there is no L_pd.
+        center_separation: weight of L_cs on F̂, 1 in the paper; 0 leaves it out.
+        normalize_centers: L_cs on F̂ scaled to length 1 (our choice; off by default, as the paper does not mention it).
+            Its margins are lengths, and the length of F̂ depends on the backbone.
+        affinity: `AffinityInferenceLoss` on the features (our choice); None leaves it out.
         affinity_weight: its weight.
-        cri: with ``model.transfer``, CIFT's L_tie; None leaves it out.
+        cri: CIFT's L_tie, for a model with ``transfer``; None leaves it out.
 
     Raises:
         ValueError: if a weight is negative or not finite, or there is ``cri`` and no transfer.
@@ -163,28 +143,29 @@ class SAAICriterion(nn.Module):
         cri: CRILoss | None = None,
     ) -> None:
         super().__init__()
+        check_at_least_zero("part_diversity", part_diversity)
+        check_at_least_zero("center_separation", center_separation)
+        check_at_least_zero("affinity_weight", affinity_weight)
+        if cri is not None and model.transfer is None:
+            raise ValueError("cri needs a model with a transfer, got one without")
         self.weights = {
             "part_diversity": part_diversity,
             "center_separation": center_separation,
             "affinity": affinity_weight,
         }
-        for name, weight in self.weights.items():
-            check_at_least_zero(name if name != "affinity" else "affinity_weight", weight)
-        if cri is not None and model.transfer is None:
-            raise ValueError("cri needs a model with a transfer, got one without")
-        self._shared = (model.transfer, model.graph_classifier)  # a tuple, so that they are not registered
         self.identity = MutualIdentityLoss(model.dim, model.num_classes)
         self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None
         self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
         self.affinity, self.cri = affinity, cri
+        # A partial is not a module, so that the model is not registered.
+        self._tie = cri and partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
 
     def extra_repr(self) -> str:
         """Show the weights in ``repr``."""
         return f"weights={self.weights}"
 
     def forward(self, output: SAAIOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        """Named losses, as they enter the sum, and that sum ``"total"``; labels (B,), modality (B,)."""
-        check_integers("labels", labels, len(output.features))
+        """Compute the named losses, already weighted, and their sum ``"total"``; labels (B,), modality (B,)."""
         losses = self.identity.terms(output.features, labels, modality)
         if self.part_diversity is not None:
             losses["part_diversity"] = self.part_diversity(output.similarity.sigmoid())
@@ -192,19 +173,9 @@ class SAAICriterion(nn.Module):
             losses["center_separation"] = self.center_separation(output.pooled, labels)
         if self.affinity is not None:
             losses["affinity"] = self.affinity(output.features, labels, modality)
-        for name, weight in self.weights.items():
-            if name in losses:
-                losses[name] = weight * losses[name]
         if output.transfer is not None and output.query_logits is not None and output.gallery_logits is not None:
-            losses |= graph_losses(output.transfer, output.query_logits, output.gallery_logits, labels, modality)
-            transfer, graph_classifier = self._shared
-            if self.cri is not None and transfer is not None and graph_classifier is not None:
-                losses["tie"] = self.cri(
-                    output.features,
-                    labels,
-                    modality,
-                    transfer=transfer,
-                    classifier=graph_classifier,
-                    output=output.transfer,
-                )
-        return losses | {"total": sum_losses(losses)}
+            index = output.transfer.gallery_index
+            losses |= graph_losses(output.query_logits, labels, gallery=output.gallery_logits, gallery_index=index)
+            if self._tie is not None:
+                losses["tie"] = self._tie(output.features, labels, modality, output=output.transfer)
+        return add_total(losses, self.weights)

@@ -1,6 +1,6 @@
-"""Nearest neighbours: exact and approximate search, and the k-NN graph of a gallery."""
+"""Nearest neighbors: exact and approximate search, and the k-NN graph of a gallery."""
 
-from vireid.neighbors._exact import topk
+from vireid.neighbors._topk import topk
 from vireid.neighbors.approximate import ApproximateIndex, recall
 from vireid.neighbors.graph import NeighborGraph
 

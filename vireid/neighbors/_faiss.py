@@ -1,4 +1,4 @@
-"""What faiss is used for, imported on use: a flat search that proposes candidates, and the GPU's limits."""
+"""Uses of faiss, imported on use: a flat search that proposes candidates, and the GPU's limits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor
 
 __all__ = ["GPU_MAX_K", "flat_proposer", "import_faiss", "on_gpu"]
 
-GPU_MAX_K = 2048  # neighbours that a search on the GPU can give (faiss's GPU_MAX_SELECTION_K)
+GPU_MAX_K = 2048  # neighbors that a search on the GPU can give (faiss's GPU_MAX_SELECTION_K)
 
 
 def import_faiss(argument: str) -> Any:
-    """The module faiss; ``argument`` is what asked for it.
+    """Import faiss; ``argument`` is what asked for it.
 
     Raises:
         ImportError: if it is not installed.
@@ -25,7 +25,7 @@ def import_faiss(argument: str) -> Any:
 
 
 def on_gpu(argument: str) -> Any:
-    """The module faiss with its GPU part, which then takes torch tensors where they are, on torch's stream.
+    """Import faiss with its GPU part, which then takes torch tensors where they are, on torch's stream.
 
     Raises:
         ImportError: if faiss is not installed, or only for the CPU.
@@ -39,9 +39,9 @@ def on_gpu(argument: str) -> Any:
 
 
 def flat_proposer(gallery: Tensor, m: int) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
-    """For `search`: queries (b, d) -> values and indices (b, m) of the largest products with ``gallery`` (N, d).
+    """Return a function for `search_proposed`: (b, d) -> values and indices (b, m) of the largest products.
 
-    The gallery is searched where it lies, on the CPU or a GPU; there is no index and no copy.
+    The gallery is searched where it is, on the CPU or a GPU; there is no index and no copy.
 
     Args:
         gallery: (N, d) float32, contiguous.

@@ -1,13 +1,15 @@
-"""Approximate nearest neighbours by any index of faiss, and what they miss."""
+"""Approximate nearest neighbors by any index of faiss, and the recall of a search."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_finite, check_option, same_kind, to_matrix, to_tensor
-from vireid.neighbors._exact import Metric, prepare, score_pairs, topk
+from vireid._checks import Array, ArrayT, check_count, check_finite, check_option, same_kind, to_matrix, to_tensor
+from vireid.neighbors._exact import prepare, rescore
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
+from vireid.neighbors._scores import Metric
+from vireid.neighbors._topk import topk
 
 __all__ = ["ApproximateIndex", "recall"]
 
@@ -17,7 +19,7 @@ _CANDIDATES = 1 << 20  # that are scored again at once
 class ApproximateIndex:
     """A gallery in one of faiss's indexes: it proposes candidates, whose scores are then computed exactly.
 
-    So the values are those of `topk`, in the same order; only neighbours may be missing, which `recall` measures. On
+    So the values are those of `topk`, in the same order; only neighbors may be missing, which `recall` measures. On
     the CPU that pays for galleries far beyond 100,000 images: up to there the exact search is about as fast, and there
     is nothing to build.
 
@@ -33,7 +35,7 @@ class ApproximateIndex:
         ImportError: if faiss is not installed.
         ValueError: for a wrong shape, no row, NaN or an infinity, an unknown option, ``factory`` or ``parameters`` that
             faiss does not know or that do not fit d, or too few rows to train the index.
-        TypeError: for anything but a floating-point matrix and texts.
+        TypeError: for anything but a floating-point matrix and str.
 
     Example:
         >>> gallery = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
@@ -48,7 +50,7 @@ class ApproximateIndex:
         check_option("metric", metric, ("cosine", "euclidean", "dot"))
         for name, text in (("factory", factory), ("parameters", parameters)):
             if not isinstance(text, str):
-                raise TypeError(f"{name} must be a text, got {type(text).__name__}")
+                raise TypeError(f"{name} must be a str, got {type(text).__name__}")
         if not len(g):
             raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
         check_finite("gallery", g)
@@ -61,15 +63,15 @@ class ApproximateIndex:
             self._gallery = rows._replace(proposal=g.new_empty(0))  # the index has its own form of the proposals
 
     def __len__(self) -> int:
-        """N, the images of the gallery."""
+        """Return N, the images of the gallery."""
         return len(self._gallery.given)
 
-    def topk(self, query: Array, k: int, *, candidates: int | None = None) -> tuple[Any, Any]:
-        """About the ``k`` nearest gallery rows of each query, nearest first, ties by index.
+    def topk(self, query: ArrayT, k: int, *, candidates: int | None = None) -> tuple[ArrayT, ArrayT]:
+        """Return about the ``k`` nearest gallery rows of each query, nearest first, ties by index.
 
         Args:
             query: (Nq, d), on the gallery's device.
-            k: neighbours wanted, at least 1; more than N means all of them.
+            k: neighbors wanted, at least 1; more than N means all of them.
             candidates: what the index proposes, at least k, of which the best k by their exact scores are kept. More of
                 them make up for a coarse index, such as "PQ32". Default: 2 k.
 
@@ -117,7 +119,7 @@ class ApproximateIndex:
                 found = self._index.search(q.proposal.contiguous(), m)[1]
         found = found.sort(dim=1).values  # by gallery index, so that a stable sort by score keeps ties in that order
         row = torch.arange(len(found), device=found.device)[:, None].expand_as(found)
-        score = score_pairs(q, self._gallery, row.reshape(-1), found.clamp_min(0).flatten(), self.metric).view_as(found)
+        score = rescore(q, self._gallery, row.reshape(-1), found.clamp_min(0).flatten(), self.metric).view_as(found)
         best = score.masked_fill(found < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
         values = best.values[:, :k]
         if self.metric == "euclidean":
@@ -126,11 +128,11 @@ class ApproximateIndex:
 
 
 def recall(approximate: Array, exact: Array) -> float:
-    """The share of the true nearest neighbours that an approximate search found, in [0, 1].
+    """Return the share of the true nearest neighbors that an approximate search found, in [0, 1].
 
     Args:
         approximate: (Nq, n) integer indices as found, in any order; -1 for none.
-        exact: (Nq, k) integer indices of the true neighbours, from `topk`.
+        exact: (Nq, k) integer indices of the true neighbors, from `topk`.
 
     Returns:
         Mean over the queries of |found ∩ true| / k: recall at k for n = k, "k at n" for larger n.
@@ -150,7 +152,7 @@ def recall(approximate: Array, exact: Array) -> float:
         if x.ndim != 2 or not x.numel():
             raise ValueError(f"{name} must have shape (Nq, k) with at least one entry, got {tuple(x.shape)}")
     if len(found) != len(true):
-        raise ValueError(f"approximate and exact must have one row a query, got {len(found)} and {len(true)}")
+        raise ValueError(f"approximate and exact must have one row per query, got {len(found)} and {len(true)}")
     ordered = found.to(true.device, torch.int64).sort(dim=1).values
     wanted = true.to(torch.int64)
     place = torch.searchsorted(ordered, wanted).clamp_max(ordered.shape[1] - 1)
@@ -158,7 +160,7 @@ def recall(approximate: Array, exact: Array) -> float:
 
 
 def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
-    """The index over ``x`` (N, d), float32, trained where it needs that."""
+    """Return the index over ``x`` (N, d), float32, trained where it needs that."""
     argument = f"ApproximateIndex(gallery, {factory!r})"
     faiss = import_faiss(argument) if x.device.type == "cpu" else on_gpu(argument)
     kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
@@ -171,7 +173,7 @@ def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
             inner.do_polysemous_training = False  # many seconds, for a kind of search that is not used here
         hnsw = getattr(inner, "hnsw", None)
         if hnsw is not None and hnsw.nb_neighbors(0) < 2:  # faiss ends the process when it is filled
-            raise RuntimeError("each node needs at least one neighbour")
+            raise RuntimeError("each node needs at least one neighbor")
         if x.device.type != "cpu":
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), x.device.index, index)
         if parameters:
@@ -194,5 +196,5 @@ def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What faiss says, without the place in its source."""
+    """Return the message of faiss, without the place in its source."""
     return str(error).rsplit("failed: ", 1)[-1].rsplit(".cpp:", 1)[-1].split(": ", 1)[-1].strip()

@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from vireid._checks import Array, check_count, check_finite, same_kind, to_matrix
+from vireid._checks import Array, ArrayT, check_count, check_finite, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32
-from vireid.neighbors._exact import Found, Rows, error_bound, neighbours_within, prepare, score_pairs, search
+from vireid.neighbors._exact import Found, Rows, best_per_row, neighbors_within, prepare, rescore, search
+from vireid.neighbors._scores import error_bound
 
 __all__ = ["NeighborGraph"]
 
 _KIND, _VERSION = "vireid neighbor graph", 1
-_PAIRS = 1 << 22  # new neighbours that `extend` collects before it sorts them in
+_PAIRS = 1 << 22  # new neighbors that `extend` collects before it sorts them in
 
 
 class NeighborGraph:
-    """The k nearest neighbours of every gallery image by cosine, the image itself first.
+    """The k nearest neighbors of every gallery image by cosine, the image itself first.
 
     Made by `build`, `load` or `extend`; none of its methods changes it.
 
     Attributes:
         features: (N, d) as given to `build`, not a copy: do not change them afterwards.
-        indices: (N, k) int64, neighbours by descending cosine, ties by index behind the image itself.
+        indices: (N, k) int64, neighbors by descending cosine, ties by index behind the image itself.
         values: (N, k) their cosines, float32 (float64 for float64 features), 0 with a zero row; 1 for the image itself.
 
     Example:
@@ -60,16 +61,16 @@ class NeighborGraph:
         return self.indices.shape[1]
 
     def __len__(self) -> int:
-        """N, the images of the gallery."""
+        """Return N, the images of the gallery."""
         return len(self.features)
 
     @classmethod
     def build(cls, gallery: Array, k: int) -> Self:
-        """The graph of a gallery, in blocks; no (N, N) matrix is kept.
+        """Build the graph of a gallery, in blocks; no (N, N) matrix is kept.
 
         Args:
             gallery: (N, d) floating point, N at least 1.
-            k: neighbours of each image, itself included, at least 1; more than N means all of them.
+            k: neighbors of each image, itself included, at least 1; more than N means all of them.
 
         Raises:
             ValueError: for a wrong shape, no row, ``k`` below 1, NaN or an infinity.
@@ -83,20 +84,20 @@ class NeighborGraph:
         dtype = torch.promote_types(g.dtype, torch.float32)
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
             rows = prepare(g, "cosine", dtype, gallery=True)
-            values, indices = neighbours_within(rows, min(k, len(g)))
+            values, indices = neighbors_within(rows, min(k, len(g)))
         return cls(g, indices, values.to(dtype), k=int(k), rows=rows)
 
     def extend(self, gallery: Array) -> Self:
-        """The graph of this gallery with ``gallery`` behind it: what `build` gives for both, without a rebuild.
+        """Return the graph of this gallery with ``gallery`` behind it: that of `build` for both, without a rebuild.
 
         It computes M (N + M) products instead of (N + M)²: the new images search all, and an old image takes in those
-        that are nearer than its k-th neighbour. A graph of fewer than k images is built anew.
+        that are nearer than its k-th neighbor. A graph of fewer than k images is built anew.
 
         Args:
             gallery: (M, d) of the dtype and on the device of ``features``. M may be 0.
 
         Returns:
-            A new graph, with min(k, N + M) neighbours where `build` was asked for k. This one stays as it is.
+            A new graph, with min(k, N + M) neighbors where `build` was asked for k. This one stays as it is.
 
         Raises:
             ValueError: for a wrong shape, another dtype or device, NaN or an infinity.
@@ -121,10 +122,10 @@ class NeighborGraph:
         return type(self)(features, indices, values, k=self._wanted, rows=rows)
 
     def csr(self, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The graph as a sparse (N, N) matrix of cosines, in compressed rows.
+        """Return the graph as a sparse (N, N) matrix of cosines, in compressed rows.
 
         Args:
-            k: nearest neighbours that are kept, the image itself included. Default: all.
+            k: nearest neighbors that are kept, the image itself included. Default: all.
 
         Returns:
             ``indptr`` (N + 1,) int64, ``indices`` (N k,) int64 and ``values`` (N k,). Row i is at
@@ -139,12 +140,12 @@ class NeighborGraph:
         indptr = torch.arange(0, len(self) * k + 1, k, device=self.indices.device)
         return indptr, self.indices[:, :k].reshape(-1), self.values[:, :k].reshape(-1)
 
-    def weighted_sum(self, x: Array, weights: Array | None = None) -> Any:
-        """Σ_j weights_ij · x[indices_ij]: the sparse (N, N) matrix of the weights times ``x``; no (N, k, m) tensor.
+    def weighted_sum(self, x: ArrayT, weights: Array | None = None) -> ArrayT:
+        """Compute Σ_j weights_ij · x[indices_ij]: the sparse (N, N) matrix of the weights times ``x``, in O(N m).
 
         Args:
             x: (N, m), what is summed, one row for each image.
-            weights: (N, k') for the first k' neighbours of each image, itself included, k' at most k. Default: the
+            weights: (N, k') for the first k' neighbors of each image, itself included, k' at most k. Default: the
                 cosines.
 
         Returns:
@@ -168,7 +169,7 @@ class NeighborGraph:
         return same_kind(total, x)
 
     def to(self, device: torch.device | str) -> Self:
-        """The graph on ``device``; itself where it is there already."""
+        """Return the graph on ``device``; itself if it is there already."""
         if self.features.device == torch.empty(0, device=device).device:
             return self
         features = self.features.to(device)
@@ -190,7 +191,7 @@ class NeighborGraph:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The graph that `save` wrote, on the CPU.
+        """Return the graph that `save` wrote, on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -204,11 +205,11 @@ class NeighborGraph:
             raise ValueError(f"path must hold a {_KIND}, got {str(path)!r}: {error}") from error
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Everything that makes the graph, for a file that holds more than it; shares memory on the CPU.
+        """Return the arrays that make the graph, for a file that holds more than it; shares memory on the CPU.
 
         Returns:
             "features" (N, d), bfloat16 as the int16 of the same bits, for NumPy has no such type; "indices" and
-            "values" (N, k); "k" (), the neighbours that were asked for.
+            "values" (N, k); "k" (), the neighbors that were asked for.
         """
         features = self.features.view(torch.int16) if self.features.dtype == torch.bfloat16 else self.features
         arrays = {"features": features, "indices": self.indices, "values": self.values}
@@ -216,11 +217,11 @@ class NeighborGraph:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
-        """The graph that `to_arrays` took apart; it shares the arrays' memory.
+        """Return the graph that `to_arrays` took apart; it shares the arrays' memory.
 
         Raises:
             ValueError: if an array is missing, has a wrong shape or type, or if they are no k-NN graph: a value that is
-                not finite, an index out of range, an image that is not its own first neighbour, neighbours that repeat
+                not finite, an index out of range, an image that is not its own first neighbor, neighbors that repeat
                 or are out of order.
         """
         missing = {"features", "indices", "values", "k"} - set(arrays)
@@ -242,7 +243,7 @@ class NeighborGraph:
             features = features.view(torch.bfloat16)
         check_finite("features", features)
         check_finite("values", values)
-        _check_neighbours(indices, values)
+        _check_neighbors(indices, values)
         return cls(features, indices, values, k=k)
 
     def _columns(self, k: int | None) -> int:
@@ -254,7 +255,7 @@ class NeighborGraph:
         return int(k)
 
 
-def _check_neighbours(indices: Tensor, values: Tensor) -> None:
+def _check_neighbors(indices: Tensor, values: Tensor) -> None:
     n = len(indices)
     if int(indices.min()) < 0 or int(indices.max()) >= n:
         raise ValueError(f"indices must be in [0, {n}), got {int(indices.min())} to {int(indices.max())}")
@@ -262,13 +263,13 @@ def _check_neighbours(indices: Tensor, values: Tensor) -> None:
         raise ValueError("indices must name the image itself first, with value 1")
     for part in indices.split(max(1, _PAIRS // indices.shape[1])):
         if bool((part.sort(dim=1).values.diff(dim=1) == 0).any()):
-            raise ValueError("indices must name a neighbour once")
+            raise ValueError("indices must name a neighbor once")
     if bool((values[:, 2:] > values[:, 1:-1]).any()):
         raise ValueError("values must descend")
 
 
 def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and indices of the neighbours of all rows, from those of the old ones, of which there are at least k."""
+    """Values and indices of the neighbors of all rows, from those of the old ones, of which there are at least k."""
     n, k = indices.shape
     total, device = len(rows.given), indices.device
     values, indices = (torch.cat([x, x.new_empty(total - n, k)]) for x in (values, indices))
@@ -280,15 +281,15 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
         indices[part], values[part] = _itself_first(itself, found.indices, found.scores)
         if k == 1:
             continue
-        block = Rows(*(x[found.rows] for x in new))
+        block = new.select(found.rows)
         near = _may_enter(block, rows, found, values[:n, -1] - rounding)
         column, row = near.nonzero().T  # of a product (b, N): new images one by one, so that each row's come by index
-        score = score_pairs(block, rows, column, row, "cosine")
+        score = rescore(block, rows, column, row)
         nearer = score.to(values.dtype) > values[row, -1]  # both rounded: that settles all but equal ones
         alike = (score.to(values.dtype) == values[row, -1]).nonzero().flatten()
         last, place = row[alike].unique(return_inverse=True)
-        kth = score_pairs(rows, rows, last, indices[last, -1], "cosine")
-        nearer[alike] = score[alike] > kth[place]  # a tie is the old neighbour's
+        kth = rescore(rows, rows, last, indices[last, -1])
+        nearer[alike] = score[alike] > kth[place]  # a tie is the old neighbor's
         pending.append((row[nearer], itself[column[nearer]], score[nearer]))
         if sum(len(entry[0]) for entry in pending) > _PAIRS:
             _take_in(rows, indices, values, pending)
@@ -298,13 +299,10 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
 
 def _may_enter(block: Rows, rows: Rows, found: Found, threshold: Tensor) -> Tensor:
     """(b, N) bool: where a product may stand for a cosine above the threshold (N,) of an old row."""
-    product = found.product
-    if product is None:
-        raise RuntimeError("search must give the products")
-    # TF32 and the like are no part of the bound: the error that is seen at the neighbours stands in for them
-    seen = (product.gather(1, found.indices) - found.scores).abs().amax(1)
+    # TF32 and the like are no part of the bound: the error that is seen at the neighbors stands in for them
+    seen = (found.product.gather(1, found.indices) - found.scores).abs().amax(1)
     error = torch.maximum(error_bound(block, rows, "cosine")[0], 4 * seen)
-    return product[:, : len(threshold)] >= threshold - error.to(product.dtype)[:, None]
+    return found.product[:, : len(threshold)] >= threshold - error.to(found.product.dtype)[:, None]
 
 
 def _itself_first(itself: Tensor, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,7 +315,7 @@ def _itself_first(itself: Tensor, indices: Tensor, scores: Tensor) -> tuple[Tens
 
 
 def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Sort new neighbours (row, index, cosine) into the lists of their rows, in place; ``pending`` is emptied."""
+    """Sort new neighbors (row, index, cosine) into the lists of their rows, in place; ``pending`` is emptied."""
     if not pending:
         return
     row, index, score = (torch.cat(parts) for parts in zip(*pending, strict=True))
@@ -331,15 +329,12 @@ def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Te
     alike = (values[changed[place]] == score.to(values.dtype)[:, None]).any(1)
     again = place[alike].unique()
     which = changed[again].repeat_interleave(k)
-    own[again] = score_pairs(rows, rows, which, old[again].flatten(), "cosine").view(-1, k)
+    own[again] = rescore(rows, rows, which, old[again].flatten()).view(-1, k)
     own[:, 0] = torch.inf  # the row itself
     old, own = old.flatten(), own.flatten()
     # old before new and new by index: stable sorts keep ties in that order
     row = torch.cat([torch.arange(len(changed), device=row.device).repeat_interleave(k), place])
     index, score = torch.cat([old, index]), torch.cat([own, score])
-    order = score.argsort(descending=True, stable=True)
-    order = order[row[order].argsort(stable=True)]
-    count = row.bincount(minlength=len(changed))
-    best = order[(count.cumsum(0) - count)[:, None] + torch.arange(k, device=row.device)]
+    best = best_per_row(score, row, len(changed), k)
     indices[changed] = index[best]
     values[changed] = score[best].to(values.dtype).index_fill(1, torch.zeros_like(best[0, :1]), 1)

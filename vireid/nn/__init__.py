@@ -1,5 +1,6 @@
 """Layers: feature maps (B, c, h, w) or features (B, d) in, features out; each usable alone."""
 
+from vireid.nn.fusion import MessageFusionAttention
 from vireid.nn.gft import GFT
 from vireid.nn.h2ft import H2FT
 from vireid.nn.heatmaps import (
@@ -10,9 +11,8 @@ from vireid.nn.heatmaps import (
     part_grid,
     present_keypoints,
 )
-from vireid.nn.message_fusion import MessageFusionAttention
 from vireid.nn.necks import BNNeck, DualBNNeck
-from vireid.nn.parts import PrototypePooling
+from vireid.nn.prototypes import PrototypePooling
 from vireid.nn.resnet import resnet50
 from vireid.nn.skeleton import COCO_17, PERSON_13, Skeleton, SkeletonAggregation, skeleton_adjacency
 from vireid.nn.small import SmallBackbone

@@ -9,7 +9,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,7 +16,8 @@ from torch.nn.functional import embedding_bag
 
 from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Found, Rows, error_bound, products, score_pairs, search
+from vireid.neighbors._exact import Found, Rows, rescore, search
+from vireid.neighbors._scores import error_bound, products
 
 _BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
 _TINY = 1e-30  # below any squared length that is not 0, where the largest of the summed terms is 1 long
@@ -56,7 +56,7 @@ class PreparedGallery(ABC):
         # GFT holds about ten matrices of a block's size, which a cache should hold
         size = max(1, _BLOCK // len(self.graph)) if query.proposal.device.type == "cpu" else None
         for found in search(query, self.graph.rows, min(max(1, self.k - 1), len(self.graph)), block=size):
-            rows = Rows(*(x[found.rows] for x in query))
+            rows = query.select(found.rows)
             f_q = rows.given
             if self.k > 1:  # else the one neighbor found is not used
                 cosine = torch.cat([torch.ones_like(found.scores[:, :1]), found.scores], 1)
@@ -171,12 +171,12 @@ class GFTGallery(PreparedGallery):
 
         Cosines too near the limit to tell from a product are computed like the neighbors' that they are compared with.
         """
-        product, limit = cast(Tensor, found.product), self.threshold
+        product, limit = found.product, self.threshold
         cosine = product.T.contiguous()
         enters = cosine >= limit[:, None]
         seen = 4 * (product.gather(1, found.indices) - found.scores).abs().amax(1)
         error = torch.maximum(seen, error_bound(query, self.graph.rows, "cosine")[0]).to(cosine.dtype)
         column, row = ((cosine - limit[:, None]).abs() <= error).nonzero().T
-        exact = score_pairs(query, self.graph.rows, row, column, "cosine").to(limit.dtype)
+        exact = rescore(query, self.graph.rows, row, column).to(limit.dtype)
         enters[column, row] = exact >= limit[column]
         return cosine, enters

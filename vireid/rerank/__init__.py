@@ -1,13 +1,13 @@
-"""Re-ranking: better distances from the neighbours of queries and gallery, in memory that grows with neighbours.
+"""Re-ranking: better distances from the neighbors of queries and gallery, in memory that grows with neighbors.
 
-Each method says in ``uses`` what a query's ranking looks at beyond itself: "gallery", or "transductive": the other
+Each method says in ``uses`` what a query's ranking looks at beyond itself: "gallery", or "transductive", the other
 queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an object
 that is fitted once and then answers any number of queries.
 """
 
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
 from vireid.rerank.gnn import gnn
-from vireid.rerank.graph_transfer import GraphTransfer, graph_transfer
+from vireid.rerank.graph_transfer import AfterTransfer, GraphTransfer, graph_transfer
 from vireid.rerank.k_reciprocal import k_reciprocal
 from vireid.rerank.query_expansion import QueryExpansion, query_expansion
 from vireid.rerank.sim import SIM, sim
@@ -16,6 +16,7 @@ __all__ = [
     "AIM",
     "AIM_SETTINGS",
     "SIM",
+    "AfterTransfer",
     "GraphTransfer",
     "QueryExpansion",
     "aim",

@@ -1,12 +1,24 @@
-"""Matrices with few entries a row, and their product subtracted from a dense block: what the affinity methods need."""
+"""Matrices with few entries per row, and their products with each other and into a dense block."""
 
+import warnings
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sparse", "mean_of_rows", "rows_of", "subtract_product"]
+__all__ = [
+    "Sparse",
+    "accumulate",
+    "from_coo",
+    "mean_of_rows",
+    "parts",
+    "product",
+    "reciprocal",
+    "rows_of",
+    "subtract_product",
+]
 
 _ENTRIES = 2**19  # worked on at once: few enough for a cache, enough to keep a GPU busy
 _DENSE = 64  # a matrix product does so many terms, zeros included, in less time than it takes to add one by its place
@@ -20,34 +32,82 @@ class Sparse(NamedTuple):
     value: Tensor  # (P,)
     columns: int
 
+    @classmethod
+    def of(cls, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, ...]) -> "Sparse":
+        """Return the matrix with the entries (row, column, value), sorted by row."""
+        return cls(_starts(row.bincount(minlength=shape[0])), column, value, shape[1])
+
     def rows(self) -> Tensor:
-        """(P,) the row of each entry."""
+        """Return the row of each entry (P,)."""
         count = self.start.diff()
         return torch.arange(len(count), device=count.device).repeat_interleave(count, output_size=len(self.column))
 
+    def select(self, rows: slice) -> "Sparse":
+        """Return consecutive rows."""
+        start = self.start[rows.start : rows.stop + 1]
+        entries = slice(*start[[0, -1]].tolist())
+        return Sparse(start - start[0], self.column[entries], self.value[entries], self.columns)
+
     def transpose(self) -> "Sparse":
-        """The transpose, within a row by column again."""
-        order = self.column.argsort(stable=True)
-        count = torch.bincount(self.column, minlength=self.columns)
+        """Return the transpose, within a row by column again."""
+        order = self.column.int().argsort(stable=True)
+        count = self.column.bincount(minlength=self.columns)
         return Sparse(_starts(count), self.rows()[order], self.value[order], len(self.start) - 1)
 
-    def square_sums(self) -> Tensor:
-        """(rows,) the sum of the squares of each row."""
-        return self.value.new_zeros(len(self.start) - 1).index_add_(0, self.rows(), self.value.square())
+    def without_zeros(self) -> "Sparse":
+        """Return the same without entries of 0: a product must not grow with them."""
+        kept = self.value != 0
+        return Sparse(_starts(kept)[self.start], self.column[kept], self.value[kept], self.columns)
 
-    def divided_by(self, length: Tensor) -> "Sparse":
-        """Row i divided by length[i], unless that is 0."""
-        return self._replace(value=self.value / torch.where(length > 0, length, 1)[self.rows()])
+    def row_sums(self, value: Tensor) -> Tensor:
+        """Return the sums (rows,) of ``value`` (P,), one number per entry, by row."""
+        return value.new_zeros(len(self.start) - 1).index_add_(0, self.rows(), value)
+
+    def square_sums(self) -> Tensor:
+        """Return the sum (rows,) of the squares of each row."""
+        return self.row_sums(self.value.square())
+
+    def largest(self) -> Tensor:
+        """Return the largest magnitude (rows,) of each row, 0 for an empty one."""
+        zeros = self.value.new_zeros(len(self.start) - 1)
+        return zeros.scatter_reduce_(0, self.rows(), self.value.abs(), "amax")
+
+    def scaled(self, factor: Tensor) -> "Sparse":
+        """Return the matrix with row i times factor[i]."""
+        return self._replace(value=self.value * factor[self.rows()])
+
+    def coo(self) -> Tensor:
+        """Return PyTorch's COO form; columns must ascend within a row."""
+        shape = len(self.start) - 1, self.columns
+        indices = torch.stack([self.rows(), self.column])
+        return torch.sparse_coo_tensor(indices, self.value, shape, check_invariants=False, is_coalesced=True)
+
+    def csr(self) -> Tensor:
+        """Return PyTorch's CSR form; columns must ascend within a row."""
+        shape = len(self.start) - 1, self.columns
+        return torch.sparse_csr_tensor(self.start, self.column, self.value, shape, check_invariants=False)
 
 
 def rows_of(column: Tensor, value: Tensor, columns: int) -> Sparse:
-    """The matrix with k entries in each row: ``column`` (N, k) distinct within a row, ``value`` (N, k)."""
+    """Return the matrix with k entries per row: ``column`` (N, k) distinct within a row, ``value`` (N, k)."""
     n, k = column.shape
     return Sparse(torch.arange(n + 1, device=column.device) * k, column.reshape(-1), value.reshape(-1), columns)
 
 
+def from_coo(matrix: Tensor) -> Sparse:
+    """Return PyTorch's COO matrix in our form."""
+    matrix = matrix.coalesce()
+    row, column = matrix.indices()
+    return Sparse.of(row, column, matrix.values(), tuple(matrix.shape))
+
+
+def product(left: Sparse, right: Sparse) -> Sparse:
+    """Return the product of two matrices whose columns ascend within a row."""
+    return from_coo(torch.sparse.mm(left.coo(), right.coo()))
+
+
 def mean_of_rows(near: Tensor, column: Tensor, value: Tensor, columns: int) -> Sparse:
-    """Row i: the mean of the rows near[i] (N, m) of the matrix with entries ``column`` and ``value`` (N, k)."""
+    """Return in row i the mean of the rows near[i] (N, m) of the matrix with entries ``column``, ``value`` (N, k)."""
     width = near.shape[1] * column.shape[1]
     counts, all_columns, all_values = [], [], []
     for part in near.split(max(1, _ENTRIES // width)):
@@ -62,44 +122,75 @@ def mean_of_rows(near: Tensor, column: Tensor, value: Tensor, columns: int) -> S
     return Sparse(_starts(torch.cat(counts)), torch.cat(all_columns), torch.cat(all_values), columns)
 
 
-def subtract_product(block: Tensor, left: Sparse, right: Sparse) -> None:
-    """``block`` (rows of left, columns of right), contiguous, minus left @ right, in place."""
-    if not len(left.column):
-        return
+def accumulate(
+    block: Tensor,
+    left: Sparse,
+    right: Sparse,
+    operation: Callable[[Tensor, Tensor], Tensor] = torch.mul,
+    *,
+    alpha: float = 1,
+) -> None:
+    """Add alpha · Σ_j operation(left_ij, right_jc) over both's entries to ``block`` (rows of left, columns of right).
+
+    With `torch.mul` that is the product of the two. ``block`` is contiguous and is changed in place.
+    """
     first = right.start[left.column]
     count = right.start[left.column + 1] - first
-    end = count.cumsum(0)
-    total = int(end[-1])
-    if total * _DENSE > block.numel() * (len(right.start) - 1):
-        _subtract_dense(block, left, right)
-        return
     offset = left.rows() * block.shape[1]
-    steps = torch.arange(0, total, _ENTRIES, device=end.device)
-    cuts = torch.searchsorted(end, steps, right=True)  # where the entries of the product pass a multiple of _ENTRIES
-    for low, high in pairwise([*cuts.unique().tolist(), len(end)]):
-        part = slice(low, high)
-        entry = torch.arange(high - low, device=end.device).repeat_interleave(count[part])
-        shift = first[part] - (end[part] - count[part])
-        place = torch.arange(len(entry), device=end.device).add_((end[low] - count[low] + shift).index_select(0, entry))
+    flat = block.view(-1)
+    for part in parts(count, _ENTRIES):
+        length = count[part]
+        entry = torch.arange(len(length), device=length.device).repeat_interleave(length)
+        shift = first[part] - length.cumsum(0) + length
+        place = torch.arange(len(entry), device=entry.device).add_(shift.index_select(0, entry))
         target = right.column.index_select(0, place).add_(offset[part].index_select(0, entry))
-        value = right.value.index_select(0, place).mul_(left.value[part].index_select(0, entry))
-        block.view(-1).index_add_(0, target, value, alpha=-1)
+        value = operation(right.value.index_select(0, place), left.value[part].index_select(0, entry))
+        flat.index_add_(0, target, value, alpha=alpha)
 
 
-def _subtract_dense(block: Tensor, left: Sparse, right: Sparse) -> None:
-    """`subtract_product` where little is zero, as in AIM without removing: rows of right in blocks."""
-    rows, inner = len(block), len(right.start) - 1
-    dense = block.new_zeros(rows, inner)
+def subtract_product(block: Tensor, left: Sparse, right: Sparse) -> None:
+    """Subtract left @ right from ``block`` (rows of left, columns of right), contiguous, in place."""
+    terms = int((right.start[left.column + 1] - right.start[left.column]).sum())
+    inner = len(right.start) - 1
+    if terms * _DENSE <= block.numel() * inner:
+        accumulate(block, left, right, alpha=-1)
+        return
+    # little is zero, as in AIM without removing: rows of right in blocks
+    dense = block.new_zeros(len(block), inner)
     dense[left.rows(), left.column] = left.value
     step = max(1, 8 * _ENTRIES // block.shape[1])
-    of_entry = right.rows()
     for low in range(0, inner, step):
-        high = min(low + step, inner)
-        part = slice(*right.start[[low, high]].tolist())
-        chunk = block.new_zeros(high - low, block.shape[1])
-        chunk[of_entry[part] - low, right.column[part]] = right.value[part]
-        block.addmm_(dense[:, low:high], chunk, alpha=-1)
+        some = right.select(slice(low, min(low + step, inner)))
+        chunk = block.new_zeros(len(some.start) - 1, block.shape[1])
+        chunk[some.rows(), some.column] = some.value
+        block.addmm_(dense[:, low : low + step], chunk, alpha=-1)
+
+
+def reciprocal(near: Tensor) -> Tensor:
+    """Return which entries of the rankings (N, k) have the row's image in their own ranking, (N, k) bool."""
+    n = len(near)
+    row = torch.arange(n, device=near.device)[:, None]
+    key, back = (row * n + near).flatten().sort().values, (near * n + row).flatten()
+    place = torch.searchsorted(key, back).clamp_max_(len(key) - 1)
+    return (key[place] == back).view_as(near)
+
+
+def parts(cost: Tensor, limit: int) -> Iterator[slice]:
+    """Cut ``cost`` (P,), integers, into slices; all entries of one but its first cost less than ``limit``."""
+    if len(cost):
+        end = cost.cumsum(0)
+        steps = limit * torch.arange(1, max(1, -(-int(end[-1]) // limit)), device=cost.device)
+        cuts = torch.searchsorted(end, steps, right=True).unique().tolist()
+        for low, high in pairwise(dict.fromkeys([0, *cuts, len(cost)])):
+            yield slice(low, high)
 
 
 def _starts(count: Tensor) -> Tensor:
-    return torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return torch.nn.functional.pad(count.cumsum(0), (1, 0))
+
+
+# PyTorch says once per process that its CSR layout, which it also uses itself, is beta: here, unheard. A filter around
+# each use would be lost or left behind where threads take turns, as filters belong to the whole process.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    rows_of(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), 1).csr()

@@ -1,13 +1,16 @@
 """AIM, the affinity inference module of SAAI, in sparse form."""
 
+import sys
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_option, check_pair, same_kind
+from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, neighbours_within, prepare, search
+from vireid.neighbors._exact import Rows, neighbors_within, prepare, search
+from vireid.neighbors._scores import rounding
+from vireid.rerank._blocks import uses
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
@@ -29,7 +32,7 @@ SYSU-MM01's indoor-search single-shot, where the paper prints 4 and 1.
 
 
 class AIM(GalleryReranker):
-    """`aim` fitted to a gallery: the gallery's affinities are computed once, each query is then answered alone.
+    """`aim` fitted to a gallery: the gallery's affinities are computed once, each query is then answered by itself.
 
     Its query relations are not offered here: they depend on all queries together.
 
@@ -49,15 +52,17 @@ class AIM(GalleryReranker):
         [[0, 1]]
     """
 
-    def __init__(self, *, k1: int, k2: int, variant: Variant = "paper") -> None:
-        check_count("k1", k1)
+    def __init__(self, *, k1: int | None, k2: int, variant: Variant = "paper") -> None:
+        if k1 is not None:
+            check_count("k1", k1)
         check_count("k2", k2)
         check_option("variant", variant, ("paper", "released"))
-        self.k1, self.k2, self.variant = int(k1), int(k2), variant
+        self.k1, self.k2, self.variant = None if k1 is None else int(k1), int(k2), variant
+        self._kept = sys.maxsize if self.k1 is None else self.k1
 
     @property
-    def _neighbours(self) -> int:
-        return max(self.k1, self.k2)
+    def _neighbors(self) -> int:
+        return max(self._kept, self.k2)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,50 +70,57 @@ class AIM(GalleryReranker):
         return {"k1": self.k1, "k2": self.k2, "variant": self.variant}
 
     def _prepare(self, graph: NeighborGraph) -> None:
-        expanded = _expanded(graph, self.k1, self.k2)
+        expanded = _expanded(graph, self._kept, self.k2)
         if self.variant == "released":
-            expanded = expanded.divided_by(expanded.square_sums().sqrt()).transpose()
+            expanded = expanded.scaled(_inverse_lengths(rounding(graph.rows), expanded)).transpose()
         self._right = expanded
 
     def _distance(self, query: Rows) -> Tensor:
-        (found,) = search(query, self.graph.rows, min(self.k1, len(self.graph)), block=len(query.given), ordered=False)
-        block: Tensor = found.product.neg_().add_(1)  # type: ignore[union-attr]  # search without propose has one
+        gallery = self.graph.rows
+        (found,) = search(query, gallery, min(self._kept, len(self.graph)), block=len(query.given), ordered=False)
+        block = found.product.neg_().add_(1)
         left = rows_of(found.indices, found.scores.to(block.dtype), len(self.graph))
         if self.variant == "released":
-            left = left.divided_by(left.square_sums().sqrt())
+            left = left.scaled(_inverse_lengths(rounding(gallery), left))
         subtract_product(block, left, self._right)
         return block
 
 
+@uses("gallery")  # with use_query_relations it is "transductive"
 def aim(
-    query: Array,
+    query: ArrayT,
     gallery: Array,
     *,
-    k1: int,
+    k1: int | None,
     k2: int,
     variant: Variant = "paper",
     use_query_relations: bool = False,
-) -> Any:
-    """Affinity inference module (SAAI, Algorithm 1, Eq. 6-10): distance 1 - A_qg - d*.
+) -> ArrayT:
+    """Compute the distance 1 - A_qg - d* of the affinity inference module (SAAI, Algorithm 1, Eq. 6-10).
 
     A_qg and A_gg are cosines. Â keeps the k1 largest of each row, and Ã_gg is the mean of the rows of Â_gg that belong
-    to the k2 nearest of each gallery image, itself first. Negative cosines that are kept stay as they are. [ours]:
+    to the k2 nearest of each gallery image, itself first. Negative cosines that are kept stay as they are. Our choice:
     exactly k1 are kept, ties by lowest index, but a gallery image itself before all others in its own row (of three
-    equal images each keeps itself at k1 = 1); a zero row has cosine 0 with everything, itself included.
+    equal images each keeps itself at k1 = 1); a zero row has cosine 0 with everything, itself included; a row whose
+    affinities are all below the rounding of the dtype and the dimension counts as a zero row, instead of being scaled
+    to length 1.
 
-    No (Ng, Ng) matrix is made; beyond the result, memory is O((Nq + Ng) k1 k2), the unit rows and one block.
+    No (Ng, Ng) matrix is made unless k1 asks for it; beyond the result, memory is O((Nq + Ng) k1 k2), the unit rows and
+    one block.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
         gallery: (Ng, d), on the query's device. Its dtype, at least float32, is computed in.
-        k1: entries kept in each row; more than Ng means all. The paper's values are in ``AIM_SETTINGS``.
+        k1: entries kept in each row; None, or more than Ng, means all ("without removing", Table 6). The paper's values
+            are in ``AIM_SETTINGS``.
         k2: gallery images averaged over, the image itself included; more than Ng means all.
         variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are scaled to length
             1 first, and the product is with the transpose.
         use_query_relations: also use the relations among the queries and from them to the gallery, as a commented-out
-            part of the authors' code does. The rows become [Ã_qq, Â_qg] and, for "released", [Â_gq, Ã_gg]. [ours]: they
-            are scaled as a whole, and in "paper" each query's own row of Â_qg stands for it as Ã_gg does for gallery
-            images: d* = Ã_qq Â_qg + Â_qg Ã_gg. The method is then transductive: a query's result depends on the others.
+            part of the authors' code does. The rows become [Ã_qq, Â_qg] and, for "released", [Â_gq, Ã_gg]. Our choice:
+            they are scaled as a whole, and in "paper" each query's own row of Â_qg stands for it as Ã_gg does for
+            gallery images: d* = Ã_qq Â_qg + Â_qg Ã_gg. The method is then transductive: a query's result depends on the
+            others.
 
     Returns:
         (Nq, Ng) distance, smaller = nearer; it may be negative. A NumPy array if ``query`` is one.
@@ -126,12 +138,9 @@ def aim(
     if not use_query_relations:
         return ranker(query, gallery)
     q, g = check_pair(query, gallery)
-    graph = NeighborGraph.build(g, max(k1, k2))
+    graph = NeighborGraph.build(g, ranker._neighbors)
     with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-        return same_kind(_with_query_relations(q, graph, k1, k2, variant), query)
-
-
-aim.uses = "gallery"  # type: ignore[attr-defined]  # with use_query_relations it is "transductive"
+        return same_kind(_with_query_relations(q, graph, ranker._kept, k2, variant), query)
 
 
 def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: int, variant: Variant) -> Tensor:
@@ -139,7 +148,7 @@ def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: in
     if not len(query):
         return distance
     rows = prepare(query, "cosine", distance.dtype, gallery=True)
-    values, indices = neighbours_within(rows, min(max(k1, k2), len(query)))
+    values, indices = neighbors_within(rows, min(max(k1, k2), len(query)))
     queries = NeighborGraph(query, indices, values.to(distance.dtype), rows=rows)
     qq, gg = _expanded(queries, k1, k2), _expanded(gallery, k1, k2)
     qg = _kept(queries.rows, gallery.rows, k1, distance)
@@ -148,16 +157,24 @@ def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: in
         subtract_product(distance, qg, gg)
     else:
         gq = _kept(gallery.rows, queries.rows, k1)
-        left, right = ((a.square_sums() + b.square_sums()).sqrt() for a, b in ((qq, qg), (gq, gg)))
-        subtract_product(distance, qq.divided_by(left), gq.divided_by(right).transpose())
-        subtract_product(distance, qg.divided_by(left), gg.divided_by(right).transpose())
+        noise = rounding(gallery.rows)
+        left, right = _inverse_lengths(noise, qq, qg), _inverse_lengths(noise, gq, gg)
+        subtract_product(distance, qq.scaled(left), gq.scaled(right).transpose())
+        subtract_product(distance, qg.scaled(left), gg.scaled(right).transpose())
     return distance
+
+
+def _inverse_lengths(noise: float, *matrices: Sparse) -> Tensor:
+    """1 / length of the rows of all matrices side by side, 0 for a row without an entry above ``noise``."""
+    square = torch.stack([x.square_sums() for x in matrices]).sum(0)
+    largest = torch.stack([x.largest() for x in matrices]).amax(0)
+    return torch.where(largest > noise, square.rsqrt(), 0)
 
 
 def _expanded(graph: NeighborGraph, k1: int, k2: int) -> Sparse:
     """Ã (N, N) of a set's affinities with itself (Eq. 6-7)."""
     value = graph.values[:, :k1].clone()
-    value[:, 0].masked_fill_(graph.rows.length == 0, 0)  # the graph counts a zero row as like itself
+    value[:, 0].masked_fill_(graph.rows.square == 0, 0)  # the graph counts a zero row as like itself
     return mean_of_rows(graph.indices[:, :k2], graph.indices[:, :k1], value, len(graph))
 
 
@@ -169,5 +186,5 @@ def _kept(queries: Rows, gallery: Rows, k1: int, distance: Tensor | None = None)
     for found in search(queries, gallery, shape[1], ordered=False):
         index[found.rows], value[found.rows] = found.indices, found.scores.to(value.dtype)
         if distance is not None:
-            distance[found.rows] = found.product.neg_().add_(1)  # type: ignore[union-attr]
+            distance[found.rows] = found.product.neg_().add_(1)
     return rows_of(index, value, len(gallery.given))

@@ -1,4 +1,4 @@
-"""What the re-rankers share that look at a query and the gallery alone: fit once, rank any number of queries."""
+"""Base of the re-rankers that look at a query and the gallery only: fit once, rank any number of queries."""
 
 import copy
 import os
@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_finite, check_pair, same_kind, to_matrix
+from vireid._checks import Array, ArrayT, check_count, check_finite, check_pair, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, nearest_first, prepare
-from vireid.rerank._pairs import blocks
+from vireid.neighbors._exact import Rows, prepare
+from vireid.rerank._blocks import blocks, nearest_first
 
 __all__ = ["GalleryReranker"]
 
@@ -23,30 +23,30 @@ _VERSION = 1
 
 
 class GalleryReranker(ABC):
-    """A re-ranker that is fitted to a gallery, after which each query is answered alone.
+    """A re-ranker that is fitted to a gallery, after which each query is answered by itself.
 
     Queries and gallery must be on one device and may differ in type; the gallery's, at least float32, is computed in.
     Memory is that of the gallery, its unit rows and its graph, and one block of queries against the gallery.
 
-    A subclass holds its settings and says which graph of the gallery it needs (`_neighbours`), what it makes of it
+    A subclass holds its settings and says which graph of the gallery it needs (`_neighbors`), what it makes of it
     (`_prepare`), and how a block of queries is compared with the gallery (`_distance`). The last two are called
     without gradients and with autocast off.
     """
 
     uses: ClassVar[str] = "gallery"
-    """What a query's ranking looks at beyond itself; reports print it."""
+    """Scope of a query's ranking beyond itself; reports print it."""
 
     _graph: NeighborGraph | None = None
 
     @property
     @abstractmethod
-    def _neighbours(self) -> int:
-        """Neighbours of each gallery image that are needed, the image itself included."""
+    def _neighbors(self) -> int:
+        """Number of neighbors needed of each gallery image, the image itself included."""
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The parameters by name; reports print them."""
+        """Parameters by name; reports print them."""
 
     @abstractmethod
     def _prepare(self, graph: NeighborGraph) -> None:
@@ -57,7 +57,7 @@ class GalleryReranker(ABC):
         """Distances (b, Ng) of a block of prepared queries."""
 
     def _features(self, name: str, x: Tensor) -> Tensor:
-        """What is compared, of the checked argument ``name`` (N, d): a subclass may put others (N, d) in its place."""
+        """Return the features to compare of the checked argument ``name`` (N, d); a subclass may put others there."""
         return x
 
     @property
@@ -84,7 +84,7 @@ class GalleryReranker(ABC):
         """
         g = to_matrix("gallery", gallery)
         check_finite("gallery", g)
-        return self._take(NeighborGraph.build(self._features("gallery", g.clone()), self._neighbours))
+        return self._take(NeighborGraph.build(self._features("gallery", g.clone()), self._neighbors))
 
     def extend(self, gallery: Array) -> Self:
         """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph.
@@ -102,8 +102,8 @@ class GalleryReranker(ABC):
         check_finite("gallery", g)
         return self._take(self.graph.extend(self._features("gallery", g)))
 
-    def distance(self, query: Array) -> Any:
-        """Distance of each query from each gallery image.
+    def distance(self, query: ArrayT) -> ArrayT:
+        """Compute the distance of each query from each gallery image.
 
         Args:
             query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
@@ -122,8 +122,8 @@ class GalleryReranker(ABC):
                 result[part] = block
         return same_kind(result, query)
 
-    def topk(self, query: Array, n: int) -> tuple[Any, Any]:
-        """The nearest gallery images of each query, without a matrix (Nq, Ng).
+    def topk(self, query: ArrayT, n: int) -> tuple[ArrayT, ArrayT]:
+        """Return the nearest gallery images of each query, without a matrix (Nq, Ng).
 
         Args:
             query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
@@ -146,14 +146,14 @@ class GalleryReranker(ABC):
                 values[part], indices[part] = nearest_first(block, n)
         return same_kind(values, query), same_kind(indices, query)
 
-    def __call__(self, query: Array, gallery: Array) -> Any:
-        """Distance (Nq, Ng) from a gallery that is not kept: the form that the protocols' ``rerank`` takes.
+    def __call__(self, query: ArrayT, gallery: Array) -> ArrayT:
+        """Compute the distance (Nq, Ng) from a gallery that is not kept: the form that the protocols' ``rerank`` takes.
 
         The same as ``fit(gallery).distance(query)``, but the object stays as it is, fitted or not.
         """
         g = check_pair(query, gallery)[1]
         once = copy.copy(self)
-        return once._take(NeighborGraph.build(self._features("gallery", g), self._neighbours)).distance(query)
+        return once._take(NeighborGraph.build(self._features("gallery", g), self._neighbors)).distance(query)
 
     def _take(self, graph: NeighborGraph) -> Self:
         with _plain(graph.features):
@@ -171,7 +171,7 @@ class GalleryReranker(ABC):
 
     def _blocks(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
         dtype = self.graph.rows.proposal.dtype
-        for part in blocks(0, len(query), len(self.graph), dtype.itemsize):
+        for part in blocks(len(query), len(self.graph), dtype.itemsize):
             yield part, self._distance(prepare(query[part], "cosine", dtype, gallery=False))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -186,12 +186,12 @@ class GalleryReranker(ABC):
         save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, self.graph.to_arrays(), self._saved())
 
     def _saved(self) -> dict[str, Any]:
-        """What `save` writes beside the graph: the constructor's keyword arguments."""
+        """Return what `save` writes beside the graph: the constructor's keyword arguments."""
         return self.settings
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote, ready for queries, on the CPU.
+        """Return what `save` wrote, ready for queries, on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -206,13 +206,13 @@ class GalleryReranker(ABC):
         return self._take(graph)
 
     def _check_graph(self, graph: NeighborGraph, path: str | os.PathLike[str]) -> None:
-        if graph.k != min(self._neighbours, len(graph)):
-            wanted = f"{min(self._neighbours, len(graph))} neighbours of each image"
+        if graph.k != min(self._neighbors, len(graph)):
+            wanted = f"{min(self._neighbors, len(graph))} neighbors of each image"
             raise ValueError(f"path must hold a graph with {wanted}, got {graph.k} in {str(path)!r}")
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> tuple[NeighborGraph, dict[str, Any]]:
-        """The graph and the settings in a file of this class."""
+        """Return the graph and the settings in a file of this class."""
         kind = f"vireid {cls.__name__}"
         arrays, settings = load_arrays(Path(path), kind, _VERSION)
         try:

@@ -1,24 +1,15 @@
-"""GNN re-ranking in sparse form: the neighbour graph's rows are spread and compared without an (N, N) matrix."""
+"""GNN re-ranking in sparse form: the neighbor graph's rows are spread and compared without an (N, N) matrix."""
 
 from collections.abc import Iterator
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_number, same_kind
-from vireid.neighbors._exact import Rows, nearest_first, neighbours_within
-from vireid.rerank._pairs import (
-    Lists,
-    compressed,
-    joined,
-    parts,
-    product,
-    row_sums,
-    sparse,
-    sparse_rows,
-    transposed,
-)
+from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
+from vireid.neighbors._exact import Rows, neighbors_within
+from vireid.rerank._blocks import collect, joined, uses
+from vireid.rerank._sparse import Sparse, accumulate, from_coo, parts, product, rows_of
 
 __all__ = ["gnn"]
 
@@ -28,7 +19,7 @@ _WIDTH = 16  # queries of a block, on the CPU: what is looked up of a row is one
 
 @overload
 def gnn(
-    query: Array,
+    query: ArrayT,
     gallery: Array,
     *,
     k1: int = ...,
@@ -36,13 +27,14 @@ def gnn(
     layers: int = ...,
     alpha: float = ...,
     top: None = ...,
-) -> Any: ...
+) -> ArrayT: ...
 @overload
 def gnn(
-    query: Array, gallery: Array, *, k1: int = ..., k2: int = ..., layers: int = ..., alpha: float = ..., top: int
-) -> tuple[Any, Any]: ...
+    query: ArrayT, gallery: Array, *, k1: int = ..., k2: int = ..., layers: int = ..., alpha: float = ..., top: int
+) -> tuple[ArrayT, ArrayT]: ...
+@uses("transductive")
 def gnn(
-    query: Array,
+    query: ArrayT,
     gallery: Array,
     *,
     k1: int = 26,
@@ -50,25 +42,25 @@ def gnn(
     layers: int = 2,
     alpha: float = 2.0,
     top: int | None = None,
-) -> Any:
-    """GNN re-ranking (Zhang et al., 2020): the k1-NN graph's rows as features, spread over the k2-NN graph.
+) -> ArrayT | tuple[ArrayT, ArrayT]:
+    """Compare the rows of the k1-NN graph, spread over the k2-NN graph: GNN re-ranking (Zhang et al., 2020).
 
     Over queries and gallery together, A the 0/1 adjacency of the k1 nearest. Each layer takes A + Aᵀ, replaces a row
     by the sum over its k2 nearest of S^α times their rows, S the cosine, and L2-normalises, as the published code does
     with its two layers and α = 2. A negative S counts with its magnitude [ours]. The k nearest of an image include the
-    image itself, first; neighbours are ranked by the exact cosine, ties by index [ours].
+    image itself, first; neighbors are ranked by the exact cosine, ties by index [ours].
 
     It is transductive: a query's ranking depends on the other queries. Time is that of half the product of all images
-    with all, plus little where neighbours have neighbours in common; memory is that of the rows after all layers but
+    with all, plus little where neighbors have neighbors in common; memory is that of the rows after all layers but
     the last, one block, and the result. Those rows hold about (2 k1) (2 k2)^(layers-1) entries an image at most, as
-    long as no image is a neighbour of very many: with one that is near all of them they grow to (Nq + Ng)².
+    long as no image is a neighbor of very many: with one that is near all of them they grow to (Nq + Ng)².
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
         gallery: (Ng, d), on the query's device.
-        k1: neighbours of the graph, at least 1, the image itself included; 26 in the published code. More than there
+        k1: neighbors of the graph, at least 1, the image itself included; 26 in the published code. More than there
             are images means all.
-        k2: neighbours of the propagation, at least 1, the image itself included; 7 in the published code.
+        k2: neighbors of the propagation, at least 1, the image itself included; 7 in the published code.
         layers: rounds of propagation, at least 1.
         alpha: exponent of the weights, at least 0 and finite.
         top: None for all distances, or how many of the nearest gallery images are wanted; then no (Nq, Ng) is made.
@@ -90,71 +82,52 @@ def gnn(
     """
     for name, value in (("k1", k1), ("k2", k2), ("layers", layers)):
         check_count(name, value)
-    check_number("alpha", alpha)
-    if not 0 <= alpha < float("inf"):
-        raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
+    check_at_least_zero("alpha", alpha)
     rows, nq = joined(query, gallery, top)
+    ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):
-        shape = nq, len(rows.given) - nq if top is None else min(top, len(rows.given) - nq)
-        distance = rows.proposal.new_empty(shape)
-        indices = torch.empty(shape if top is not None else 0, dtype=torch.int64, device=distance.device)
-        for part, block in _distances(rows, nq, k1, k2, layers, alpha):
-            if top is None:
-                distance[part] = block
-            else:
-                distance[part], indices[part] = nearest_first(block, shape[1])
-    if top is None:
-        return same_kind(distance, query)
-    return same_kind(distance, query), same_kind(indices, query)
-
-
-setattr(gnn, "uses", "transductive")  # noqa: B010  # a plain assignment is an error to mypy
+        out = rows.proposal.new_empty(nq, ng if top is None else min(top, ng))
+        return collect(query, out, _distances(rows, nq, k1, k2, layers, alpha), top)
 
 
 def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float) -> Iterator[tuple[slice, Tensor]]:
     """Distances (b, Ng) of the queries, block by block."""
     n, dtype, device = len(rows.given), rows.proposal.dtype, rows.given.device
-    cosine, index = neighbours_within(rows, min(max(k1, k2), n))
-    cosine[:, 0] = (rows.length > 0).double()  # a zero row is like nothing, not even itself
+    cosine, index = neighbors_within(rows, min(max(k1, k2), n))
+    cosine[:, 0] = (rows.square > 0).double()  # a zero row is like nothing, not even itself
     near = index[:, :k1].sort(dim=1).values
-    graph = _both_ways(sparse_rows(near, torch.ones_like(near, dtype=dtype), n))
+    graph = _both_ways(rows_of(near, torch.ones_like(near, dtype=dtype), n))
     near, order = index[:, :k2].sort(dim=1)
     weight = cosine.gather(1, order).abs().pow(alpha).to(dtype)
+
+    def weights(part: slice) -> Sparse:
+        return rows_of(near[part], weight[part], n).without_zeros()
+
     for _ in range(layers - 1):
-        graph = _both_ways(_unit_rows(product(sparse_rows(near, weight, n), graph)))
+        spread = product(weights(slice(n)), graph)
+        graph = _both_ways(spread.scaled(_inverse(spread.square_sums())))
 
     # The last layer makes W G of the weights W and the graph G. Its rows are not kept: G is symmetric, so that the
     # products of queries with the gallery are (W_q G) G W_gᵀ.
-    lists = Lists.of(graph)
-    for part in parts((lists.length[near[nq:]] * (weight[nq:] != 0)).sum(1), _ENTRIES):
+    for part in parts((graph.start.diff()[near[nq:]] * (weight[nq:] != 0)).sum(1), _ENTRIES):
         part = slice(nq + part.start, nq + part.stop)
-        weight[part] *= _inverse_lengths(product(sparse_rows(near[part], weight[part], n), graph))[:, None]
-    to_gallery, step_back = compressed(sparse_rows(near[nq:], weight[nq:], n)), compressed(graph)
+        weight[part] *= _inverse(product(weights(part), graph).square_sums())[:, None]
+    to_gallery, step_back = weights(slice(nq, n)).csr(), graph.csr()
     width = _WIDTH if device.type == "cpu" else 32 * _WIDTH
     for start in range(0, nq, width):
         part = slice(start, min(start + width, nq))
-        row, place = weight[part].nonzero().T  # a zero row has no others
-        index, value = near[part][row, place], weight[part][row, place]
-        block = lists.combined(part.stop - start, row, index, value, torch.mul)
+        block = weight.new_zeros(part.stop - start, n)
+        accumulate(block, weights(part), graph)
         block *= _inverse(block.square().sum(1, keepdim=True))
         cosine = to_gallery @ (step_back @ block.T.contiguous())  # (Ng, b)
         yield part, (1 - cosine.T).clamp_min_(0)
 
 
-def _both_ways(matrix: Tensor) -> Tensor:
+def _both_ways(matrix: Sparse) -> Sparse:
     """The sum of a square matrix and its transpose."""
-    return (matrix + transposed(matrix)).coalesce()
-
-
-def _unit_rows(matrix: Tensor) -> Tensor:
-    row, column = matrix.indices()
-    return sparse(row, column, matrix.values() * _inverse_lengths(matrix)[row], matrix.shape)
-
-
-def _inverse_lengths(matrix: Tensor) -> Tensor:
-    """1 / length of each row of a coalesced COO matrix, 0 for a zero row."""
-    return _inverse(row_sums(matrix, matrix.values().square()))
+    return from_coo(matrix.coo() + matrix.transpose().coo())
 
 
 def _inverse(square: Tensor) -> Tensor:
+    """1 / length of a row whose squared length is given, 0 for a zero row."""
     return torch.where(square > 0, square.rsqrt(), 0)

@@ -2,18 +2,21 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_finite
+from vireid._checks import Array, ArrayT, check_finite, check_pair, same_kind
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows
+from vireid.nn.h2ft import H2FT
 from vireid.nn.transfer import FeatureTransfer
+from vireid.rerank._blocks import uses
 from vireid.rerank.fitted import GalleryReranker
 
-__all__ = ["GraphTransfer", "graph_transfer"]
+__all__ = ["AfterTransfer", "GraphTransfer", "graph_transfer"]
 
 
 class GraphTransfer(GalleryReranker):
@@ -44,7 +47,7 @@ class GraphTransfer(GalleryReranker):
         self.__name__ = type(module).__name__  # what reports call it
 
     @property
-    def _neighbours(self) -> int:
+    def _neighbors(self) -> int:
         return self.module.k
 
     @property
@@ -102,7 +105,8 @@ class GraphTransfer(GalleryReranker):
         return self._take(graph.to(next(module.parameters(), graph.features).device))
 
 
-def graph_transfer(query: Array, gallery: Array, module: FeatureTransfer) -> Any:
+@uses("gallery")
+def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> ArrayT:
     """Cosine distance after CIFT's feature transfer (§4.2, Eq. 2-4), each query alone with the gallery.
 
     ``module.distance(query, gallery)`` for tensors and NumPy arrays; see `GraphTransfer` for a gallery that stays.
@@ -122,7 +126,42 @@ def graph_transfer(query: Array, gallery: Array, module: FeatureTransfer) -> Any
     return GraphTransfer(module)(query, gallery)
 
 
-graph_transfer.uses = "gallery"  # type: ignore[attr-defined]
+class AfterTransfer:
+    """Another re-ranker over the transferred features f_q and F_G of an H2FT, in place of the features as they are.
+
+    Args:
+        module: a trained `vireid.nn.H2FT`, on the device of the features. (With GFT, F_G depends on the query.)
+        rerank: called with (f_q, F_G), such as ``AIM(k1=8, k2=2)``. Its ``uses`` and ``settings`` are those of the
+            whole; without them, ``uses`` is "unknown".
+
+    Raises:
+        TypeError: if ``module`` is no H2FT or ``rerank`` cannot be called.
+
+    Example:
+        >>> from vireid.nn import H2FT
+        >>> from vireid.rerank import AIM
+        >>> rerank = AfterTransfer(H2FT(2, k=2), AIM(k1=2, k2=1))
+        >>> rerank(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])).argmin(1).tolist()
+        [2]
+    """
+
+    def __init__(self, module: H2FT, rerank: Callable[[Tensor, Tensor], Tensor]) -> None:
+        if not isinstance(module, H2FT):
+            raise TypeError(f"module must be an H2FT, got {type(module).__name__}")
+        if not callable(rerank) or isinstance(rerank, type):
+            raise TypeError(f"rerank must be callable with (query, gallery), got {rerank!r}")
+        self.module, self.rerank = module, rerank
+        self.uses: str = getattr(rerank, "uses", "unknown")
+        self.__name__ = f"{type(module).__name__} + {getattr(rerank, '__name__', type(rerank).__name__)}"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the re-ranker; reports print them."""
+        return getattr(self.rerank, "settings", {})
+
+    def __call__(self, query: ArrayT, gallery: Array) -> ArrayT:
+        """Compute the distance (Nq, Ng) of features (Nq, d) and (Ng, d)."""
+        return same_kind(self.rerank(*self.module.transfer(*check_pair(query, gallery))), query)
 
 
 def _identity(module: FeatureTransfer) -> dict[str, Any]:

@@ -1,50 +1,42 @@
-"""k-reciprocal encoding in sparse form: what it keeps grows with the number of images times their neighbours."""
+"""k-reciprocal encoding in sparse form: memory grows with the number of images times their neighbors."""
 
-from typing import Any, overload
+from collections.abc import Iterator
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_number, same_kind
-from vireid.neighbors._exact import Rows, nearest_first, neighbours_within
-from vireid.rerank._pairs import (
-    Lists,
-    blocks,
-    cosines_of,
-    joined,
-    product,
-    reciprocal,
-    row_sums,
-    sparse,
-    sparse_rows,
-    transposed,
-)
+from vireid._checks import Array, ArrayT, check_count, check_number
+from vireid.neighbors._exact import Rows, neighbors_within
+from vireid.rerank._blocks import blocks, collect, joined, uses
+from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
 
 __all__ = ["k_reciprocal"]
 
-_CANDIDATES = 2**20  # neighbours of neighbours that are looked at at once
+_CANDIDATES = 2**20  # neighbors of neighbors that are looked at at once
 
 
 @overload
 def k_reciprocal(
-    query: Array, gallery: Array, *, k1: int = ..., k2: int = ..., lambda_value: float = ..., top: None = ...
-) -> Any: ...
+    query: ArrayT, gallery: Array, *, k1: int = ..., k2: int = ..., lambda_value: float = ..., top: None = ...
+) -> ArrayT: ...
 @overload
 def k_reciprocal(
-    query: Array, gallery: Array, *, k1: int = ..., k2: int = ..., lambda_value: float = ..., top: int
-) -> tuple[Any, Any]: ...
+    query: ArrayT, gallery: Array, *, k1: int = ..., k2: int = ..., lambda_value: float = ..., top: int
+) -> tuple[ArrayT, ArrayT]: ...
+@uses("transductive")
 def k_reciprocal(
-    query: Array, gallery: Array, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, top: int | None = None
-) -> Any:
-    """k-reciprocal encoding (Zhong et al., CVPR 2017): (1 - λ) Jaccard + λ D over queries and gallery together.
+    query: ArrayT, gallery: Array, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, top: int | None = None
+) -> ArrayT | tuple[ArrayT, ArrayT]:
+    """Compute (1 - λ) Jaccard + λ D over queries and gallery together: k-reciprocal encoding (Zhong et al., CVPR 2017).
 
     D is the squared Euclidean distance of the L2-normalised features, row i divided by its largest entry over queries
-    and gallery. A k-neighbourhood is the first k + 1 of the ranking, the image itself first, as in the published code.
-    R(i, k1) holds the reciprocal neighbours of i; each c in it adds R(c, round(k1/2)) when more than 2/3 of that set
+    and gallery. A k-neighborhood is the first k + 1 of the ranking, the image itself first, as in the published code.
+    R(i, k1) holds the reciprocal neighbors of i; each c in it adds R(c, round(k1/2)) when more than 2/3 of that set
     lies in R(i, k1). V_i = exp(-D_i) over the set, normalised to 1, then the mean of V over the first k2 of i's
     ranking; Jaccard = 1 - S / (2 - S), S the sum of the smaller entries of both encodings.
 
-    It is transductive: a query's ranking depends on the other queries. Neighbours are ranked by the exact cosine, ties
+    It is transductive: a query's ranking depends on the other queries. Neighbors are ranked by the exact cosine, ties
     by index [ours]; rows of D whose largest entry is rounding alone (all images alike) count as 0 [ours]. Time is that
     of half the product of all images with all, plus little; memory is O((Nq + Ng) k1), one block, and the result.
     In float32 D is good to about 1e-7 over its largest 1 - cos: give float64 where all features are close together.
@@ -52,7 +44,7 @@ def k_reciprocal(
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
         gallery: (Ng, d), on the query's device.
-        k1: size of the reciprocal neighbourhoods, at least 1; paper: 20. More than there are images means all.
+        k1: size of the reciprocal neighborhoods, at least 1; paper: 20. More than there are images means all.
         k2: encodings that are averaged, the image's own included, at least 1; paper: 6.
         lambda_value: λ in [0, 1], the weight of D; paper: 0.3.
         top: None for all distances, or how many of the nearest gallery images are wanted; then no (Nq, Ng) is made.
@@ -77,64 +69,55 @@ def k_reciprocal(
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value must be in [0, 1], got {lambda_value}")
     rows, nq = joined(query, gallery, top)
+    ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):
-        distance, indices = _k_reciprocal(rows, nq, k1, k2, lambda_value, top)
-    if top is None:
-        return same_kind(distance, query)
-    return same_kind(distance, query), same_kind(indices, query)
+        out = rows.proposal.new_empty(nq, ng if top is None else min(top, ng))
+        found = _distances(rows, nq, k1, k2, lambda_value, out if top is None else None)
+        return collect(query, out, found, top)
 
 
-setattr(k_reciprocal, "uses", "transductive")  # noqa: B010  # a plain assignment is an error to mypy
-
-
-def _k_reciprocal(rows: Rows, nq: int, k1: int, k2: int, lambda_value: float, top: int | None) -> tuple[Tensor, Tensor]:
+def _distances(
+    rows: Rows, nq: int, k1: int, k2: int, lambda_value: float, cosines: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Distances (b, Ng) of the queries by blocks; ``cosines`` (Nq, Ng) holds theirs until a block's turn comes."""
     x, n = rows.proposal, len(rows.proposal)
-    shape = nq, n - nq if top is None else min(top, n - nq)
-    distance = x.new_empty(shape)  # holds the cosines until a block's turn comes
-    indices = torch.empty(shape if top is not None else 0, dtype=torch.int64, device=x.device)
     lowest = x.new_full((n,), torch.inf)  # cosine of each row
 
     def visit(part: slice, columns: slice, cosine: Tensor) -> None:
         lowest[part] = torch.minimum(lowest[part], cosine.amin(1))
         lowest[columns] = torch.minimum(lowest[columns], cosine.amin(0))
-        if top is None and part.start < nq < columns.stop:
+        if cosines is not None and part.start < nq < columns.stop:
             end, start = min(part.stop, nq), max(columns.start, nq)
             here = cosine[: end - part.start, start - columns.start :]  # queries with gallery
-            distance[part.start : end, start - nq : columns.stop - nq] = here
+            cosines[part.start : end, start - nq : columns.stop - nq] = here
 
-    index = neighbours_within(rows, min(max(k1 + 1, k2), n), visit=visit)[1]
+    index = neighbors_within(rows, min(max(k1 + 1, k2), n), visit=visit)[1]
     largest = 2 - 2 * lowest
     scale = torch.where(largest > 32 * torch.finfo(x.dtype).eps, 2 / largest, 0)  # D = (1 - cos) scale
     encoding = _encoding(x, index, k1, scale)
     if k2 > 1:
         near = index[:, :k2].sort(dim=1).values
-        mean = sparse_rows(near, torch.full_like(near, 1 / near.shape[1], dtype=x.dtype), n)
-        encoding = product(mean, encoding)
-    (row, column), value = encoding.indices(), encoding.values()
-    start = torch.searchsorted(row, torch.arange(nq + 1, device=x.device)).tolist()  # of each query's entries
-    of_gallery = slice(start[-1], None)
-    lists = Lists.of(transposed(sparse(row[of_gallery] - nq, column[of_gallery], value[of_gallery], (n - nq, n))))
-    for part in blocks(0, nq, n - nq, x.element_size()):
-        entries, count = slice(start[part.start], start[part.stop]), part.stop - part.start
+        encoding = product(rows_of(near, torch.full_like(near, 1 / near.shape[1], dtype=x.dtype), n), encoding)
+    lists = encoding.select(slice(nq, n)).transpose()
+    for part in blocks(nq, n - nq, x.element_size()):
         # S, the sum over columns of the smaller entry; then 1 - S / (2 - S) = 2 - 2 / (2 - S)
-        shared = lists.combined(count, row[entries] - part.start, column[entries], value[entries], torch.minimum)
+        shared = x.new_zeros(part.stop - part.start, n - nq)
+        accumulate(shared, encoding.select(part), lists, torch.minimum)
         jaccard = shared.neg_().add_(2).reciprocal_().mul_(-2).add_(2).clamp_min_(0)
-        block = distance[part] if top is None else x[part] @ x[nq:].T
+        block = x[part] @ x[nq:].T if cosines is None else cosines[part]
         weight = lambda_value * scale[part, None]
         torch.addcmul(weight, weight, block, value=-1, out=block).clamp_min_(0)  # λ D
-        block += jaccard.mul_(1 - lambda_value)
-        if top is not None:
-            distance[part], indices[part] = nearest_first(block, shape[1])
-    return distance, indices
+        yield part, block.add_(jaccard.mul_(1 - lambda_value))
 
 
-def _encoding(x: Tensor, index: Tensor, k1: int, scale: Tensor) -> Tensor:
-    """V before the averaging: (N, N) sparse, rows sum to 1."""
+def _encoding(x: Tensor, index: Tensor, k1: int, scale: Tensor) -> Sparse:
+    """V before the averaging: (N, N), rows sum to 1."""
     row, column = _members(index[:, : k1 + 1], index[:, : round(k1 / 2) + 1])
-    distance = ((1 - cosines_of(x, row, column)) * scale[row]).clamp_min_(0)
+    pairs = Sparse.of(row, column, x.new_zeros(len(row)), (len(x), len(x)))
+    cosine = torch.sparse.sampled_addmm(pairs.csr(), x, x.T, beta=0).values()
+    distance = ((1 - cosine) * scale[row]).clamp_min_(0)
     value = distance.masked_fill_(row == column, 0).neg_().exp_()
-    matrix = sparse(row, column, value, (len(x), len(x)))
-    return sparse(row, column, value / row_sums(matrix, value)[row], matrix.shape)
+    return pairs._replace(value=value / pairs.row_sums(value)[row])
 
 
 def _members(wide: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_number
+from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
 from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, products, search
+from vireid.neighbors._exact import Rows, search
+from vireid.neighbors._scores import products
+from vireid.rerank._blocks import uses
 from vireid.rerank.fitted import GalleryReranker
 
 __all__ = ["QueryExpansion", "query_expansion"]
@@ -34,14 +36,12 @@ class QueryExpansion(GalleryReranker):
 
     def __init__(self, *, n: int = 5, alpha: float = 0.0) -> None:
         check_count("n", n)
-        check_number("alpha", alpha)
+        check_at_least_zero("alpha", alpha)
         self.n, self.alpha = int(n), float(alpha)
-        if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
 
     @property
-    def _neighbours(self) -> int:
-        return 1  # nothing is asked about the gallery's own neighbours
+    def _neighbors(self) -> int:
+        return 1  # nothing is asked about the gallery's own neighbors
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,20 +55,21 @@ class QueryExpansion(GalleryReranker):
         gallery = self.graph.rows
         (found,) = search(query, gallery, min(self.n, len(self.graph)), block=len(query.given))
         weight = found.scores.clamp_min(0).pow(self.alpha).to(gallery.proposal.dtype)
-        neighbours = F.embedding_bag(found.indices, gallery.proposal, mode="sum", per_sample_weights=weight)
-        expanded = query.proposal + neighbours
+        neighbors = F.embedding_bag(found.indices, gallery.proposal, mode="sum", per_sample_weights=weight)
+        expanded = query.proposal + neighbors
         rounding = 8 * torch.finfo(expanded.dtype).eps * (1 + weight.sum(1))
         expanded[expanded.norm(dim=1) <= rounding] = 0
         return products(normalize_rows(expanded), gallery.proposal).neg_().add_(1).clamp_(0, 2)
 
 
-def query_expansion(query: Array, gallery: Array, *, n: int = 5, alpha: float = 0.0) -> Any:
-    """Query expansion: cosine distance of the weighted mean of a query and its n nearest gallery images.
+@uses("gallery")
+def query_expansion(query: ArrayT, gallery: Array, *, n: int = 5, alpha: float = 0.0) -> ArrayT:
+    """Compute the cosine distance of the weighted mean of a query and its n nearest gallery images.
 
-    On features scaled to length 1, the query has weight 1 and a neighbour max(cos, 0)^α, so that α = 0 is the plain
-    mean (AQE; Chum et al., ICCV 2007) and α > 0 is αQE (Radenović et al., TPAMI 2019; there α = 3). [ours]: the
-    gallery's features stay as they are, so each query is answered alone; a sum that cancels up to rounding counts as a
-    zero row, which has distance 1 from everything.
+    On features scaled to length 1, the query has weight 1 and a neighbor max(cos, 0)^α, so that α = 0 is the plain
+    mean (AQE; Chum et al., ICCV 2007) and α > 0 is αQE (Radenović et al., TPAMI 2019; there α = 3). Our choice:
+    the gallery's features stay as they are, so each query is answered by itself; a sum that cancels up to rounding
+    counts as a zero row, which has distance 1 from everything.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
@@ -90,6 +91,3 @@ def query_expansion(query: Array, gallery: Array, *, n: int = 5, alpha: float = 
         tensor([[0.0400, 0.1900, 0.7100]])
     """
     return QueryExpansion(n=n, alpha=alpha)(query, gallery)
-
-
-query_expansion.uses = "gallery"  # type: ignore[attr-defined]

@@ -1,15 +1,15 @@
-"""SIM: the Jaccard distance of neighbour sets within the gallery (after Jia et al., IJCAI 2020)."""
+"""SIM: the Jaccard distance of neighbor sets within the gallery (after Jia et al., IJCAI 2020)."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_number
+from vireid._checks import Array, ArrayT, check_count, check_number
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, search
-from vireid.rerank._pairs import reciprocal
-from vireid.rerank._sparse import Sparse, rows_of, subtract_product
+from vireid.rerank._blocks import uses
+from vireid.rerank._sparse import Sparse, reciprocal, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
 __all__ = ["SIM", "sim"]
@@ -19,14 +19,14 @@ class SIM(GalleryReranker):
     """Similarity inference metric, after Jia et al., IJCAI 2020, for each query alone with the gallery.
 
     Images of one modality are compared more safely than across modalities, so that a gallery image is judged by its
-    mutual neighbours in the gallery: does the query find them near, too?
+    mutual neighbors in the gallery: does the query find them near, too?
 
         N(q) = the k1 gallery images nearest to q by cosine
         R(g) = the gallery images h with h among the k2 nearest of g and g among the k2 nearest of h, g itself included
         d(q, g) = (1 - λ) (1 - |N(q) ∩ R(g)| / |N(q) ∪ R(g)|) + λ (1 - cos(q, g))
 
     What the paper gives, by its abstract and by SAAI's account of it (Sec. 1, 2): similarities among gallery images
-    of one modality, mutual nearest neighbours, and a Jaccard distance in which membership is yes or no. Its text was
+    of one modality, mutual nearest neighbors, and a Jaccard distance in which membership is yes or no. Its text was
     not at hand, so the formula is [ours]: these two sets, their sizes, the term in λ. The paper's first step, reasoning
     over a graph of similarities, has no counterpart here, nor has any use it may make of other queries. So this is no
     reproduction of its printed results.
@@ -35,8 +35,8 @@ class SIM(GalleryReranker):
     can order them. Its default is that of k-reciprocal encoding, which mixes the same two kinds of distance.
 
     Args:
-        k1: size of the query's neighbour set.
-        k2: neighbours that are looked at for R, the image itself included. Default as k1.
+        k1: size of the query's neighbor set.
+        k2: neighbors that are looked at for R, the image itself included. Default as k1.
         lambda_value: λ in [0, 1]; at 0 ties go to the lower gallery index, at 1 the cosine alone ranks.
 
     Raises:
@@ -58,7 +58,7 @@ class SIM(GalleryReranker):
         self.k1, self.k2, self.lambda_value = int(k1), int(k2), float(lambda_value)
 
     @property
-    def _neighbours(self) -> int:
+    def _neighbors(self) -> int:
         return self.k2
 
     @property
@@ -69,25 +69,25 @@ class SIM(GalleryReranker):
     def _prepare(self, graph: NeighborGraph) -> None:
         index = graph.indices.sort(dim=1).values
         mutual = reciprocal(index)
-        size = mutual.sum(1)
-        ones = graph.values.new_ones(int(size.sum()))
-        self._members = Sparse(torch.nn.functional.pad(size.cumsum(0), (1, 0)), index[mutual], ones, len(graph))
-        self._size = size.to(ones.dtype)
+        row = mutual.nonzero()[:, 0]
+        ones = graph.values.new_ones(len(row))
+        self._members = Sparse.of(row, index[mutual], ones, (len(graph), len(graph)))
+        self._size = self._members.row_sums(ones)
 
     def _distance(self, query: Rows) -> Tensor:
         (found,) = search(query, self.graph.rows, min(self.k1, len(self.graph)), block=len(query.given))
-        block: Tensor = found.product  # type: ignore[assignment]  # search without propose has one
+        block = found.product
         common = torch.zeros_like(block)  # minus the number of shared images: R is symmetric, R(g) ∋ h where R(h) ∋ g
-        subtract_product(
-            common, rows_of(found.indices, block.new_ones(found.indices.shape), len(self.graph)), self._members
-        )
+        near = rows_of(found.indices, block.new_ones(found.indices.shape), len(self.graph))
+        subtract_product(common, near, self._members)
         union = common + (self._size + found.indices.shape[1])
         block.mul_(-self.lambda_value).add_(1).add_(common.div_(union), alpha=1 - self.lambda_value)
         return block.clamp_(0, 1 + self.lambda_value)
 
 
-def sim(query: Array, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> Any:
-    """Jaccard distance of a query's nearest gallery images and each gallery image's mutual neighbours.
+@uses("gallery")
+def sim(query: ArrayT, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> ArrayT:
+    """Compute the Jaccard distance of a query's nearest gallery images and each gallery image's mutual neighbors.
 
     After Jia et al., IJCAI 2020; see `SIM` for the formula, what of it is the paper's, and the settings. Each query is
     alone with the gallery. No (Ng, Ng) matrix is made; beyond the result, memory is O(Nq k1 + Ng k2), the unit rows
@@ -96,8 +96,8 @@ def sim(query: Array, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_valu
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
         gallery: (Ng, d), on the query's device. Its dtype, at least float32, is computed in.
-        k1: size of the query's neighbour set; more than Ng means all.
-        k2: neighbours of each gallery image among which the mutual ones are taken, the image itself included.
+        k1: size of the query's neighbor set; more than Ng means all.
+        k2: neighbors of each gallery image among which the mutual ones are taken, the image itself included.
         lambda_value: λ in [0, 1], the weight of the cosine distance.
 
     Returns:
@@ -107,6 +107,3 @@ def sim(query: Array, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_valu
         ValueError, TypeError: for a bad shape, type or value, an empty gallery, NaN or an infinity, or two devices.
     """
     return SIM(k1=k1, k2=k2, lambda_value=lambda_value)(query, gallery)
-
-
-sim.uses = "gallery"  # type: ignore[attr-defined]

@@ -2,10 +2,11 @@
 
 from vireid.training.checkpoint import Checkpoint, load_checkpoint, load_model, read_checkpoint
 from vireid.training.datasets import open_dataset
-from vireid.training.inference import evaluate, extract_features, protocols_of
+from vireid.training.inference import evaluate, extract_features, protocols_of, write_results
 from vireid.training.loop import fit, launch
-from vireid.training.methods import METHODS, build, ranking_ways, settings_of
+from vireid.training.methods import METHODS, build, settings_of
 from vireid.training.recipe import RECIPES, Recipe
+from vireid.training.ways import ranking_ways
 
 __all__ = [
     "METHODS",
@@ -24,4 +25,5 @@ __all__ = [
     "ranking_ways",
     "read_checkpoint",
     "settings_of",
+    "write_results",
 ]

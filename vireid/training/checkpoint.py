@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vireid._files import written_whole
-from vireid.training.methods import METHODS, build
+from vireid.training.methods import METHODS, build, settings_of
 from vireid.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
             "model, then call model.load_state_dict(read_checkpoint(path)['model'])"
         )
     recipe = Recipe(**state["recipe"])
-    built = {**settings, "weights": None}  # the checkpoint holds the weights
-    model, _ = build(method, state["num_classes"], recipe.size, built)
+    own = {name: settings[name] for name in settings_of(method) if name in settings}
+    model, _ = build(method, state["num_classes"], recipe.size, own | {"weights": None})  # those are in the checkpoint
     model.load_state_dict(state["model"])
     return Checkpoint(model.to(device).eval(), method, settings, recipe, state["epoch"], state["num_classes"])
 

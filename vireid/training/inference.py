@@ -20,7 +20,7 @@ from vireid.plots import cmc_curves, ranked_lists
 from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, Report
 from vireid.rerank import AIM_SETTINGS, aim
 from vireid.training.datasets import Dataset, draw_heatmaps
-from vireid.training.methods import Distance
+from vireid.training.ways import Distance
 
 __all__ = ["evaluate", "extract_features", "protocols_of"]
 

@@ -1,4 +1,4 @@
-"""The methods that can be trained by name: model and criterion from plain settings, and the ways in which they rank."""
+"""The methods that are trained by name: model and criterion from plain settings."""
 
 import inspect
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vireid._checks import check_at_least_zero, check_count, check_option
 from vireid.losses import AffinityInferenceLoss, CRILoss
@@ -27,9 +27,8 @@ from vireid.nn import part_grid as grid_of_parts
 from vireid.nn.transfer import FeatureTransfer
 from vireid.training.recipe import RECIPES, Recipe
 
-__all__ = ["METHODS", "Method", "build", "ranking_ways", "settings_of"]
+__all__ = ["METHODS", "Method", "build", "settings_of"]
 
-Distance = Callable[[Tensor, Tensor], Tensor]
 Built = tuple[nn.Module, nn.Module]
 
 CIFT_ROWS = {
@@ -57,7 +56,7 @@ def build_cift(
     size: tuple[int, int],
     *,
     ablation: str = "cri",
-    backbone: str = "small",
+    backbone: Literal["small", "torchvision", "timm"] = "small",
     weights: str | None = None,
     k: int = 4,
     tau_hom: float = 0.4,
@@ -102,7 +101,7 @@ def build_saai(
     size: tuple[int, int],
     *,
     ablation: str = "saai",
-    backbone: str = "small",
+    backbone: Literal["small", "torchvision", "timm"] = "small",
     weights: str | None = None,
     parts: int = 7,
     position_in_values: bool = False,
@@ -194,7 +193,7 @@ def build_g2da(
     size: tuple[int, int],
     *,
     ablation: str = "g2da",
-    backbone: str = "small",
+    backbone: Literal["small", "torchvision", "timm"] = "small",
     weights: str | None = None,
     part_grid: Sequence[int] | None = None,
     two_stream: bool = True,
@@ -300,20 +299,20 @@ def settings_of(method: str) -> dict[str, Any]:
 
 
 def build(method: str, num_classes: int, size: tuple[int, int], settings: Mapping[str, Any] | None = None) -> Built:
-    """Build the model and the criterion of a method, in the order in which PyTorch's generator is drawn from.
+    """Build the model and the criterion of a method; its weights come from PyTorch's generator.
 
     Args:
         method: "cift", "saai" or "g2da".
         num_classes: number of training identities.
         size: (H, W) of the images.
-        settings: those that differ from `settings_of`. Others, such as a checkpoint's "dataset", are not looked at.
+        settings: those that differ from `settings_of`.
 
     Raises:
         ValueError: if a value is out of its range.
+        TypeError: if the method has no such setting.
     """
-    known = settings_of(method)
-    given = {name: value for name, value in (settings or {}).items() if name in known}
-    return METHODS[method].build(num_classes, size, **given)
+    check_option("method", method, METHODS)
+    return METHODS[method].build(num_classes, size, **(settings or {}))
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
@@ -345,47 +344,3 @@ def map_size(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     maps = backbone.eval()(torch.zeros(1, 3, *size))
     backbone.train()
     return maps.shape[2], maps.shape[3]
-
-
-class TransferredRerank:
-    """A re-ranking of CIFT's transferred features f_q and F_G, each query alone with the gallery.
-
-    Args:
-        transfer: a trained transfer.
-        rerank: (query, gallery) -> distance (Nq, Ng).
-    """
-
-    def __init__(self, transfer: H2FT, rerank: Distance) -> None:
-        self.transfer, self.rerank = transfer, rerank
-        self.uses: str = getattr(getattr(rerank, "func", rerank), "uses", "unknown")
-        self.settings: dict[str, Any] = dict(getattr(rerank, "keywords", None) or getattr(rerank, "settings", {}))
-
-    def __call__(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Return the distance (Nq, Ng)."""
-        return self.rerank(*self.transfer.transfer(query, gallery))
-
-
-def ranking_ways(model: nn.Module, rerank: Mapping[str, Distance] | None = None) -> dict[str, Distance | None]:
-    """Return the ways in which a model ranks, by name.
-
-    A name says the features, and the re-ranking if there is one, as in "backbone + AIM". The features are "backbone",
-    or "graph" of a `G2DA` with its graph, and "transferred" of a model with CIFT's transfer.
-
-    Args:
-        model: any.
-        rerank: re-rankings by name, each (query, gallery) -> distance. GFT's transferred features depend on the query,
-            so that they cannot be re-ranked.
-
-    Returns:
-        Functions (query, gallery) -> distance (Nq, Ng); None is the cosine distance.
-    """
-    rerank = rerank or {}
-    kind = "graph" if isinstance(model, G2DA) and model.attention is not None else "backbone"
-    ways: dict[str, Distance | None] = {kind: None}
-    ways |= {f"{kind} + {name}": function for name, function in rerank.items()}
-    transfer = getattr(model, "transfer", None)
-    if isinstance(transfer, FeatureTransfer):
-        ways["transferred"] = transfer.distance
-        if isinstance(transfer, H2FT):
-            ways |= {f"transferred + {name}": TransferredRerank(transfer, f) for name, f in rerank.items()}
-    return ways

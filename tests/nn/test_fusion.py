@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vireid.nn.message_fusion import MessageFusionAttention
+from vireid.nn.fusion import MessageFusionAttention
 from vireid.nn.skeleton import PERSON_13, skeleton_adjacency
 
 CHAIN = skeleton_adjacency([(0, 1), (1, 2)], 3)  # four nodes, the last one global

@@ -1,33 +1,18 @@
 """The two inner searches: a set with itself by half of its products, and queries block by block with their products."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference import neighbors as oracle
 from vireid.neighbors import _exact as module
 from vireid.neighbors import topk
-from vireid.neighbors._exact import neighbours_within, prepare, search
+from vireid.neighbors._exact import neighbors_within, prepare, search
 
 
 def rows(x, gallery=True):
     return prepare(x, "cosine", torch.promote_types(x.dtype, torch.float32), gallery=gallery)
-
-
-def reference(x, k):
-    """Every pair in float64; the row itself first, then by descending cosine, ties by index."""
-    x = np.asarray(x.double())
-    length = np.sqrt((x * x).sum(1))
-    values, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype=np.int64)
-    for i, a in enumerate(x):
-        cosine = np.array(
-            [(a * b).sum() / (length[i] * m) if length[i] * m else 0.0 for b, m in zip(x, length, strict=True)]
-        )
-        order = [i] + [j for j in np.argsort(-cosine, kind="stable") if j != i]
-        cosine[i] = 1
-        values[i], indices[i] = cosine[order[:k]], order[:k]
-    return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def tiles(monkeypatch, size):
@@ -48,8 +33,8 @@ def test_integer_rows_with_many_ties_duplicates_and_zeros_equal_a_stable_sort(si
     x = torch.randint(-top, top + 1, (n, d), generator=torch.Generator().manual_seed(seed)).float()
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiles(monkeypatch, size)
-        values, indices = neighbours_within(rows(x), min(k, n))
-    wanted, order = reference(x, min(k, n))
+        values, indices = neighbors_within(rows(x), min(k, n))
+    wanted, order = oracle.graph(x, min(k, n))
     assert torch.equal(indices, order)
     torch.testing.assert_close(values, wanted, rtol=1e-15, atol=0)
 
@@ -59,15 +44,15 @@ def test_integer_rows_with_many_ties_duplicates_and_zeros_equal_a_stable_sort(si
 def test_real_rows_equal_the_reference_in_every_dtype(monkeypatch, dtype, size):
     x = torch.randn(130, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     tiles(monkeypatch, size)
-    values, indices = neighbours_within(rows(x), 12)
-    wanted, order = reference(x, 12)
+    values, indices = neighbors_within(rows(x), 12)
+    wanted, order = oracle.graph(x, 12)
     assert torch.equal(indices, order)
     torch.testing.assert_close(values, wanted, rtol=0, atol=1e-14)
 
 
 def test_it_equals_topk_away_from_the_diagonal(device):
     x = torch.randn(500, 64, generator=torch.Generator().manual_seed(1)).to(device)
-    values, indices = neighbours_within(rows(x), 9)
+    values, indices = neighbors_within(rows(x), 9)
     wanted, order = topk(x, x, 9)
     assert torch.equal(indices, order)  # in general position a row is its own nearest
     torch.testing.assert_close(values.float()[:, 1:], wanted[:, 1:], rtol=0, atol=1e-7)
@@ -83,7 +68,7 @@ def test_visit_sees_every_pair_of_the_upper_triangle_once(monkeypatch):
         cosine[part, columns] = product
 
     tiles(monkeypatch, 5)
-    neighbours_within(rows(x), 3, visit=visit)
+    neighbors_within(rows(x), 3, visit=visit)
     assert torch.equal(seen.triu(), torch.ones(23, 23).triu())
     unit = torch.nn.functional.normalize(x)
     upper = torch.ones(23, 23, dtype=torch.bool).triu()

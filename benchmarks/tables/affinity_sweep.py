@@ -1,21 +1,26 @@
-"""CIFT's Fig. 3: the quality of transferred features over the qualities of features and affinity."""
+"""Simulate CIFT's Fig. 3: the quality of transferred features over the qualities of features and affinity.
 
+python -m benchmarks.tables.affinity_sweep --figure fig3.png --output fig3.csv
+"""
+
+import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.speed.measure import write_table
 from vireid._checks import check_count, check_positive
 from vireid.metrics import affinity_quality, feature_margin
 from vireid.plots._drawing import check_shape, finish, new_figure, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["AffinitySweep", "affinity_quality_surface", "feature_affinity_sweep"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,10 @@ def feature_affinity_sweep(
     """Quality Q_Y of transferred features over the qualities Q_X and Q_A of what goes in (CIFT, Fig. 3).
 
     The supplement (section 1) draws random triplets {X, A, Y}, "controls their quality carefully" and averages 100
-    draws; how is left open. Ours: x_i = sqrt(1 - t²) c + t n of its identity's centre c and its own noise n, random
-    directions both, scaled to length 1, t falling from 1 to 0, so that Q_X rises evenly; A is the softmax of each row
-    of s [y_i = y_j] + N(0, 1), s rising from 0 to ``affinity_signal``; Y = A X, rows scaled to length 1. X and A are
-    drawn independently.
+    draws; how is left open. Here (our choice) x_i = sqrt(1 - t²) c + t n of its identity's center c and its own noise
+    n, random directions both, scaled to length 1, t falling from 1 to 0, so that Q_X rises evenly; A is the softmax of
+    each row of s [y_i = y_j] + N(0, 1), s rising from 0 to ``affinity_signal``; Y = A X, rows scaled to length 1. X and
+    A are drawn independently.
 
     Args:
         identities: identities C in a draw.
@@ -122,3 +127,28 @@ def affinity_quality_surface(sweep: AffinitySweep, path: str | os.PathLike[str] 
     solid.tick_params(labelsize=8, pad=0)
     solid.view_init(elev=28, azim=-125)
     return finish(figure, path)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Draw the triplets; write the figure, and the three qualities of each pair of settings as a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12, help="settings of either quality")
+    parser.add_argument("--repeats", type=int, default=100, help="draws averaged")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", type=Path, help="picture to draw, such as fig3.png")
+    parser.add_argument("--output", type=Path, help="CSV file to write")
+    arguments = parser.parse_args(given)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    sweep = feature_affinity_sweep(steps=arguments.steps, repeats=arguments.repeats, generator=generator)
+    parts = (sweep.feature, sweep.affinity, sweep.transferred)
+    rows = [{"Q_X": x, "Q_A": a, "Q_Y": y} for x, a, y in torch.stack([p.flatten() for p in parts], 1).tolist()]
+    print(f"Q_X {rows[0]['Q_X']:.3f} to {rows[-1]['Q_X']:.3f}, Q_A {rows[0]['Q_A']:.3f} to {rows[-1]['Q_A']:.3f}: ")
+    print(f"Q_Y {rows[0]['Q_Y']:.3f} to {rows[-1]['Q_Y']:.3f}, worst to best setting of both")
+    if arguments.output:
+        write_table(arguments.output, rows, {})
+    if arguments.figure:
+        affinity_quality_surface(sweep, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()

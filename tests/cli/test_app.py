@@ -1,0 +1,162 @@
+"""The command as a whole: help, options read from signatures, processes, signals."""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import vireid
+from vireid import rerank as rerankers
+from vireid.cli.app import vireid as command
+from vireid.cli.rerankers import METHODS, settings_of
+from vireid.cli.signatures import NEEDED, keyword_arguments
+
+
+def commands(group=command, path=()):
+    """Every command with its path, such as ("draw", "plan")."""
+    for name, found in group.commands.items():
+        yield (*path, name)
+        if hasattr(found, "commands"):
+            yield from commands(found, (*path, name))
+
+
+def keywords(function):
+    parameters = inspect.signature(function).parameters.values()
+    found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: NEEDED if value is inspect.Parameter.empty else value for name, value in found.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_of_rerankers_are_those_of_their_signatures(method):
+    function, fitted = getattr(rerankers, method), METHODS[method]
+    assert function.uses == ("gallery" if fitted else "transductive")
+    for form in [function] + ([getattr(rerankers, fitted)] if fitted else []):
+        expected = {n: d for n, d in keywords(form).items() if n not in ("top", "use_query_relations")}
+        assert settings_of(method) == expected
+
+
+def test_help_names_every_setting_and_default(run):
+    text = " ".join(run("evaluate", "--help")[0].split())
+    for method in METHODS:
+        for name, default in settings_of(method).items():
+            assert "--" + name.replace("_", "-") in text
+            assert default is NEEDED or f"{method} [{default}]" in text
+    assert run("--version")[0].strip() == vireid.__version__
+
+
+def examples(run):
+    """The examples of every help."""
+    for path in [(), *commands()]:
+        text = run(*path, "-h")[0]
+        assert text == run(*path, "--help")[0]
+        yield from (line.split()[1:] for line in text.splitlines() if line.split()[:1] == ["vireid"])
+
+
+def test_examples_of_the_help_are_accepted(run, file, tmp_path, monkeypatch):
+    """Each example line parses: whatever stops it then is a file or the data, no option."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("features", "trial1", "trial2", "trial3"):
+        (tmp_path / f"{name}.npz").write_bytes(file.read_bytes())
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "rand_perm_cam.mat").write_bytes(b"")
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    found = [example for example in examples(run) if example[0].islower()]
+    assert {path[0] for path in commands()} <= {example[0] for example in found}
+    for example in found:
+        result = CliRunner().invoke(command, example)
+        unreadable = {"--permutations", "checkpoint.pt"} & set(example)
+        assert result.exit_code == (1 if unreadable else 0), (example, result.output)
+
+
+# As a process
+
+
+def process(*arguments, **options):
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_the_module_runs(file, tmp_path):
+    arguments = ["evaluate", file, "--protocol", "regdb", "--rerank", "query_expansion"]
+    result = process("-m", "vireid", *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "query_expansion (n=5, alpha=0.0); uses gallery;" in " ".join(result.stdout.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_help_loads_torch():
+    paths = [list(path) for path in [(), *commands()]]
+    code = f"""
+import sys
+from click.testing import CliRunner
+from vireid.cli.app import vireid
+for path in {paths!r}:
+    assert CliRunner().invoke(vireid, [*path, "--help"]).exit_code == 0
+assert not {{"torch", "numpy"}} & set(sys.modules)
+sys.argv = ["x", "evaluate", "/nowhere.npz"]
+from vireid.cli import main
+main()
+"""
+    result = process("-c", code)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("Usage: vireid evaluate ")
+
+
+@pytest.mark.parametrize("missing", ["click", "tqdm"])
+def test_without_the_extra_it_is_named(missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    from vireid.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    text = f"Error: the command line needs {missing}: pip install 'vireid[cli]'\n"
+    assert (caught.value.code, *capsys.readouterr()) == (1, "", text)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("sent", "code_of_exit", "text"), [(signal.SIGINT, 1, "Aborted!"), (signal.SIGTERM, 143, "")], ids=["INT", "TERM"]
+)
+def test_an_interrupt_leaves_no_file(sent, code_of_exit, text, file, tmp_path):
+    """Stopped while the output is being written: nothing half-written stays, neither does the temporary file."""
+    code = f"""
+import signal, sys, time, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
+def slow(stream, **arrays):
+    stream.write(b"half")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+np.savez = slow
+sys.argv = ["vireid", "rerank", {str(file)!r}, "--rerank", "none", "--output", "a.npz"]
+from vireid.cli import main
+main()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with child:
+        try:
+            assert child.stdout.readline() == "writing\n"
+            assert len(list(tmp_path.iterdir())) == 1
+            child.send_signal(sent)
+            _, err = child.communicate(timeout=50)  # it would sleep for 60
+        finally:
+            child.kill()
+    assert child.returncode == code_of_exit
+    assert err.strip() == text
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_are_read_from_sources():
+    from vireid.training import methods
+
+    for name in ("cift", "saai", "g2da"):
+        found = keyword_arguments("training/methods.py", f"build_{name}")
+        expected = keywords(getattr(methods, f"build_{name}"))
+        assert {key: value.default for key, value in found.items()} == expected
+        assert all(value.text and not value.text.startswith("as in") for value in found.values())

@@ -1,0 +1,126 @@
+"""The re-rankers as options of a command: --rerank and the settings of each method."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vireid.cli.options import Command, flags
+from vireid.cli.signatures import NEEDED, keyword_arguments
+
+if TYPE_CHECKING:  # imported where they are used: the help needs no torch
+    from torch import Tensor
+
+METHODS = {"aim": "AIM", "sim": "SIM", "query_expansion": "QueryExpansion", "k_reciprocal": None, "gnn": None}
+"""Functions of `vireid.rerank`, each in the file of its name, and their classes; transductive ones have none."""
+
+_LEFT_OUT = {"top", "use_query_relations"}  # keyword arguments that are no settings of a ranking
+
+_OPTIONS: dict[str, tuple[click.ParamType, str]] = {
+    "k1": (click.IntRange(min=1), "Neighbors of the affinities or the graph."),
+    "k2": (click.IntRange(min=1), "Neighbors averaged over (sim: in a gallery image's set)."),
+    "variant": (click.Choice(["paper", "released"]), "Equation of the paper, or of the authors' code."),
+    "lambda_value": (click.FloatRange(0, 1), "Weight of the original distance."),
+    "layers": (click.IntRange(min=1), "Rounds of propagation."),
+    "alpha": (click.FloatRange(min=0), "Exponent of the weights."),
+    "n": (click.IntRange(min=1), "Gallery images that join the query."),
+}
+_BLOCK = 256  # queries between two steps of a bar
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """Return the settings of a method with their defaults, `NEEDED` for one that must be given."""
+    if method == "none":
+        return {}
+    found = keyword_arguments(f"rerank/{method}.py", method)
+    return {name: argument.default for name, argument in found.items() if name not in _LEFT_OUT}
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """A re-ranking that was asked for.
+
+    Attributes:
+        method: one of `METHODS`, "none" (cosine distance), or None if not given.
+        given: the settings that were given.
+    """
+
+    method: str | None
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def completed(self, known: dict[str, int] | None = None, hint: str = "") -> "Reranking":
+        """Return the re-ranking with all of its settings: those given, ``known`` ones for AIM, the defaults.
+
+        Raises:
+            click.UsageError: for a setting that the method does not have, or one that it needs and that is not known.
+        """
+        method = self.method or "none"
+        settings = settings_of(method)
+        for name in self.given:
+            if name not in settings:
+                has = f"its options are {flags(settings)}" if settings else "it has no options"
+                raise click.UsageError(f"{flags([name])} does not go with --rerank {method}: {has}.")
+        settings |= (known or {}) if method == "aim" else {}
+        settings |= self.given
+        missing = [name for name, value in settings.items() if value is NEEDED]
+        if missing:
+            raise click.UsageError(f"--rerank {method} needs {flags(missing)}.{hint}")
+        return Reranking(method, settings)
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name}={value}" for name, value in self.given.items())
+        return f"{self.method} ({shown})" if shown else str(self.method)
+
+    def function(self) -> Callable[..., Any]:
+        """Return (query, gallery) -> distance (Nq, Ng) with the settings bound."""
+        from vireid import rerank
+
+        return functools.partial(getattr(rerank, str(self.method)), **self.given)
+
+    def nearest(self, query: "Tensor", gallery: "Tensor", top: int) -> Iterator[tuple[Any, Any]]:
+        """Return distances and gallery indices (b, top) block by block of queries, which may interact in one only."""
+        from vireid import rerank
+        from vireid.neighbors import topk
+
+        if self.method == "none":
+            for block in query.split(_BLOCK):
+                values, indices = topk(block, gallery, top)
+                yield 1 - values, indices
+        elif (fitted := METHODS[str(self.method)]) is None:
+            yield self.function()(query, gallery, top=top)
+        else:
+            ranker = getattr(rerank, fitted)(**self.given).fit(gallery)
+            for block in query.split(_BLOCK):
+                yield ranker.topk(block, top)
+
+
+def aim_settings(dataset: str, shots: int) -> dict[str, int]:
+    """Return AIM's k1 and k2 of the paper for a data set; LLCM, which it has not, takes RegDB's (our choice)."""
+    from vireid.rerank import AIM_SETTINGS
+
+    return AIM_SETTINGS["regdb" if dataset != "sysu" else f"sysu_{'single' if shots == 1 else 'multi'}_shot"]
+
+
+def rerank_options(*, required: bool = False, text: str = "") -> Callable[[Command], Command]:
+    """Give a command --rerank and an option for each setting; it is called with one ``reranking``."""
+    text += f" {', '.join(m for m, fitted in METHODS.items() if fitted)}: a query with the gallery only. "
+    text += f"{', '.join(m for m, fitted in METHODS.items() if not fitted)}: transductive, with the other queries too."
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*, rerank: str | None, **given: Any) -> Any:
+            chosen = {name: given.pop(name) for name in _OPTIONS}
+            chosen = {name: value for name, value in chosen.items() if value is not None}
+            return command(reranking=Reranking(rerank, chosen), **given)
+
+        wrapped: Any = run
+        for name, (kind, what) in reversed(_OPTIONS.items()):
+            takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
+            defaults = ", ".join(m if value is NEEDED else f"{m} [{value}]" for m, value in takers.items())
+            wrapped = click.option(flags([name]), name, type=kind, help=f"{what} For {defaults}.")(wrapped)
+        choice = click.Choice(["none", *METHODS])
+        return click.option("--rerank", type=choice, required=required, help=text.strip())(wrapped)
+
+    return decorate

@@ -1,0 +1,100 @@
+"""Reader of LLCM."""
+
+import re
+from pathlib import Path
+
+from vireid import INFRARED, VISIBLE
+from vireid.data.dataset import (
+    ImageDataset,
+    Record,
+    identity_folders,
+    read_identities,
+    read_index,
+    visible_entries,
+)
+
+__all__ = ["LLCMDataset"]
+
+
+class LLCMDataset(ImageDataset):
+    """LLCM (Zhang and Wang, CVPR 2023) in its published layout, with the arguments and attributes of `ImageDataset`.
+
+    ``root`` holds
+
+    - ``vis/<identity>/`` and ``nir/<identity>/`` with images named ``<identity>_c<camera>_….jpg``, and the lists
+      ``idx/train_vis.txt`` and ``idx/train_nir.txt`` of those to train on, with a line ``path label`` per image; the
+      path is relative to ``root``;
+    - ``test_vis/cam<camera>/<identity>/`` and ``test_nir/cam<camera>/<identity>/`` with the test images, and
+      ``idx/test_id.txt``, one line of comma-separated identities. Not every camera saw every identity. Infrared
+      images are read from cameras 1, 2, 4 … 9, the ones that the authors' evaluation names.
+
+    Splits are "train", "test" and "all", both together. Officially 713 identities train (16,946 visible, 13,975
+    infrared images) and 351 test (8,680 and 7,166). The training lists' own labels are checked (one label per
+    identity, the same in both) and replaced by the order of the identities. No identity may be in both parts.
+
+    Images are in the order of the lists in training, and by identity, camera, name in the test, visible ones first.
+    ``image_numbers`` are the places of the files' names among those of their identity, camera and modality.
+    """
+
+    name = "llcm"
+    splits = ("train", "test", "all")
+
+    def _records(self, split: str) -> list[Record]:
+        train = [] if split == "test" else _train(self.root)
+        test = [] if split == "train" else _test(self.root)
+        if both := sorted({record.identity for record in train} & {record.identity for record in test}):
+            raise ValueError(f"{self.root / 'idx'}: {len(both)} identities both train and test, first {both[0]:04d}")
+        return sorted(train + test, key=lambda record: record.modality)
+
+
+def _train(root: Path) -> list[Record]:
+    records: list[Record] = []
+    labels: dict[int, int] = {}
+    for folder, kind in (("vis", VISIBLE), ("nir", INFRARED)):
+        index = root / "idx" / f"train_{folder}.txt"
+        unnumbered: list[Record] = []
+        for path, identity, label in read_index(index, root, folder):
+            match = re.fullmatch(r"[0-9]+_c0*([1-9])_.+", path.name)
+            if match is None:
+                raise ValueError(f"{index}: expected a file named <identity>_c<camera 1 … 9>_…, got {path.name!r}")
+            if labels.setdefault(identity, label) != label:
+                raise ValueError(f"{index}: identity {identity} has the labels {labels[identity]} and {label}")
+            unnumbered.append(Record(path, identity, kind, int(match[1]), 0))
+        if len({record.path for record in unnumbered}) < len(unnumbered):
+            raise ValueError(f"{index} lists a file twice")
+        records += _numbered_by_name(unnumbered)
+    if len(set(labels.values())) < len(labels):
+        raise ValueError(f"{root / 'idx'}: the training lists give one label to several identities")
+    return records
+
+
+def _test(root: Path) -> list[Record]:
+    listed = read_identities(root / "idx" / "test_id.txt")
+    records = []
+    for folder, kind in (("test_vis", VISIBLE), ("test_nir", INFRARED)):
+        for place in visible_entries(root / folder):
+            match = re.fullmatch("cam([1-9])", place.name)
+            if match is None or not place.is_dir():
+                raise ValueError(f"{place} must be a folder named cam1 … cam9")
+            camera = int(match[1])
+            if kind == INFRARED and camera == 3:
+                continue
+            for identity, images in identity_folders(place):
+                if identity in listed:
+                    records += [
+                        Record(path, identity, kind, camera, number)
+                        for number, path in enumerate(visible_entries(images), 1)
+                    ]
+    if missing := sorted(listed - {record.identity for record in records}):
+        raise ValueError(f"{root} holds no test image of {len(missing)} listed identities, first {missing[0]:04d}")
+    return sorted(records, key=lambda record: (record.modality, record.identity, record.camera, record.number))
+
+
+def _numbered_by_name(records: list[Record]) -> list[Record]:
+    """Return the records in the order given, numbered from 1 by name within identity and camera."""
+    counts: dict[tuple[int, int], int] = {}
+    numbers: dict[Path, int] = {}
+    for record in sorted(records, key=lambda record: record.path.name):
+        key = (record.identity, record.camera)
+        counts[key] = numbers[record.path] = counts.get(key, 0) + 1
+    return [record._replace(number=numbers[record.path]) for record in records]

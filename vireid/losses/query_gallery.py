@@ -1,0 +1,59 @@
+"""Losses of a graph's classifier, whose logits Y_g have a row per query and one or more per gallery image (CIFT).
+
+Both count alike (our choice): an image enters once as query and once as gallery image.
+"""
+
+import torch
+from torch import Tensor
+
+from vireid._checks import check_tensor
+from vireid._ops import cross_entropy
+from vireid.losses._common import check_rows, group_means, membership
+from vireid.losses.centers import hcc_loss
+
+
+def query_gallery_cross_entropy(
+    query: Tensor, labels: Tensor, modality: Tensor | None = None, *, gallery: Tensor, gallery_index: Tensor
+) -> Tensor:
+    """Compute the cross-entropy of the query rows and that of the gallery rows, each half of the mean.
+
+    The paper does not say how the two are weighed. Our choice is the mean over the 2B rows of H2FT; halves keep that
+    weight where GFT's unbalanced groups hold many more gallery rows than queries.
+
+    Args:
+        query: (B, C) logits of f_q.
+        labels: (B,) integers in [0, C).
+        modality: not used.
+        gallery: (R, C) logits of F_G. A batch of one modality has none with unbalanced groups: then only queries count.
+        gallery_index: (R,) image that each gallery row belongs to.
+    """
+    _check(query, labels, gallery, gallery_index)
+    loss = cross_entropy(query, labels)
+    return (loss + cross_entropy(gallery, labels[gallery_index])) / 2 if len(gallery) else loss
+
+
+def query_gallery_hcc_loss(
+    query: Tensor,
+    labels: Tensor,
+    modality: Tensor | None = None,
+    *,
+    gallery: Tensor,
+    gallery_index: Tensor,
+    margin: float | None = None,
+) -> Tensor:
+    """Compute `hcc_loss` with ``distance="kl"`` over the query rows and one gallery row per image.
+
+    Where GFT's unbalanced groups give a gallery image several rows, their mean logits count (our choice). Arguments and
+    errors are those of `query_gallery_cross_entropy`; ``margin`` is ρ, the paper's 6 by default.
+    """
+    _check(query, labels, gallery, gallery_index)
+    images, member = membership(gallery_index, dtype=gallery.dtype)
+    x, y = torch.cat([query, group_means(member, gallery)]), torch.cat([labels, labels[images[:, 0]]])
+    return hcc_loss(x, y, margin=margin, distance="kl")
+
+
+def _check(query: Tensor, labels: Tensor, gallery: Tensor, gallery_index: Tensor) -> None:
+    check_tensor("query", query, "B C")
+    check_rows(len(query), labels=labels)
+    check_tensor("gallery", gallery, "R C", C=query.shape[1])
+    check_rows(len(gallery), gallery_index=gallery_index)

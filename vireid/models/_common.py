@@ -1,0 +1,79 @@
+"""Shared parts of the models: the backbone and its map, classifiers, and the sum of weighted losses."""
+
+from functools import reduce
+from operator import add
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vireid._checks import check_count, check_module
+from vireid.nn import TwoStream
+
+
+class Embedder(nn.Module):
+    """Base class of the models: a backbone and the grid that its map is averaged to."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        check_module("backbone", backbone)
+        check_count("num_classes", num_classes)
+        self.grid = _feature_grid(backbone) if grid is None else grid
+        check_count("grid[0]", self.grid[0])
+        check_count("grid[1]", self.grid[1])
+        self.backbone, self.num_classes = backbone, num_classes
+
+    @property
+    def cells(self) -> int:
+        """Number of cells of the grid."""
+        return self.grid[0] * self.grid[1]
+
+    def feature_map(self, images: Tensor, modality: Tensor, channels: int) -> Tensor:
+        """Compute the backbone's map (B, channels, h, w); only a `TwoStream` looks at ``modality``."""
+        maps: Tensor = (
+            self.backbone(images, modality) if isinstance(self.backbone, TwoStream) else self.backbone(images)
+        )
+        if maps.ndim != 4 or maps.shape[1] != channels:
+            raise ValueError(f"backbone must return (B, {channels}, h, w), got {tuple(maps.shape)}")
+        return maps
+
+    def stack_cells(self, maps: Tensor) -> Tensor:
+        """Average ``maps`` (B, c, h, w) to the grid and stack the cells, as (B, c · rows · columns)."""
+        return F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+
+
+def linear_classifier(dim: int, num_classes: int) -> nn.Linear:
+    """Linear classifier without bias, as fits a BNNeck, starting near zero."""
+    layer = nn.Linear(dim, num_classes, bias=False)
+    nn.init.normal_(layer.weight, std=0.001)
+    return layer
+
+
+def _feature_grid(backbone: nn.Module) -> tuple[int, int]:
+    """The backbone's own ``grid``, or (1, 1)."""
+    rows, columns = getattr(backbone, "grid", (1, 1))
+    return rows, columns
+
+
+def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None, *, name: str = "dim") -> int:
+    """Compute the size d of the features made from the backbone's map: its channels times the cells of the grid.
+
+    Args:
+        backbone: a module with the attribute ``out_channels``, and ``grid`` if its cells are to be stacked.
+        grid: (rows, columns) instead of the backbone's own.
+        name: argument to ask for in the error.
+
+    Raises:
+        ValueError: if the backbone does not say its channels.
+    """
+    channels = getattr(backbone, "out_channels", None)
+    if channels is None:
+        raise ValueError(f"{name} must be given for a backbone without the attribute out_channels, got None")
+    rows, columns = _feature_grid(backbone) if grid is None else grid
+    return int(channels) * rows * columns
+
+
+def add_total(losses: dict[str, Tensor], weights: dict[str, float] | None = None) -> dict[str, Tensor]:
+    """Multiply the named losses by their weights, where given, and add their sum ``"total"``."""
+    weights = weights or {}
+    losses = {name: weights[name] * loss if name in weights else loss for name, loss in losses.items()}
+    return losses | {"total": reduce(add, losses.values())}

@@ -1,0 +1,167 @@
+"""Rows prepared for comparison and their exact scores, in float64 and from the two rows of a pair only.
+
+Elementwise operations give equal rows equal scores, whatever their neighbors, their place in memory, the number of
+threads or the device; a sum, a matrix product or PyTorch's square root on the CPU would not. So ties stay ties.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Metric",
+    "Rows",
+    "at_once",
+    "error_bound",
+    "prepare",
+    "products",
+    "rescore",
+    "rounding",
+    "score_lists",
+]
+
+Metric = Literal["cosine", "euclidean", "dot"]
+
+_FEW = 4  # queries up to which a product on the CPU is bound by reading the gallery
+
+
+class Rows(NamedTuple):
+    """Rows as given and what both kinds of score need of them."""
+
+    given: Tensor  # (N, d)
+    square: Tensor  # (N,) float64, of the length
+    proposal: Tensor  # (N, d) or (N, d+1), float32 or float64: proposal_q @ proposal_g grows with nearness
+
+    @property
+    def length(self) -> Tensor:
+        """(N,) float64."""
+        return self.square.sqrt()
+
+    def select(self, index: slice | Tensor) -> "Rows":
+        """Those at ``index``."""
+        return Rows(*(x[index] for x in self))
+
+
+def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> Rows:
+    """Return rows (N, d) ready for a search; ``dtype`` of the proposals, ``gallery`` says on which side they stand."""
+    if x.dtype == torch.float64 and metric == "cosine":
+        x = _in_range(x)
+    step = at_once(x)
+    square = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    proposal = torch.empty(x.shape, dtype=dtype, device=x.device) if metric == "cosine" else x.to(dtype)
+    buffer = torch.empty(min(step, len(x)), x.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        values = buffer[: len(x[part])]
+        square[part] = _sum(values.copy_(x[part]).square_())
+        if metric == "cosine":
+            scale = torch.where(square[part] > 0, 1 / square[part].sqrt(), 1)
+            proposal[part] = values.copy_(x[part]).mul_(scale[:, None])
+    if metric == "euclidean":  # |q-g|^2 = |q|^2 - 2 (q.g - |g|^2/2), and |q|^2 does not change a query's order
+        last = -square / 2 if gallery else torch.ones_like(square)
+        proposal = torch.cat([proposal, last.to(dtype)[:, None]], dim=1)
+    return Rows(x, square, proposal)
+
+
+def rescore(queries: Rows, gallery: Rows, row: Tensor, column: Tensor, metric: Metric = "cosine") -> Tensor:
+    """Return the scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer.
+
+    A cosine is ±√(dot² / (|q|² |g|²)), 0 with a zero row: where dot and squares are exact, as for small integers, pairs
+    of equal cosine have equal scores. Euclidean: minus the squared distance.
+    """
+    step = at_once(queries.given)
+    parts = [
+        score_lists(queries.select(r), gallery, c[:, None], metric)[:, 0]
+        for r, c in zip(row.split(step), column.split(step), strict=True)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=row.device)
+
+
+def score_lists(queries: Rows, gallery: Rows, columns: Tensor, metric: Metric) -> Tensor:
+    """Return the scores (b, m) in float64 of each query with its gallery rows ``columns`` (b, m), as `rescore`."""
+    (b, m), d = columns.shape, queries.given.shape[1]
+    step = max(1, min(b, at_once(queries.given) // m))
+    # one set of buffers for all blocks: fetching fresh memory for each costs more than the arithmetic
+    rows = gallery.given.new_empty(step * m, d)
+    terms = torch.empty(step, m, d, dtype=torch.float64, device=columns.device)
+    score = torch.empty(b, m, dtype=torch.float64, device=columns.device)
+    for start in range(0, b, step):
+        part = slice(start, min(start + step, b))
+        n = part.stop - start
+        some = torch.index_select(gallery.given, 0, columns[part].reshape(-1), out=rows[: n * m])
+        terms[:n].copy_(some.view(n, m, d))
+        mine = queries.given[part].double()[:, None]
+        if metric == "euclidean":
+            terms[:n].sub_(mine).square_()
+        else:
+            terms[:n].mul_(mine)
+        score[part] = _sum(terms[:n].view(n * m, d)).view(n, m)
+    if metric == "euclidean":
+        score.neg_()
+    if metric == "cosine":
+        squares = queries.square[:, None] * gallery.square[columns]
+        score = torch.where(squares > 0, _root(score.square() / squares).copysign(score), 0)
+    return score
+
+
+def rounding(rows: Rows) -> float:
+    """Return what the product of two unit rows may be off by: the bound of its dtype and dimension."""
+    return (rows.given.shape[1] + 16) * torch.finfo(rows.proposal.dtype).eps / 2
+
+
+def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Return how far a product may be from the score it stands for (b,), and whether it is sure to be finite (b,)."""
+    info = torch.finfo(gallery.proposal.dtype)
+    size = gallery.length.max()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
+    if metric == "cosine":
+        magnitude = torch.ones_like(queries.square)
+    elif metric == "dot":
+        magnitude = queries.length * size
+    else:
+        magnitude = queries.length * size + size.square() / 2
+    bound = rounding(gallery) * magnitude + (queries.given.shape[1] + 16) * info.smallest_normal
+    return bound, magnitude < info.max / 4
+
+
+def products(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Return ``queries @ gallery.T`` (b, Ng) of proposals, also fast for a few queries."""
+    few = queries.device.type == "cpu" and len(queries) <= _FEW
+    if not few or not len(queries):
+        return queries @ gallery.T
+    # with the gallery on the left and two columns at least, memory is read at full speed: three times as fast here
+    q = queries.repeat(2, 1) if len(queries) == 1 else queries
+    return (gallery @ q.T).T[: len(queries)].contiguous()
+
+
+def at_once(x: Tensor) -> int:
+    """Return the rows of ``x`` in float64 for a block: on the CPU it should stay in a cache, a GPU it should fill."""
+    block_bytes = 2**21 if x.device.type == "cpu" else 2**28
+    return max(1, block_bytes // (8 * max(1, x.shape[1])))
+
+
+def _in_range(x: Tensor) -> Tensor:
+    """Return float64 rows (N, d) times powers of two, so that neither squares nor their products leave the range."""
+    if not x.numel():
+        return x
+    power = -torch.frexp(torch.maximum(x.amax(1), -x.amin(1))).exponent
+    power = power.where(power.abs() > 200, 0)
+    if not power.any():
+        return x
+    half = power // 2  # 2^power in one step may overflow
+    return x * torch.exp2(half.double())[:, None] * torch.exp2((power - half).double())[:, None]
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Return the row sums of ``x`` (N, d) by halving, which overwrites it: elementwise additions only."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x[:, :half] += x[:, -half:]  # an odd middle column waits for the next round
+        x = x[:, : x.shape[1] - half]
+    return x[:, 0] if x.shape[1] else x.new_zeros(len(x))
+
+
+def _root(x: Tensor) -> Tensor:
+    """Return the correctly rounded square root; PyTorch's own is not that on every CPU, NumPy's and CUDA's are."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()

@@ -1,0 +1,87 @@
+"""Exact search for the nearest neighbors, for tensors and NumPy arrays."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
+from vireid.neighbors._exact import PAD, prepare, search, search_proposed
+from vireid.neighbors._faiss import flat_proposer
+from vireid.neighbors._scores import Metric
+
+__all__ = ["topk"]
+
+
+def topk(
+    query: ArrayT,
+    gallery: Array,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    backend: Literal["auto", "torch", "faiss"] = "auto",
+    block: int | None = None,
+) -> tuple[ArrayT, ArrayT]:
+    """Return the ``k`` nearest gallery rows of each query, nearest first, ties by gallery index.
+
+    Scores are computed in float64 from the rows as given and ordered by (score, gallery index) before they are
+    rounded, so the answer is exact: it does not depend on the backend, on ``block``, or on the other queries.
+    Memory is O(Nq k) and one block; no (Nq, Ng) matrix is kept. Time is that of the product, unless most rows are
+    near-duplicates of each other (collapsed features): then all of them are scored in float64, many times slower.
+
+    Args:
+        query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
+        gallery: (Ng, d), on the query's device.
+        k: neighbors wanted, at least 1; more than Ng means all of them.
+        metric: "cosine" (similarity in [-1, 1], 0 for a zero row), "dot" (inner product) or "euclidean" (the
+            distance itself, not its square).
+        backend: maker of the products: "torch", or "faiss", whose product of float32 copies is its own. "auto" is
+            "torch". The answer is the same.
+        block: queries worked on at once. Default: as many as keep a block of products at 32 MiB.
+
+    Returns:
+        values (Nq, k') and indices (Nq, k') int64, k' = min(k, Ng). Values descend for "cosine" and "dot" and ascend
+        for "euclidean"; they are float64 if either input is, else float32. NumPy arrays if ``query`` is one.
+
+    Raises:
+        ValueError: for an empty gallery, sizes or devices that do not match, ``k`` or ``block`` below 1, an unknown
+            option, NaN or an infinity, or (not for "cosine") float64 rows whose squares overflow.
+        TypeError: for anything but floating-point matrices and integer ``k`` and ``block``.
+        ImportError: if ``backend="faiss"`` and faiss is not installed, or not for the GPU that the tensors are on.
+
+    Example:
+        >>> values, indices = topk(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [3.0, 0.0], [1.0, 0.0]]), 2)
+        >>> values.tolist(), indices.tolist()
+        ([[1.0, 1.0]], [[1, 2]])
+    """
+    check_count("k", k)
+    check_option("metric", metric, ("cosine", "euclidean", "dot"))
+    check_option("backend", backend, ("auto", "torch", "faiss"))
+    if block is not None:
+        check_count("block", block)
+    q, g = check_pair(query, gallery)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+    return same_kind(values, query), same_kind(indices, query)
+
+
+def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int | None) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
+    proposal_dtype = torch.float32 if backend == "faiss" else dtype
+    queries, rows = prepare(q, metric, proposal_dtype, gallery=False), prepare(g, metric, proposal_dtype, gallery=True)
+    for name, x in (("query", queries), ("gallery", rows)):
+        if metric != "cosine" and not bool(x.square.isfinite().all()):
+            raise ValueError(f"{name} must have finite lengths for metric={metric!r}, got rows whose squares overflow")
+    propose = flat_proposer(rows.proposal, min(k + PAD, len(g))) if backend == "faiss" else None
+    values = torch.empty(len(q), k, dtype=dtype, device=q.device)
+    indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
+    found: Iterator[tuple[slice, Tensor, Tensor]]
+    if propose is None:
+        found = ((x.rows, x.scores, x.indices) for x in search(queries, rows, k, metric, block=block))
+    else:
+        found = search_proposed(queries, rows, k, metric, propose, block=block)
+    for part, best, index in found:
+        values[part] = best.neg().clamp_min(0).sqrt() if metric == "euclidean" else best
+        indices[part] = index
+    return values, indices

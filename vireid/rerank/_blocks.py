@@ -1,0 +1,78 @@
+"""Shared helpers of the re-rankers: blocks of queries, queries and gallery joined, the nearest of a block."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vireid._checks import Array, ArrayT, check_count, check_pair, same_kind
+from vireid.neighbors._exact import Rows, prepare
+
+__all__ = ["blocks", "collect", "joined", "nearest_first", "uses"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_BLOCK_BYTES = 2**25  # of one block of distances
+
+
+def blocks(n: int, width: int, itemsize: int) -> Iterator[slice]:
+    """Cut ``n`` rows into slices, as many at once as keep ``width`` entries each in 32 MiB."""
+    step = max(1, _BLOCK_BYTES // (itemsize * max(1, width)))
+    for first in range(0, n, step):
+        yield slice(first, min(first + step, n))
+
+
+def joined(query: Array, gallery: Array, top: int | None) -> tuple[Rows, int]:
+    """Return queries with the gallery behind them, checked and prepared for cosines, and the number of queries."""
+    q, g = check_pair(query, gallery)
+    if top is not None:
+        check_count("top", top)
+    x = torch.cat([q, g])
+    return prepare(x, "cosine", torch.promote_types(x.dtype, torch.float32), gallery=True), len(q)
+
+
+def nearest_first(distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the ``n`` smallest of each row of ``distance`` (b, Ng), ascending, ties by index: values and indices."""
+    more = distance.topk(min(n + 1, distance.shape[1]), dim=1, largest=False)
+    values, indices = more.values[:, :n], more.indices[:, :n].clone()
+    contested = (more.values[:, n:] == values[:, -1:]).any(1).nonzero().flatten()
+    if len(contested):  # more than one candidate for the last place: the lowest indices have it
+        rows, last = distance[contested], values[contested, -1:]
+        within, tied = rows < last, rows == last
+        within |= tied & (tied.cumsum(1) <= n - within.sum(1, keepdim=True))
+        indices[contested] = within.nonzero()[:, 1].view(-1, n)
+    indices = indices.sort(dim=1).values
+    order = distance.gather(1, indices).sort(dim=1, stable=True)
+    return order.values, indices.gather(1, order.indices)
+
+
+def collect(
+    query: ArrayT, out: Tensor, found: Iterable[tuple[slice, Tensor]], top: int | None
+) -> ArrayT | tuple[ArrayT, ArrayT]:
+    """Fill ``out`` with blocks of distances, or with the ``top`` nearest of each row, and return it (with indices).
+
+    Args:
+        query: the answer is of its kind.
+        out: (Nq, Ng), or (Nq, min(top, Ng)).
+        found: rows and their distances (b, Ng).
+        top: None for all distances.
+    """
+    if top is None:
+        for part, block in found:
+            out[part] = block
+        return same_kind(out, query)
+    indices = torch.empty(out.shape, dtype=torch.int64, device=out.device)
+    for part, block in found:
+        out[part], indices[part] = nearest_first(block, out.shape[1])
+    return same_kind(out, query), same_kind(indices, query)
+
+
+def uses(what: str) -> Callable[[Function], Function]:
+    """Mark a re-ranker with what a query's ranking looks at beyond itself: "gallery" or "transductive"."""
+
+    def mark(function: Function) -> Function:
+        vars(function)["uses"] = what
+        return function
+
+    return mark
