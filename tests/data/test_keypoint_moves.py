@@ -216,7 +216,7 @@ def test_bad_key_points_are_named():
     for keypoints, error, text in (
         (torch.zeros(3, 13, 3), ValueError, "keypoints must be those of 2 images, got 3"),
         (torch.zeros(2, 17, 3), ValueError, "keypoints must have shape (B, 13, 3), got (2, 17, 3)"),
-        (torch.zeros(2, 13, 2), ValueError, "keypoints must have shape (B, K, 3), got (2, 13, 2)"),
+        (torch.zeros(2, 13, 2), ValueError, "keypoints must have shape (B, 13, 3), got (2, 13, 2)"),
         (torch.zeros(2, 13), ValueError, "keypoints must have shape (B, 13, 3), got (2, 13)"),
         (torch.zeros(2, 12, 4, 4), ValueError, "heatmaps must have shape (B, 13, h, w), got (2, 12, 4, 4)"),
         (torch.zeros(2, 13, 3).long(), TypeError, "keypoints must be floating point, got torch.int64"),
@@ -236,7 +236,7 @@ def test_bad_key_points_are_named():
         ({"corner": (0, 0)}, TypeError, "corner must be a torch.Tensor, got tuple"),
         ({"flipped": torch.tensor([True])}, ValueError, "flipped must have shape (2,), got (1,)"),
         ({"flipped": torch.zeros(2, 1).bool()}, ValueError, "flipped must have shape (2,), got (2, 1)"),
-        ({"flipped": torch.zeros(2).long()}, TypeError, "flipped must be a tensor of bool, got torch.int64"),
+        ({"flipped": torch.zeros(2).long()}, TypeError, "flipped must be bool, got torch.int64"),
         ({"flipped": [True, False]}, TypeError, "flipped must be a torch.Tensor, got list"),
         ({"size": (0, 6)}, ValueError, "size[0] must be at least 1, got 0"),
         ({"size": (8, 6, 3)}, ValueError, "size must be (H, W), got (8, 6, 3)"),

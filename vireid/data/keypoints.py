@@ -1,8 +1,8 @@
 """Key points of images on disk: files that hold their coordinates or their heatmaps.
 
 A coordinate is in pixels, with the image's left and top edge at 0 and its right and bottom edge at its width and
-height, as in `vireid.nn.gaussian_heatmaps`. Files are safe (no pickles), carry a checksum, and are written
-whole or not at all.
+height, as in `vireid.nn.gaussian_heatmaps`. Files are safe (no pickles) and written whole or not at all; damage is
+noticed.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ __all__ = [
     "save_keypoints",
 ]
 
+AnyPath: TypeAlias = str | os.PathLike[str]
+
 _COORDINATES, _HEATMAPS, _VERSION = "vireid keypoints", "vireid heatmaps", 1
 
 
@@ -46,7 +48,7 @@ class Keypoints(NamedTuple):
     sizes: np.ndarray
 
     def at(self, paths: Sequence[str], size: tuple[int, int]) -> Tensor:
-        """The key points (n, K, 3) of these images, each resized to ``size`` = (height, width).
+        """Return the key points (n, K, 3) of these images, each resized to ``size`` = (height, width).
 
         Raises:
             ValueError: if an image is not among ``paths``, or the coordinates cannot be pixels of these images: if no
@@ -56,21 +58,31 @@ class Keypoints(NamedTuple):
         if missing := [path for path in paths if path not in place]:
             raise ValueError(f"there are no key points of {len(missing)} of {len(paths)} images, first {missing[0]!r}")
         rows = [place[path] for path in paths]
-        scaled, lengths = self.keypoints[rows], self.sizes[rows][:, None, ::-1]
-        place_in = scaled[scaled[..., 2] > 0][:, :2]
-        inside = ((scaled[..., :2] >= 0) & (scaled[..., :2] <= lengths)).all(2) & (scaled[..., 2] > 0)
-        if len(place_in) and (not inside.any() or (place_in.max() <= 1 and lengths.min() > 2)):
+        x, lengths = self.keypoints[rows], self.sizes[rows][:, None, ::-1]  # a copy; width, height
+        visible, inside = x[..., 2] > 0, ((x[..., :2] >= 0) & (x[..., :2] <= lengths)).all(2)
+        seen = x[visible][:, :2]
+        if len(seen) and (not (inside & visible).any() or (seen.max() <= 1 and lengths.min() > 2)):
             expected = f"pixels of the images, which are {lengths.min()} to {lengths.max()} long"
-            got = f"x and y from {place_in.min():.4g} to {place_in.max():.4g}"
-            raise ValueError(f"keypoints must be in {expected}, got {got}")
-        scaled[..., 0] *= size[1] / self.sizes[rows, None, 1]
-        scaled[..., 1] *= size[0] / self.sizes[rows, None, 0]
-        return torch.from_numpy(scaled)
+            raise ValueError(f"keypoints must be in {expected}, got x and y from {seen.min():.4g} to {seen.max():.4g}")
+        x[..., :2] *= np.array(size[::-1]) / lengths
+        return torch.from_numpy(x)
+
+    def check(self) -> "Keypoints":
+        """Return the table itself, or raise ValueError if it is not as described above."""
+        count, shape, dtype = len(self.paths), self.keypoints.shape, self.keypoints.dtype
+        if len(shape) != 3 or shape[::2] != (count, 3) or not shape[1] or dtype != np.float32:
+            expected = f"float32 of shape ({count}, K, 3), one entry for each path, K at least 1"
+            raise ValueError(f"keypoints must be {expected}, got {dtype} {shape}")
+        if not np.isfinite(self.keypoints[self.keypoints[..., 2] > 0]).all():
+            raise ValueError("keypoints must be finite where they are visible")
+        if self.sizes.shape != (count, 2) or self.sizes.dtype != np.int64 or (self.sizes < 1).any():
+            raise ValueError(f"sizes must be ({count}, 2) heights and widths of at least 1")
+        if len(set(self.paths)) < count:
+            raise ValueError("paths must name an image once")
+        return self
 
 
-def save_keypoints(
-    path: str | os.PathLike[str], paths: Sequence[str | PurePath], keypoints: np.ndarray, sizes: np.ndarray
-) -> None:
+def save_keypoints(path: AnyPath, paths: Sequence[str | PurePath], keypoints: np.ndarray, sizes: np.ndarray) -> None:
     """Write the coordinates of a data set's key points in one file, as `Keypoints` describes them.
 
     Args:
@@ -86,19 +98,28 @@ def save_keypoints(
         FileNotFoundError: if the folder does not exist.
         OSError: if the file cannot be written.
     """
+    names = []
+    for name in paths:
+        if not isinstance(name, str | PurePath):
+            raise TypeError(f"paths must hold names of images, got {name!r}")
+        if Path(name).is_absolute():
+            raise ValueError(f"paths must be relative to the data set's folder, got {str(name)!r}")
+        names.append(name.as_posix() if isinstance(name, PurePath) else name)
+        if "\n" in names[-1]:
+            raise ValueError("paths must hold no line break")
     with np.errstate(over="ignore", invalid="ignore"):  # what does not survive is found below
-        table = Keypoints(
-            [_name(name) for name in paths], np.asarray(keypoints, np.float32), np.asarray(sizes).astype(np.int64)
-        )
-    if (other := table.sizes != sizes).any():
+        whole = np.asarray(sizes).astype(np.int64)
+        table = Keypoints(names, np.asarray(keypoints, np.float32), whole)
+    if (other := whole != sizes).any():
         raise ValueError(f"sizes must be whole numbers, got {np.asarray(sizes)[other][0]}")
-    if fault := _fault(table):
-        raise ValueError(fault)
-    arrays = {"paths": _encode(table.paths), "keypoints": table.keypoints, "sizes": table.sizes}
+    table.check()
+    # One text, a name per line: an array of strings would take the longest one's room for each.
+    text = np.frombuffer("".join(f"{name}\n" for name in names).encode(), dtype=np.uint8)
+    arrays = {"paths": text, "keypoints": table.keypoints, "sizes": table.sizes}
     save_arrays(Path(path), _COORDINATES, _VERSION, arrays)
 
 
-def load_keypoints(path: str | os.PathLike[str]) -> Keypoints:
+def load_keypoints(path: AnyPath) -> Keypoints:
     """Read what `save_keypoints` wrote, or `vireid.data.generate_synthetic` as ``keypoints.npz``.
 
     Raises:
@@ -107,72 +128,31 @@ def load_keypoints(path: str | os.PathLike[str]) -> Keypoints:
     """
     arrays, _ = load_arrays(Path(path), _COORDINATES, _VERSION)
     try:
-        table = Keypoints(_decode(arrays["paths"]), arrays["keypoints"], arrays["sizes"])
-        fault = _fault(table)
-    except (KeyError, ValueError, AttributeError) as error:
-        fault = f"{error!r}"
-    if fault:
-        raise ValueError(f"path must hold key points, got {str(path)!r}: {fault}")
-    return table
+        names = bytes(arrays["paths"]).decode().split("\n")[:-1]
+        return Keypoints(names, arrays["keypoints"], arrays["sizes"]).check()
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"path must hold key points, got {str(path)!r}: {error}") from error
 
 
-def _name(path: Any) -> str:
-    """An image's name in a file of coordinates."""
-    if not isinstance(path, str | PurePath):
-        raise TypeError(f"paths must hold names of images, got {path!r}")
-    if Path(path).is_absolute():
-        raise ValueError(f"paths must be relative to the data set's folder, got {str(path)!r}")
-    return path.as_posix() if isinstance(path, PurePath) else path
-
-
-def _fault(table: Keypoints) -> str | None:
-    """What is wrong with a table."""
-    count, shape = len(table.paths), table.keypoints.shape
-    if len(shape) != 3 or shape[::2] != (count, 3) or not shape[1] or table.keypoints.dtype != np.float32:
-        got = f"{table.keypoints.dtype} {shape}"
-        return f"keypoints must be float32 of shape ({count}, K, 3), one entry for each path, K at least 1, got {got}"
-    if not np.isfinite(table.keypoints[table.keypoints[..., 2] > 0]).all():
-        return "keypoints must be finite where they are visible"
-    if table.sizes.shape != (count, 2) or table.sizes.dtype != np.int64 or (table.sizes < 1).any():
-        return f"sizes must be ({count}, 2) heights and widths of at least 1"
-    if len(set(table.paths)) < count:
-        return "paths must name an image once"
-    return None
-
-
-def _encode(paths: Sequence[str]) -> np.ndarray:
-    """Names as the bytes of a text, one a line: an array of strings would take the longest one's room for each."""
-    if any("\n" in path for path in paths):
-        raise ValueError("paths must hold no line break")
-    return np.frombuffer("".join(f"{path}\n" for path in paths).encode(), dtype=np.uint8)
-
-
-def _decode(text: np.ndarray) -> list[str]:
-    return bytes(text).decode().split("\n")[:-1]
-
-
-def heatmap_path(folder: str | os.PathLike[str], image: str | os.PathLike[str], root: str | os.PathLike[str]) -> Path:
-    """The file in ``folder`` that holds the heatmaps of ``image``: its path below ``root``, with .npz added.
+def heatmap_path(folder: AnyPath, image: AnyPath, root: AnyPath) -> Path:
+    """Return the file in ``folder`` for the heatmaps of ``image``: its path below ``root``, with .npz added.
 
     Raises:
         ValueError: if the image does not lie below ``root``.
     """
-    try:
-        inside = Path(image).relative_to(root)
-    except ValueError as error:
-        raise ValueError(f"image must lie below root {str(root)!r}, got {str(image)!r}") from error
-    if ".." in inside.parts:
+    inside = Path(image)
+    if not inside.is_relative_to(root) or ".." in inside.relative_to(root).parts:
         raise ValueError(f"image must lie below root {str(root)!r}, got {str(image)!r}")
-    return Path(folder) / inside.with_name(f"{inside.name}.npz")
+    return Path(folder) / inside.relative_to(root).with_name(f"{inside.name}.npz")
 
 
 def save_heatmaps(
-    folder: str | os.PathLike[str],
-    image: str | os.PathLike[str],
+    folder: AnyPath,
+    image: AnyPath,
     heatmaps: np.ndarray | Tensor,
     *,
-    root: str | os.PathLike[str],
-    source: Mapping[str, Any] | None = None,
+    root: AnyPath,
+    source: Mapping[str, object] | None = None,
     digest: str | None = None,
 ) -> Path:
     """Write the heatmaps of one image, of whatever pose estimator, for a dataset to read with ``keypoints=folder``.
@@ -202,18 +182,18 @@ def save_heatmaps(
     if not np.isfinite(x).all():
         raise ValueError("heatmaps must be finite numbers within float16")
     path = heatmap_path(folder, image, root)
-    settings = {"image": digest or image_digest(image), "source": dict(source or {})}
+    settings = {"image": digest or _digest(image), "source": dict(source or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, _HEATMAPS, _VERSION, {"heatmaps": x}, settings)
     return path
 
 
 def load_heatmaps(
-    folder: str | os.PathLike[str],
-    image: str | os.PathLike[str],
+    folder: AnyPath,
+    image: AnyPath,
     *,
-    root: str | os.PathLike[str],
-    source: Mapping[str, Any] | None = None,
+    root: AnyPath,
+    source: Mapping[str, object] | None = None,
     digest: str | None = None,
 ) -> np.ndarray:
     """Read the heatmaps of one image that `save_heatmaps` wrote.
@@ -238,23 +218,21 @@ def load_heatmaps(
     return x
 
 
-def _read_heatmaps(
-    folder: str | os.PathLike[str], image: str | os.PathLike[str], root: str | os.PathLike[str], digest: str | None
-) -> tuple[np.ndarray, Any]:
-    """The heatmaps of an image, and what made them."""
+def _read_heatmaps(folder: AnyPath, image: AnyPath, root: AnyPath, digest: str | None) -> tuple[np.ndarray, Any]:
+    """Return the heatmaps of an image, and what made them."""
     path = heatmap_path(folder, image, root)
-    digest = digest or image_digest(image)
+    digest = digest or _digest(image)
     arrays, settings = load_arrays(path, _HEATMAPS, _VERSION)
     x = arrays.get("heatmaps")
-    if x is None or x.ndim != 3 or x.dtype != np.float16 or not isinstance(settings, dict):
+    if x is None or x.ndim != 3 or x.dtype != np.float16:
         raise ValueError(f"{path} must hold heatmaps (K, h, w)")
     if settings.get("image") != digest:
         raise ValueError(f"{path} was made from another image than {image} is now: make the heatmaps again")
     return x, settings.get("source")
 
 
-def image_digest(image: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file in hexadecimal."""
+def _digest(image: AnyPath) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(Path(image).read_bytes()).hexdigest()
 
 
@@ -262,7 +240,7 @@ class HeatmapFolder:
     """The heatmaps of a dataset's images, read one by one: ``HeatmapFolder(…)[i]`` is (K, h, w) float32 of image i.
 
     Args:
-        folder: holds a file an image, written by `vireid.data.pose.cache_heatmaps` or `save_heatmaps`.
+        folder: holds a file per image, written by `vireid.data.cache_heatmaps` or `save_heatmaps`.
         paths: of the N images.
         root: folder of the data set.
         keep: hold on to what was read, in float16.
@@ -270,21 +248,13 @@ class HeatmapFolder:
     Raises:
         FileNotFoundError: if ``folder`` or the heatmaps of an image are missing.
         ValueError: if an image does not lie below ``root``; when heatmaps are asked for, if their file is damaged, was
-            made from another image, or by another source than the first file that was read.
+            made from another image, or by another source or in another shape than the first file that was read.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        paths: Sequence[Path],
-        root: str | os.PathLike[str],
-        *,
-        keep: bool = False,
-    ) -> None:
+    def __init__(self, folder: AnyPath, paths: Sequence[Path], root: AnyPath, *, keep: bool = False) -> None:
         self.folder, self.paths, self.root = Path(folder), list(paths), Path(root)
         self.kept: dict[int, np.ndarray] | None = {} if keep else None
-        self._source: Any = None
-        self._shape: tuple[int, ...] = ()
+        self._first: tuple[Any, tuple[int, ...]] | None = None  # source and shape
         if not self.folder.is_dir():
             raise FileNotFoundError(f"folder {self.folder} does not exist")
         if missing := [path for path in self.paths if not heatmap_path(folder, path, root).is_file()]:
@@ -299,13 +269,12 @@ class HeatmapFolder:
         if x is None:
             path = self.paths[index]
             x, source = _read_heatmaps(self.folder, path, self.root, None)
-            self._source = source if self._source is None else self._source
-            if source != self._source:  # an update that was interrupted
-                got = f"{self._source} and, for {path}, by {source}"
-                raise ValueError(f"{self.folder} must hold heatmaps of one source, got those made by {got}")
-            self._shape = self._shape or x.shape
-            if x.shape != self._shape:
-                got = f"{self._shape} and, for {path}, {x.shape}"
+            self._first = self._first or (source, x.shape)
+            if source != self._first[0]:  # an update that was interrupted
+                got = f"those made by {self._first[0]} and, for {path}, by {source}"
+                raise ValueError(f"{self.folder} must hold heatmaps of one source, got {got}")
+            if x.shape != self._first[1]:
+                got = f"{self._first[1]} and, for {path}, {x.shape}"
                 raise ValueError(f"{self.folder} must hold heatmaps of one shape, got {got}")
             if self.kept is not None:
                 self.kept[index] = x

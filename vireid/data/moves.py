@@ -3,13 +3,11 @@
 Coordinates are in pixels between the image's edges, as in `vireid.data.keypoints`.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._checks import check_size
+from vireid._checks import check_size, check_tensor
 from vireid._ops import at_least_float32
 from vireid.nn.skeleton import PERSON_13, Skeleton
 
@@ -17,14 +15,9 @@ __all__ = ["move_heatmaps", "move_keypoints"]
 
 
 def move_keypoints(
-    keypoints: Tensor,
-    *,
-    corner: Tensor,
-    size: tuple[int, int],
-    flipped: Tensor,
-    skeleton: Skeleton = PERSON_13,
+    keypoints: Tensor, *, corner: Tensor, size: tuple[int, int], flipped: Tensor, skeleton: Skeleton = PERSON_13
 ) -> Tensor:
-    """Coordinates of key points after each image was cropped and, some of them, flipped.
+    """Move coordinates of key points as each image was cropped and, some of them, flipped.
 
     Args:
         keypoints: (B, K, 3) floating point: x and y in pixels, and a number above 0 where visible.
@@ -38,11 +31,9 @@ def move_keypoints(
 
     Raises:
         ValueError: if a shape does not fit or a size is below 1.
-        TypeError: if ``keypoints`` is not floating point, ``flipped`` not bool, or a size no integer.
+        TypeError: if a tensor is of another kind or a size not an integer.
     """
-    _check_keypoints("keypoints", keypoints, 3, len(skeleton.names))
-    if keypoints.shape[2] != 3:
-        raise ValueError(f"keypoints must have shape (B, K, 3), got {tuple(keypoints.shape)}")
+    check_tensor("keypoints", keypoints, "B K 3", K=len(skeleton.names))
     _check_moves(len(keypoints), corner, size, flipped)
     flip = flipped[:, None].to(keypoints.device)
     x = keypoints[..., 0] - corner[:, 1:].to(keypoints)
@@ -62,7 +53,7 @@ def move_heatmaps(
     flipped: Tensor,
     skeleton: Skeleton = PERSON_13,
 ) -> Tensor:
-    """Heatmaps over images, after each image was cropped and, some of them, flipped.
+    """Move heatmaps over images as each image was cropped and, some of them, flipped.
 
     The result has as many cells as before, now over the crop; a crop moves by shares of a cell, so values are
     interpolated (bilinear) between cells. What the crop takes from beyond the image is 0.
@@ -70,63 +61,49 @@ def move_heatmaps(
     Args:
         heatmaps: (B, K, h', w') floating point, over the whole image.
         image_size: (H, W) of the image.
-        corner: (B, 2) integer y, x of the crop's upper left pixel; negative in the padding.
+        corner: as in `move_keypoints`.
         size: (h, w) of the crop.
-        flipped: (B,) bool, whether the crop was mirrored left to right.
-        skeleton: says which key point is whose mirror image: left and right change places.
+        flipped: as in `move_keypoints`.
+        skeleton: as in `move_keypoints`.
 
     Returns:
         (B, K, h', w'), float32 or the input's float64.
 
     Raises:
         ValueError: if a shape does not fit or a size is below 1.
-        TypeError: if ``heatmaps`` is not floating point, ``flipped`` not bool, or a size no integer.
+        TypeError: if a tensor is of another kind or a size not an integer.
     """
-    _check_keypoints("heatmaps", heatmaps, 4, len(skeleton.names))
+    check_tensor("heatmaps", heatmaps, "B K h w", K=len(skeleton.names))
     check_size("image_size", image_size)
     _check_moves(len(heatmaps), corner, size, flipped)
     maps = at_least_float32(heatmaps)
     flip = flipped[:, None].to(maps.device)
-    # Place of each new cell's centre in the image, where its left edge is -1 and its right edge is 1.
+    # Place of each new cell's center in the image, where its left edge is -1 and its right edge is 1.
     y, x = (
-        (centres(cells, maps) * length + start[:, None]) / whole * 2 - 1
+        (centers(cells, maps) * length + start[:, None]) / whole * 2 - 1
         for cells, length, start, whole in zip(maps.shape[2:], size, corner.to(maps).unbind(1), image_size, strict=True)
     )
     moved = sample(maps, torch.where(flip, x.flip(1), x), y)
     return torch.where(flip[..., None, None], moved[:, skeleton.mirror()], moved)
 
 
-def centres(cells: int, like: Tensor) -> Tensor:
-    """(cells,) centres of equal cells that fill the length from 0 to 1."""
+def centers(cells: int, like: Tensor) -> Tensor:
+    """Return the centers (cells,) of equal cells that fill the length from 0 to 1."""
     return (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) / cells
 
 
 def sample(maps: Tensor, x: Tensor, y: Tensor, *, corners: bool = False) -> Tensor:
-    """Values (B, C, h, w) of ``maps`` (B, C, H, W) at columns x (B, w) and rows y (B, h), bilinear, 0 outside.
+    """Return the values (B, C, h, w) of ``maps`` (B, C, H, W) at columns x (B, w) and rows y (B, h), 0 outside.
 
-    -1 and 1 are the maps' edges or, with ``corners``, the centres of the first and the last cell.
+    Values are interpolated (bilinear). -1 and 1 are the maps' edges or, with ``corners``, the centers of the first and
+    the last cell.
     """
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=corners)
 
 
-def _check_keypoints(name: str, x: Any, ndim: int, count: int) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != ndim or x.shape[1] != count:
-        expected = f"(B, {count}, 3)" if ndim == 3 else f"(B, {count}, h, w)"
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
-
-
-def _check_moves(count: int, corner: Any, size: Any, flipped: Any) -> None:
+def _check_moves(count: int, corner: Tensor, size: tuple[int, int], flipped: Tensor) -> None:
     """Raise unless these say how ``count`` images were cropped and flipped."""
     check_size("size", size)
-    for name, x, shape in (("corner", corner, (count, 2)), ("flipped", flipped, (count,))):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
-    if flipped.dtype != torch.bool:
-        raise TypeError(f"flipped must be a tensor of bool, got {flipped.dtype}")
+    check_tensor("corner", corner, "B 2", kind="integer", B=count)
+    check_tensor("flipped", flipped, "B", kind="bool", B=count)
