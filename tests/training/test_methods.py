@@ -1,0 +1,247 @@
+"""Methods by name: every setting builds what it says, and the ways in which their models rank."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from vireid.models import CIFT, AlignedCriterion, Baseline
+from vireid.nn import GFT, H2FT, TwoStream
+from vireid.rerank import AIM, aim
+from vireid.training import METHODS, build, methods, ranking_ways, settings_of
+
+BASE = {"ce", "hcc_features", "hcc_logits", "total"}
+GRAPH = {"graph_ce", "graph_hcc"}
+IDENTITY = {"id", "specific", "mutual", "total"}
+SAAI = IDENTITY | {"part_diversity", "center_separation"}
+G2DA_BASE = {"ce", "triplet", "total"}
+G2DA = G2DA_BASE | {"transport", "contrastive", "graph"}
+GRID = {"part_grid": (2, 2)}
+
+
+def losses_of(method, **settings):
+    """Model, criterion and losses of a batch of random images; the total is the sum and can be trained."""
+    torch.manual_seed(0)
+    model, criterion = build(method, 3, (32, 16), settings)
+    torch.manual_seed(1)
+    labels, modality = torch.arange(8) % 3, torch.tensor([0, 1] * 4)
+    losses = criterion(model(torch.rand(8, 3, 32, 16), modality), labels, modality)
+    assert_close(losses["total"], sum(loss for name, loss in losses.items() if name != "total"))
+    losses["total"].backward()
+    return model, criterion, {name: loss.detach() for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize("row", list(METHODS["cift"].rows))
+def test_every_row_of_cifts_ablation(row):
+    model, criterion, losses = losses_of("cift", ablation=row)
+    assert set(losses) == BASE | (set() if row == "baseline" else GRAPH) | ({"tie"} if row == "cri" else set())
+    assert bool(criterion.state_dict()) == (row == "cri")
+    if row == "baseline":
+        assert type(model) is Baseline
+        return
+    assert type(model) is CIFT
+    assert type(model.transfer) is (GFT if row in ("gft", "ubs") else H2FT)
+    assert getattr(model.transfer, "unbalanced", False) == (row == "ubs")
+
+
+def test_settings_of_the_transfer_reach_it():
+    settings = {"k": 3, "tau_hom": 0.6, "tau_het": 0.5, "samples": 2, "detach_values": True}
+    for method, more in (("cift", {}), ("saai", {"transfer": True})):
+        model, criterion, _ = losses_of(method, **settings, **more)
+        cri = criterion.cri
+        assert (model.transfer.k, model.transfer.tau_hom, model.transfer.tau_het) == (3, 0.6, 0.5)
+        assert (cri.samples, cri.detach_values) == (2, True)
+    assert losses_of("cift", ablation="gft", tau_het=0.5)[0].transfer.tau == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses", "parts"),
+    [
+        ({"ablation": "baseline"}, IDENTITY, 0),
+        (
+            {"ablation": "baseline", "affinity_loss": 1, "transfer": True},
+            IDENTITY | GRAPH | {"affinity", "tie"},
+            0,
+        ),
+        ({}, SAAI, 7),
+        ({"parts": 3, "position_in_values": True}, SAAI, 3),
+        ({"parts": 0}, SAAI - {"part_diversity"}, 0),
+        ({"part_diversity": 0}, SAAI - {"part_diversity"}, 7),
+        ({"center_separation": 0}, SAAI - {"center_separation"}, 7),
+        ({"affinity_loss": 0.5}, SAAI | {"affinity"}, 7),
+        ({"affinity_loss": 0.5, "amend": False}, SAAI | {"affinity"}, 7),
+        ({"transfer": True}, SAAI | GRAPH | {"tie"}, 7),
+    ],
+)
+def test_every_switch_of_saai(settings, losses, parts):
+    model, criterion, found = losses_of("saai", **settings)
+    assert set(found) == losses
+    cells = model.backbone.grid[0] * model.backbone.grid[1]
+    assert model.dim == model.backbone.out_channels * (parts + cells)
+    assert type(model.neck).__name__ == ("BNNeck" if "ablation" in settings else "DualBNNeck")
+    if parts:
+        assert model.pooling.prototypes.shape == (parts, model.backbone.out_channels)
+        assert model.pooling.position.shape[1:] == model.backbone.grid
+        assert model.pooling.position_in_values == ("position_in_values" in settings)
+    assert (criterion.affinity is not None) == ("affinity" in losses)
+    assert criterion.affinity is None or criterion.affinity.amend == ("amend" not in settings)
+    assert set(ranking_ways(model)) == ({"backbone", "transferred"} if "transfer" in settings else {"backbone"})
+
+
+def test_weights_multiply_their_losses():
+    one = losses_of("saai", part_diversity=1, center_separation=1, affinity_loss=1)[2]
+    more = losses_of("saai", part_diversity=2, center_separation=3, affinity_loss=5)[2]
+    for name, factor in (("part_diversity", 2), ("center_separation", 3), ("affinity", 5), ("id", 1)):
+        assert_close(more[name], factor * one[name], rtol=1e-4, atol=0)
+        assert one[name] != 0
+
+
+def test_a_backbone_without_a_grid_has_six_parts_in_the_baseline_and_none_beside_prototypes(monkeypatch):
+    def backbone(*_):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.BatchNorm2d(4))
+        net.out_channels = 4
+        return net
+
+    monkeypatch.setattr(methods, "build_backbone", backbone)
+    for ablation, grid, dim in (("baseline", (6, 1), 4 * 6), ("saai", (1, 1), 4 * 8)):
+        model, _ = build("saai", 3, (32, 20), {"ablation": ablation, "transfer": True})
+        assert (model.grid, model.dim, model.transfer.dim) == (grid, dim, dim)
+        assert model.backbone.training
+        assert int(model.backbone[1].num_batches_tracked) == 0  # looking for the map's size leaves no trace
+    assert model.pooling.position.shape == (4, 16, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses"),
+    [
+        ({"ablation": "baseline"}, G2DA_BASE),
+        ({"ablation": "ot"}, G2DA_BASE | {"transport"}),
+        ({"ablation": "cl"}, G2DA_BASE | {"transport", "contrastive"}),
+        ({"ablation": "graph"}, G2DA),
+        ({}, G2DA),
+        ({"transport": 0}, G2DA - {"transport"}),
+        ({"contrastive": 0, "graph": 0}, G2DA - {"contrastive", "graph"}),
+        ({"base": 0}, G2DA - {"ce", "triplet"}),
+        (
+            {"heads": 5, "threshold": 2, "two_stream": False, "normalize_nodes": False, "normalize_triplet": False},
+            G2DA,
+        ),
+        ({"phi": 0.25, "structure": "square", "pairs": "one_to_one", "epsilon": 1.5}, G2DA),
+    ],
+)
+def test_every_switch_of_g2da(settings, losses):
+    model, criterion, found = losses_of("g2da", **GRID, **settings)
+    assert set(found) == losses
+    graph = settings.get("ablation", "g2da") in ("graph", "g2da")
+    assert (model.attention is not None) == graph
+    assert isinstance(model.backbone, TwoStream) == settings.get("two_stream", True)
+    assert model.normalize_nodes == criterion.contrastive.normalize == settings.get("normalize_nodes", True)
+    assert criterion.triplet.normalize == settings.get("normalize_triplet", True)
+    if graph:
+        threshold = -math.inf if settings.get("ablation") == "graph" else settings.get("threshold", 0.02)
+        assert (model.attention.heads, model.attention.threshold) == (settings.get("heads", 3), threshold)
+    if "phi" in settings:
+        transport = criterion.transport
+        assert (transport.phi, transport.loss, transport.pairs) == (0.25, "square", "one_to_one")
+        assert criterion.contrastive.epsilon == 1.5
+    assert list(ranking_ways(model)) == ["graph" if graph else "backbone"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "grid"),
+    [
+        ("cift", {"ablation": "baseline"}, (4, 3)),
+        ("cift", {"part_grid": [3, 1]}, (3, 1)),
+        ("saai", {"transfer": True}, (4, 3)),
+        ("saai", {}, (4, 3)),
+    ],
+)
+def test_alignment_adds_one_loss(method, settings, grid):
+    plain = losses_of(method, **{name: value for name, value in settings.items() if name != "part_grid"})[2]
+    _, criterion, found = losses_of(method, alignment=0.5, **settings)
+    assert type(criterion) is AlignedCriterion
+    assert set(found) == set(plain) | {"transport"}
+    assert criterion.parts.shape[0] == grid[0] * grid[1]
+    assert found["transport"] > 0
+
+
+def test_alignment_is_the_weight_times_the_transport():
+    one, half = (losses_of("cift", alignment=weight)[2]["transport"] for weight in (1, 0.5))
+    assert_close(half, one / 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "error", "text"),
+    [
+        ("cift", {"ablation": "best"}, ValueError, "ablation must be one of 'baseline', .*, got 'best'"),
+        ("cift", {"k": 0}, ValueError, "k must be at least 1, got 0"),
+        ("cift", {"tau_het": 0}, ValueError, "tau_het must be above 0"),
+        ("cift", {"samples": 0}, ValueError, "samples must be at least 1, got 0"),
+        ("cift", {"weights": "x.pth"}, ValueError, "weights goes with backbone torchvision or timm, not with small"),
+        ("cift", {"backbone": "vgg"}, ValueError, "backbone must be one of 'small', 'torchvision', 'timm', got 'vgg'"),
+        ("cift", {"parts": 3}, TypeError, "parts"),
+        ("cift", {"alignment": 0}, ValueError, "alignment must be above 0 and finite, got 0"),
+        ("saai", {"alignment": float("nan")}, ValueError, "alignment must be above 0 and finite, got nan"),
+        ("saai", {"part_grid": (2, 2)}, ValueError, "part_grid goes with alignment"),
+        ("saai", {"alignment": 1, "part_grid": (2, 0)}, ValueError, "columns must be at least 1, got 0"),
+        ("saai", {"ablation": "cri"}, ValueError, "ablation must be one of 'baseline', 'saai', got 'cri'"),
+        ("saai", {"parts": -1}, ValueError, "parts must be at least 0, got -1"),
+        ("saai", {"part_diversity": -0.5}, ValueError, "part_diversity must be at least 0 and finite, got -0.5"),
+        ("saai", {"center_separation": float("nan")}, ValueError, "center_separation must be at least 0"),
+        ("saai", {"affinity_loss": -1}, ValueError, "affinity_loss must be at least 0 and finite, got -1"),
+        ("saai", {"amend": False}, ValueError, "amend=False goes with affinity_loss, which is 0"),
+        ("saai", {"transfer": True, "k": 0}, ValueError, "k must be at least 1, got 0"),
+        ("g2da", {"part_grid": (0, 2)}, ValueError, "rows must be at least 1, got 0"),
+        ("g2da", {"phi": 2}, ValueError, "phi must be in .0, 1., got 2"),
+        ("g2da", {"epsilon": 0}, ValueError, "epsilon must be"),
+        ("g2da", {"transport": -1}, ValueError, "transport must be at least 0"),
+        ("g2da", {"heads": 4}, ValueError, "dim must be a multiple of heads = 4, got 945"),
+        ("g2da", {"heads": 0}, ValueError, "heads must be at least 1, got 0"),
+        ("agw", {}, ValueError, "method must be one of 'cift', 'saai', 'g2da', got 'agw'"),
+    ],
+)
+def test_wrong_settings_are_named(method, settings, error, text):
+    with pytest.raises(error, match=text):
+        build(method, 3, (32, 16), settings)
+
+
+def test_settings_are_plain_and_build_what_no_setting_builds():
+    for method in METHODS:
+        settings = settings_of(method)
+        assert all(isinstance(value, bool | int | float | str | None) for value in settings.values())
+        torch.manual_seed(0)
+        given = build(method, 3, (32, 16), settings)[0].state_dict()
+        torch.manual_seed(0)
+        default = build(method, 3, (32, 16))[0].state_dict()
+        assert given.keys() == default.keys()
+        assert all(torch.equal(given[name], default[name]) for name in given)
+
+
+# -- The ways in which a model ranks ---------------------------------------------------------------------------------
+
+
+def test_a_re_ranking_is_applied_to_the_features_and_to_transferred_ones():
+    model, _ = build("cift", 3, (32, 16))
+    model.eval()
+    query, gallery = torch.randn(5, model.transfer.dim), torch.randn(7, model.transfer.dim)
+    alone = torch.cat([model.transfer.transfer(row[None], gallery)[0] for row in query])
+    moved = model.transfer.transfer(query[:1], gallery)[1]
+    for rerank, settings in (
+        (partial(aim, k1=3, k2=2), {"k1": 3, "k2": 2}),
+        (AIM(k1=3, k2=2), {"k1": 3, "k2": 2, "variant": "paper"}),
+    ):
+        ways = ranking_ways(model, {"AIM": rerank})
+        assert list(ways) == ["backbone", "backbone + AIM", "transferred", "transferred + AIM"]
+        assert ways["backbone"] is None
+        assert ways["backbone + AIM"] is rerank
+        assert_close(ways["transferred"](query, gallery), model.transfer.distance(query, gallery))
+        both = ways["transferred + AIM"]
+        assert (both.uses, both.settings) == ("gallery", settings)
+        assert_close(both(query, gallery), aim(alone, moved, k1=3, k2=2), rtol=1e-4, atol=1e-5)
+
+
+def test_gfts_transferred_features_depend_on_the_query_and_are_not_re_ranked():
+    model, _ = build("cift", 3, (32, 16), {"ablation": "gft"})
+    assert list(ranking_ways(model, {"AIM": AIM(k1=3, k2=2)})) == ["backbone", "backbone + AIM", "transferred"]
