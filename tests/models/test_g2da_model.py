@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from test_cross_modality_triplet import loop as triplet_by_loops
-from test_message_fusion import by_loop as fusion_by_loops
 from test_part_contrastive import loop as contrastive_by_loops
 from test_transport_loss import definition as transport_by_permutations
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from reference import cift as ref
+from reference import g2da as g2da_loops
 from vireid import INFRARED, VISIBLE
 from vireid.models import G2DA, G2DACriterion
 from vireid.nn import PERSON_13, MessageFusionAttention, TwoStream, part_grid, skeleton_adjacency
@@ -94,7 +94,7 @@ def test_the_graph_by_loops(two_stream, training, normalize):
     assert_close(output.logits, whole @ model.classifier.weight.T)
     assert output.mask.tolist() == mask.tolist()
     model.attention.norm.load_state_dict(before)
-    messages = fusion_by_loops(model.attention, nodes, training, mask)
+    messages = g2da_loops.message_fusion(model.attention, nodes, training, mask)
     assert not model.attention.kept().all()  # some channels are replaced
     graph = ref.batch_norm(pooled, **own, training=training) + bias
     graph = graph + sum(w * messages[:, i] for i, w in enumerate(model.aggregation.weight))

@@ -156,11 +156,11 @@ def test_aggregation_bad_input():
     with pytest.raises(ValueError, match="nodes must be at least 1, got 0"):
         SkeletonAggregation(6, 0)
     layer = SkeletonAggregation(6, 4)
-    with pytest.raises(ValueError, match=r"pooled must have shape \(N, 6\), got \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"pooled must have shape \(B, 6\), got \(2, 5\)"):
         layer(torch.randn(2, 5), torch.randn(2, 4, 6))
-    with pytest.raises(ValueError, match=r"nodes must have shape \(B, 4, 6\), got \(2, 3, 6\)"):
+    with pytest.raises(ValueError, match=r"nodes must have shape \(2, 4, 6\), got \(2, 3, 6\)"):
         layer(torch.randn(2, 6), torch.randn(2, 3, 6))
-    with pytest.raises(ValueError, match="pooled must have a row for each of the 3 graphs, got 2"):
+    with pytest.raises(ValueError, match=r"nodes must have shape \(2, 4, 6\), got \(3, 4, 6\)"):
         layer(torch.randn(2, 6), torch.randn(3, 4, 6))
     with pytest.raises(TypeError, match=r"nodes must be floating point, got torch\.int64"):
         layer(torch.randn(2, 6), torch.zeros(2, 4, 6).long())

@@ -7,33 +7,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from measuring import LargestTensor
 from reference import cift as ref
+from reference.cift import randomized, values_of
 from vireid import INFRARED, VISIBLE
 from vireid.nn import GFT, H2FT, BNNeck
 
 EXACT = {"rtol": 0, "atol": 1e-9}
-
-
-def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module in float64, with a scale and running statistics as training leaves them."""
-    g = torch.Generator().manual_seed(seed)
-    module = module.double()
-    for name, t in module.state_dict().items():
-        if name.endswith("running_mean"):
-            t.copy_(0.3 * torch.randn(t.shape, generator=g))
-        elif name.endswith(("running_var", "weight")) and t.ndim == 1:
-            t.copy_(0.5 + torch.rand(t.shape, generator=g))
-    return module
-
-
-def values_of(module: nn.Module, x: Tensor) -> Tensor:
-    """v(x) of a module with the default BNNeck, by the reference, in the module's mode."""
-    state = {name.rsplit(".", 1)[-1]: t.detach().cpu().clone() for name, t in module.value.state_dict().items()}
-    return ref.batch_norm(
-        x.cpu(), state["weight"], state["running_mean"], state["running_var"], training=module.training
-    )
 
 
 def batch(
@@ -359,21 +340,6 @@ def test_inference_ignores_and_keeps_the_mode_and_the_running_statistics(name):
     assert_close(module.transfer(x[:4], x[4:]), trained, rtol=0, atol=0)
     assert_close(module.distance(x[:4], x[4:]), distance, rtol=0, atol=0)
     assert not any(t.requires_grad for t in (*trained, distance))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements that a tensor's memory holds while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, Tensor):
-                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
-        return out
 
 
 def test_the_recorder_sees_a_large_tensor():

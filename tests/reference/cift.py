@@ -5,7 +5,7 @@ Nothing here imports vireid.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # -- CIFT: BNNeck and feature transfer (Eq. 2-4) -------------------------------------------------------------------
 
@@ -18,6 +18,24 @@ def batch_norm(x: Tensor, weight: Tensor, running_mean: Tensor, running_var: Ten
     else:
         mean, var = running_mean, running_var
     return torch.stack([(row - mean) / (var + 1e-5) ** 0.5 * weight for row in x]) if len(x) else x
+
+
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module in float64, with a scale and running statistics as training leaves them."""
+    g = torch.Generator().manual_seed(seed)
+    module = module.double()
+    for name, t in module.state_dict().items():
+        if name.endswith("running_mean"):
+            t.copy_(0.3 * torch.randn(t.shape, generator=g))
+        elif name.endswith(("running_var", "weight")) and t.ndim == 1:
+            t.copy_(0.5 + torch.rand(t.shape, generator=g))
+    return module
+
+
+def values_of(module: nn.Module, x: Tensor) -> Tensor:
+    """v(x) of a module with the default BNNeck, by the reference, in the module's mode."""
+    state = {name.rsplit(".", 1)[-1]: t.detach().cpu().clone() for name, t in module.value.state_dict().items()}
+    return batch_norm(x.cpu(), state["weight"], state["running_mean"], state["running_var"], training=module.training)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

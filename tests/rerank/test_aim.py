@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transfer import LargestTensor
 from torch.testing import assert_close
 
+from measuring import LargestTensor
 from reference.neighbors import cosines, nearest
 from vireid.rerank import _sparse
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transfer import LargestTensor, randomized, values_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from measuring import LargestTensor
 from reference import cift as ref
+from reference.cift import randomized, values_of
 from vireid.nn import GFT, H2FT, BNNeck
 from vireid.protocols import RegDB
 from vireid.rerank import AIM, AfterTransfer, GraphTransfer, graph_transfer

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transfer import LargestTensor
 
+from measuring import LargestTensor
 from vireid.rerank.query_expansion import QueryExpansion, query_expansion
 
 

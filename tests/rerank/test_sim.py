@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transfer import LargestTensor
 from torch import Tensor
 from torch.testing import assert_close
 
+from measuring import LargestTensor
 from reference import cift as ref
 from vireid.metrics import rank_metrics
 from vireid.rerank.sim import SIM, sim

@@ -4,12 +4,13 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_mask, check_module, check_number, check_positive
+from vireid._checks import check_count, check_module, check_number, check_positive, check_tensor
 from vireid._ops import at_least_float32
 from vireid.nn.necks import BNNeck
-from vireid.nn.skeleton import PERSON_13, check_nodes
+from vireid.nn.skeleton import PERSON_13
 
 __all__ = ["MessageFusionAttention"]
 
@@ -22,27 +23,27 @@ class MessageFusionAttention(nn.Module):
         y_ilc = γ_ilc (v_ilc - μ_ilc) / √(var_ilc + eps) + β_ilc                      Eq. 10
         v̄_ilc = y_ilc where γ_ilc > θ, else the mean of y_il'c over the other heads   Eq. 11
 
-    The score is taken in two halves, a_l · [x ‖ y] = left_l · x + right_l · y, so that no pair of features is ever put
-    together. Each node, head and channel has a batch normalisation of its own, over the images of the batch. Its scale
-    γ decides whether the channel is worth keeping. The comparison has no gradient: a channel that is replaced learns
-    its γ and β only through the heads that it is lent to. With one head there is none to borrow from, and all is kept
-    (ours). A training batch of 0 or 1 graphs is normalised by the running statistics, as in `BNNeck`.
+    The score is computed in two halves, a_l · [x ‖ y] = left_l · x + right_l · y, without a tensor of all pairs of
+    features. Each node, head and channel is batch-normalized on its own, over the images of the batch, and its scale γ
+    decides whether the channel is kept. The comparison has no gradient: a channel that is replaced learns its γ and β
+    only through the heads that borrow it. A single head has none to borrow from and keeps all channels (our choice). A
+    training batch of 0 or 1 graphs is normalized by the running statistics, as in `BNNeck`.
 
     Args:
         dim: feature size d, of the input and, heads side by side, of the output.
         heads: L; a head is of size d / L.
         adjacency: (K + 1, K + 1) bool, row i marks the nodes that node i attends to; see `skeleton_adjacency`. Default:
             the paper's 13 key points, which makes 14 nodes.
-        threshold: θ, the paper's 0.02. With ``-math.inf`` nothing is replaced, which is Table III without "MF".
-        activation: σ, "a nonlinear activation function" in the paper. Default: ELU (ours), as in the graph attention
-            network (Velickovic et al., ICLR 2018) that the layer extends.
-        negative_slope: of the LeakyReLU; 0.2 (ours) for the same reason.
+        threshold: θ, the paper's 0.02. With ``-math.inf`` nothing is replaced: Table III without "MF".
+        activation: σ, "a nonlinear activation function" in the paper. Default: ELU (our choice), as in the graph
+            attention network (Velickovic et al., ICLR 2018) that the layer extends.
+        negative_slope: of the LeakyReLU; 0.2 (our choice) for the same reason.
 
     Attributes:
-        project: the linear layer of W^1 to W^L, without bias. It starts as the identity (ours): a head at first passes
-            on its share of the nodes' own channels; what the backbone knows is not mixed before anything is learned.
+        project: the linear layer of W^1 to W^L, without bias. It starts as the identity (our choice): at first, a head
+            passes on its share of the nodes' own channels, and does not mix the backbone's.
         score: (2, L, d / L) parameter, the left and the right halves of a_l.
-        norm: the batch normalisation, (K + 1)·d channels: node by node, in it head by head. γ starts at 1, β at 0.
+        norm: the batch normalization, (K + 1)·d channels: node by node, in it head by head. γ starts at 1, β at 0.
         adjacency: the buffer; not in the state dict.
 
     Raises:
@@ -72,11 +73,9 @@ class MessageFusionAttention(nn.Module):
             raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
         check_positive("negative_slope", negative_slope)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
-        if not isinstance(adjacency, Tensor) or adjacency.dtype != torch.bool:
-            kind = adjacency.dtype if isinstance(adjacency, Tensor) else type(adjacency).__name__
-            raise TypeError(f"adjacency must be a tensor of bool, got {kind}")
-        if adjacency.ndim != 2 or adjacency.shape[0] != adjacency.shape[1] or not adjacency.shape[0]:
-            raise ValueError(f"adjacency must be square, one row a node, got {tuple(adjacency.shape)}")
+        check_tensor("adjacency", adjacency, "K+1 K+1", kind="bool")
+        if adjacency.shape[0] != adjacency.shape[1] or not adjacency.shape[0]:
+            raise ValueError(f"adjacency must be square, one row per node, got {tuple(adjacency.shape)}")
         self.dim, self.heads, self.threshold, self.negative_slope = dim, heads, threshold, negative_slope
         self.nodes = adjacency.shape[0]
         self.register_buffer("adjacency", adjacency.clone(), persistent=False)
@@ -91,19 +90,19 @@ class MessageFusionAttention(nn.Module):
         nn.init.normal_(self.score, std=(dim // heads) ** -0.5)
 
     def extra_repr(self) -> str:
-        """What `print` shows of the layer beside its parts."""
+        """Show the settings in ``repr``."""
         return f"{self.dim}, heads={self.heads}, nodes={self.nodes}, threshold={self.threshold}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let the nodes of each graph attend to their neighbours, then fuse the heads.
+        """Let the nodes of each graph attend to their neighbors, then fuse the heads.
 
         Args:
-            nodes: (B, K + 1, d) the graphs' node features, in the order of the adjacency.
-            mask: (B, K + 1) bool, False for an absent node: what it holds is not looked at, and no node attends to it;
-                it attends to its neighbours itself. Default: all are present, as in the paper.
+            nodes: (B, K + 1, d) node features of the graphs, in the order of the adjacency.
+            mask: (B, K + 1) bool, False for an absent node, whose feature is ignored and which no node attends to; it
+                attends to its neighbors itself. Default: all are present, as in the paper.
 
         Returns:
-            (B, K + 1, d) v̄. A node without a neighbour that is present, itself included, has Σ_j … = 0 in Eq. 9.
+            (B, K + 1, d) v̄. For a node without a present neighbor, itself included, the sum in Eq. 9 is 0.
 
         Raises:
             ValueError: if a shape is wrong.
@@ -111,40 +110,42 @@ class MessageFusionAttention(nn.Module):
         """
         values = self._values(nodes, mask)
         attention = self._attention(values, mask).to(values.dtype)
-        messages = self.activation(torch.einsum("blij,bjlc->bilc", attention, values))
-        return self._fuse(self.norm(messages.flatten(1)).view_as(messages)).flatten(2)
+        messages = self.activation(einsum(attention, values, "b l i j, b j l c -> b i l c"))
+        normalized = self.norm(rearrange(messages, "b i l c -> b (i l c)")).view_as(messages)
+        return rearrange(self._fuse(normalized), "b i l c -> b i (l c)")
 
     def attention(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
-        """α (B, L, K + 1, K + 1) of Eq. 8, as `forward` takes it; rows sum to 1, or are 0 where there is no neighbour.
+        """Compute α (B, L, K + 1, K + 1) of Eq. 8, as in `forward`, in at least float32.
 
-        In at least float32.
+        Rows sum to 1, or are 0 for a node without neighbors.
         """
         return self._attention(self._values(nodes, mask), mask)
 
     def kept(self) -> Tensor:
-        """(K + 1, L, d / L) bool: the channels whose γ is above θ, that keep their own value."""
+        """Return the mask (K + 1, L, d / L) of the channels whose γ is above θ, which keep their own value."""
         gamma = self.norm.weight.detach().view(self.nodes, self.heads, -1)
         return gamma > self.threshold
 
     def _values(self, nodes: Tensor, mask: Tensor | None) -> Tensor:
-        """W^l v_i (B, K + 1, L, d / L)."""
-        check_nodes("nodes", nodes, self.nodes, self.dim)
+        """Compute W^l v_i (B, K + 1, L, d / L)."""
+        check_tensor("nodes", nodes, "B K+1 d", **{"K+1": self.nodes, "d": self.dim})
         if mask is not None:
-            check_mask("mask", mask, nodes)
+            check_tensor("mask", mask, "B K+1", kind="bool", **{"B": nodes.shape[0], "K+1": self.nodes})
             nodes = torch.where(mask[:, :, None], nodes, 0)
-        return self.project(nodes).unflatten(2, (self.heads, -1))
+        return rearrange(self.project(nodes), "b i (l c) -> b i l c", l=self.heads)
 
     def _attention(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        neighbours = self.adjacency
+        neighbors = self.adjacency
         if mask is not None:
-            neighbours = neighbours & mask[:, None, None, :]
-        halves = at_least_float32(torch.einsum("bnlc,slc->sbln", values, self.score.to(values.dtype)))
-        scores = F.leaky_relu(halves[0][..., :, None] + halves[1][..., None, :], self.negative_slope)
+            neighbors = neighbors & mask[:, None, None, :]
+        halves = einsum(values, self.score.to(values.dtype), "b i l c, s l c -> s b l i")
+        left, right = at_least_float32(halves)
+        scores = F.leaky_relu(left[..., :, None] + right[..., None, :], self.negative_slope)
         lowest = torch.finfo(scores.dtype).min
-        return scores.masked_fill(~neighbours, lowest).softmax(-1) * neighbours  # no neighbour: zeros
+        return scores.masked_fill(~neighbors, lowest).softmax(-1) * neighbors  # no neighbor: zeros
 
     def _fuse(self, own: Tensor) -> Tensor:
-        """Eq. 11 of the normalised values (B, K + 1, L, d / L)."""
+        """Apply Eq. 11 to the normalized values (B, K + 1, L, d / L)."""
         if self.heads == 1:
             return own
         values = at_least_float32(own)

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
 
 import torch
-import torch.nn.functional as F
+from einops import einsum
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_matrix
+from vireid._checks import check_count, check_tensor
 from vireid.nn.necks import BNNeck
 
 __all__ = [
@@ -26,7 +25,7 @@ class Skeleton:
     """Key points and the bones between them.
 
     Attributes:
-        names: one of each key point; a pair has names that begin with ``left_`` and ``right_``.
+        names: one per key point; those of a pair begin with ``left_`` and ``right_``.
         bones: pairs of indices into ``names``.
     """
 
@@ -34,10 +33,10 @@ class Skeleton:
     bones: tuple[tuple[int, int], ...]
 
     def mirror(self) -> list[int]:
-        """Where each key point is found in a mirrored image's: ``heatmaps.flip(-1)[:, skeleton.mirror()]``.
+        """Return the order of the key points in a mirrored image: ``heatmaps.flip(-1)[:, skeleton.mirror()]``.
 
         Raises:
-            ValueError: if a key point of one side has no partner on the other, or a name is there twice.
+            ValueError: if a key point of one side has no partner on the other, or a name occurs twice.
         """
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"names must name each key point once, got {self.names}")
@@ -50,7 +49,7 @@ class Skeleton:
         return [self.names.index(partner) for partner in partners]
 
     def adjacency(self) -> Tensor:
-        """`skeleton_adjacency` of the bones."""
+        """Return `skeleton_adjacency` of the bones."""
         return skeleton_adjacency(self.bones, len(self.names))
 
 
@@ -64,8 +63,8 @@ PERSON_13 = Skeleton(
         *((1, 7), (2, 8), (7, 8), (7, 9), (9, 11), (8, 10), (10, 12)),  # trunk, hips, legs
     ),
 )
-"""The 13 key points of G2DA (§IV-A), in the order in which the synthetic pedestrians have theirs. The paper lists no
-bones, "natural body-part adjacency": these are ours."""
+"""The 13 key points of G2DA (§IV-A), in the order of the synthetic pedestrians. The paper lists no bones, only "natural
+body-part adjacency": these are our choice."""
 
 COCO_17 = Skeleton(
     ("nose", "left_eye", "right_eye", "left_ear", "right_ear", *_LIMBS),
@@ -75,22 +74,22 @@ COCO_17 = Skeleton(
         *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
     ),
 )
-"""The 17 key points of the COCO data set, which most pose estimators give, and its bones."""
+"""The 17 key points of the COCO data set, which most pose estimators return, and its bones."""
 
 
 def skeleton_adjacency(edges: Iterable[Sequence[int]], nodes: int, *, self_loops: bool = True) -> Tensor:
-    """Which nodes of a skeleton graph are joined (G2DA §III-C, "graph refinement").
+    """Return the adjacency of a skeleton graph (G2DA §III-C, "graph refinement").
 
     Args:
-        edges: pairs (i, j) of key points that a bone joins, either way round; 0 ≤ i, j < ``nodes``.
+        edges: pairs (i, j) of key points joined by a bone, in either order; 0 ≤ i, j < ``nodes``.
         nodes: number K of key points.
-        self_loops: a node is its own neighbour too (ours).
+        self_loops: whether a node is its own neighbor (our choice: it is).
 
     Returns:
         (K + 1, K + 1) bool, symmetric. The last node is the global one, joined to all others.
 
     Raises:
-        ValueError: if ``nodes`` is below 1, or an edge is not a pair or has an end out of range.
+        ValueError: if ``nodes`` is below 1, or an edge is not a pair or an end is out of range.
         TypeError: if ``edges`` are not pairs or an end is not an integer.
 
     Example:
@@ -117,18 +116,18 @@ class SkeletonAggregation(nn.Module):
 
         V_G = BN(GAP(F)) + Σ_i ω_i v̄_i
 
-    BN has a learnable scale and shift. Batches of 0 or 1 rows are normalised by the running statistics, as in `BNNeck`.
+    BN has a learnable scale and shift. Batches of 0 or 1 rows are normalized by the running statistics, as in `BNNeck`.
 
     Args:
         dim: feature size d.
         nodes: number of nodes, the global one included: K + 1.
 
     Attributes:
-        weight: (K + 1,) parameter ω. It starts at 1/(K + 1), the mean of the nodes (ours).
+        weight: (K + 1,) parameter ω. It starts at 1/(K + 1), the mean of the nodes (our choice).
 
     Raises:
         ValueError: if an argument is below 1.
-        TypeError: if one is not an integer.
+        TypeError: if an argument is not an integer.
     """
 
     def __init__(self, dim: int, nodes: int) -> None:
@@ -141,15 +140,15 @@ class SkeletonAggregation(nn.Module):
         self.weight = nn.Parameter(torch.full((nodes,), 1 / nodes))
 
     def extra_repr(self) -> str:
-        """What `print` shows of the layer beside its parts."""
+        """Show the settings in ``repr``."""
         return f"{self.dim}, nodes={self.weight.shape[0]}"
 
     def forward(self, pooled: Tensor, nodes: Tensor) -> Tensor:
-        """The graph's feature.
+        """Compute the feature of each graph.
 
         Args:
-            pooled: (B, d) GAP(F), the mean of the map's pixels, not yet normalised.
-            nodes: (B, K + 1, d) the nodes' features, from `MessageFusionAttention`.
+            pooled: (B, d) GAP(F), the mean of the map's pixels, not yet normalized.
+            nodes: (B, K + 1, d) features of the nodes, from `MessageFusionAttention`.
 
         Returns:
             (B, d) V_G.
@@ -158,18 +157,6 @@ class SkeletonAggregation(nn.Module):
             ValueError: if a shape is wrong.
             TypeError: if a tensor is not floating point.
         """
-        check_matrix("pooled", pooled, columns=self.dim)
-        check_nodes("nodes", nodes, self.weight.shape[0], self.dim)
-        if pooled.shape[0] != nodes.shape[0]:
-            raise ValueError(f"pooled must have a row for each of the {nodes.shape[0]} graphs, got {pooled.shape[0]}")
-        return F.linear(nodes.mT, self.weight) + self.norm(pooled)
-
-
-def check_nodes(name: str, x: Any, nodes: int, dim: int) -> None:
-    """Raise unless ``x`` is a floating-point tensor of shape (B, ``nodes``, ``dim``)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != 3 or x.shape[1:] != (nodes, dim):
-        raise ValueError(f"{name} must have shape (B, {nodes}, {dim}), got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        check_tensor("pooled", pooled, "B d", d=self.dim)
+        check_tensor("nodes", nodes, "B K+1 d", **{"B": pooled.shape[0], "K+1": self.weight.shape[0], "d": self.dim})
+        return self.norm(pooled) + einsum(self.weight.to(nodes.dtype), nodes, "i, b i d -> b d")
