@@ -128,9 +128,9 @@ class MessageFusionAttention(nn.Module):
 
     def _values(self, nodes: Tensor, mask: Tensor | None) -> Tensor:
         """Compute W^l v_i (B, K + 1, L, d / L)."""
-        check_tensor("nodes", nodes, "B K+1 d", **{"K+1": self.nodes, "d": self.dim})
+        check_tensor("nodes", nodes, "B n d", n=self.nodes, d=self.dim)
         if mask is not None:
-            check_tensor("mask", mask, "B K+1", kind="bool", **{"B": nodes.shape[0], "K+1": self.nodes})
+            check_tensor("mask", mask, "B n", kind="bool", B=nodes.shape[0], n=self.nodes)
             nodes = torch.where(mask[:, :, None], nodes, 0)
         return rearrange(self.project(nodes), "b i (l c) -> b i l c", l=self.heads)
 

@@ -158,5 +158,5 @@ class SkeletonAggregation(nn.Module):
             TypeError: if a tensor is not floating point.
         """
         check_tensor("pooled", pooled, "B d", d=self.dim)
-        check_tensor("nodes", nodes, "B K+1 d", **{"B": pooled.shape[0], "K+1": self.weight.shape[0], "d": self.dim})
+        check_tensor("nodes", nodes, "B n d", B=pooled.shape[0], n=self.weight.shape[0], d=self.dim)
         return self.norm(pooled) + einsum(self.weight.to(nodes.dtype), nodes, "i, b i d -> b d")
