@@ -1,9 +1,11 @@
 """The command run in this process, and feature files for it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("click", reason="needs the extra cli")
 pytest.importorskip("tqdm", reason="needs the extra cli")
@@ -74,3 +76,43 @@ def changed(file, tmp_path):
         return path
 
     return write
+
+
+SIZE = (32, 16)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cift": ("cift", {}),
+    "parts3": ("saai", {"parts": 3}),
+    "parts0": ("saai", {"ablation": "baseline", "trial": 2}),
+    "bones": ("g2da", {"phi": 0.3, "structure": "square"}),
+    "cells": ("g2da", {"part_grid": (3, 2)}),
+}
+
+
+@pytest.fixture(scope="session")
+def regdb(tmp_path_factory) -> Path:
+    """Drawn people in RegDB's layout; not to be written into."""
+    pytest.importorskip("PIL", reason="needs the extra train")
+    from vireid.data import generate_synthetic
+
+    root = tmp_path_factory.mktemp("data") / "regdb"
+    return generate_synthetic(root, layout="regdb", identities=10, images_per_camera=2, size=(48, 24))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory) -> dict[str, Path]:
+    """An untrained checkpoint of each of `MODELS`, as of trial 1 of RegDB."""
+    pytest.importorskip("kornia", reason="needs the extra train")
+    from vireid.training import Recipe, build, settings_of
+
+    paths = {}
+    for number, (name, (method, changes)) in enumerate(MODELS.items()):
+        torch.manual_seed(number)
+        settings = {key: x for key, x in (settings_of(method) | changes).items() if x is not None}
+        trial = settings.pop("trial", 1)
+        model, _ = build(method, 5, SIZE, settings)
+        settings |= {"method": method, "dataset": "regdb", "trial": trial}
+        paths[name] = tmp_path_factory.mktemp("runs") / name / "checkpoint.pt"
+        paths[name].parent.mkdir()
+        state = {"model": model.state_dict(), "criterion": {}, "optimizer": {}, "recipe": Recipe(size=SIZE).to_dict()}
+        torch.save({**state, "settings": settings, "epoch": 1, "images": 20, "num_classes": 5}, paths[name])
+    return paths

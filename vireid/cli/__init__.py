@@ -1,4 +1,4 @@
-"""The command line, ``vireid``: evaluate a feature file, re-rank it, time the re-rankers. Needs the extra ``cli``."""
+"""The command line, ``vireid``: train, extract, evaluate, rerank, draw, keypoints, info. Needs the extra ``cli``."""
 
 import signal
 import sys

@@ -5,14 +5,19 @@ from typing import Any
 import click
 
 from vireid import __version__
+from vireid.cli.draw import draw
 from vireid.cli.evaluate import evaluate
+from vireid.cli.extract import extract
+from vireid.cli.info import info
+from vireid.cli.keypoints import keypoints
 from vireid.cli.rerank import rerank
+from vireid.cli.train import train
 
 __all__ = ["vireid"]
 
 
 class _Group(click.Group):
-    """A group whose commands end with one line on standard error and exit code 1 where data are bad."""
+    """A group whose commands end with one line on standard error and exit code 1 if data are bad."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -33,8 +38,10 @@ def _shown(error: Exception) -> click.ClickException:
 
 
 _EXAMPLES = """\b
-  vireid evaluate features.npz --protocol regdb
-  vireid rerank features.npz --rerank aim --k1 20 --k2 6 --output ranking.npz
+  vireid train cift --dataset regdb --root RegDB --output runs/cift
+  vireid evaluate runs/cift/checkpoint.pt --root RegDB
+  vireid extract runs/cift/checkpoint.pt --root RegDB --output features.npz
+  vireid evaluate features.npz --protocol regdb --rerank aim
   vireid COMMAND --help
 """
 
@@ -46,13 +53,13 @@ _EXAMPLES = """\b
 )
 @click.version_option(__version__, message="%(version)s")
 def vireid() -> None:
-    """Visible-infrared person re-identification: evaluate and re-rank features.
+    """Visible-infrared person re-identification: train, extract features, evaluate, re-rank, draw.
 
-    Each command reads a feature file, .npz or .safetensors, with the arrays features (N, d), ids, cameras, modality
-    (0 visible, 1 infrared) and, if wanted, names and image_numbers. numpy.savez writes one, and so does
-    vireid.data.features.save_features.
+    Features of any code base can be evaluated and re-ranked: a feature file, .npz or .safetensors, holds the arrays
+    features (N, d), ids, cameras, modality (0 visible, 1 infrared) and, if wanted, names and image_numbers.
+    numpy.savez writes one, and so does vireid.data.save_features.
     """
 
 
-vireid.add_command(evaluate)
-vireid.add_command(rerank)
+for _command in (train, extract, evaluate, rerank, draw, keypoints, info):
+    vireid.add_command(_command)

@@ -24,7 +24,7 @@ from vireid.cli.options import (
     read_features,
     refuse,
 )
-from vireid.cli.rerankers import Reranking, aim_settings, rerank_options
+from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.data.features import Features
@@ -132,16 +132,14 @@ def _checkpoint(
         raise click.UsageError(f"a checkpoint is evaluated by itself, got {len(files)} files.")
     refuse("", "a checkpoint, whose data set says it", {"protocol": protocol, "permutations": permutations})
     refuse("", "a checkpoint", {"name": name})
-    if data.dataset is not None:
-        rules.check("--dataset", data.dataset)
     check_device(device)
 
     from vireid.cli.trained import evaluate_model, open_images, trained_on, write_results
     from vireid.training import extract_features, load_checkpoint
 
     found = load_checkpoint(files[0], device=device)
+    rules.check("--dataset", data.dataset or found.settings.get("dataset", "synthetic"))
     dataset, images = open_images(found, data, split or "test")
-    rules.check("--dataset", dataset)
     click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
     x = extract_features(found.model, images, flip=flip, workers=data.workers)
     report, distance = evaluate_model(found.model, found.method, dataset, images, x, rules, reranking)
@@ -185,9 +183,7 @@ def _features(
         raise click.UsageError("a file was given twice: each is one trial.")
     if len(files) > 1 and protocol != "regdb":
         raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
-    reranking = reranking.completed(
-        aim_settings(protocol, int(rules.shots or 1)) if reranking.method == "aim" else None
-    )
+    reranking = reranking.completed(protocol, rules)
     check_device(device)
 
     import numpy as np

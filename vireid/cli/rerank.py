@@ -57,7 +57,7 @@ def rerank(
     All images of one modality are queries, all of the other the gallery. No camera rule and no drawn gallery: for a
     data set's protocol there is vireid evaluate. The whole matrix of distances is never made.
     """
-    reranking = reranking.completed(hint=" See vireid evaluate --help for the paper's values.")
+    reranking = reranking.completed()
     check_device(device)
     found = read_features(file, output)
 
@@ -85,10 +85,9 @@ def rerank(
         arrays = {"query": query_rows, "indices": indices, "distances": distances}
         if found.names is not None:
             arrays["names"] = np.array(found.names, dtype=np.str_)
-        from vireid._files import written_whole
+        from vireid._files import write_npz
 
-        with written_whole(output) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+        write_npz(output, arrays)
     else:
         _write_csv(output, query_rows, indices, distances, found.names)
     click.echo(f"{reranking}: {len(indices)} queries, {indices.shape[1]} of {len(g)} gallery images each: {output}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vireid.cli.options import Command, flags
+from vireid.cli.options import Command, Rules, flags
 from vireid.cli.signatures import NEEDED, keyword_arguments
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -50,8 +50,12 @@ class Reranking:
     method: str | None
     given: dict[str, Any] = field(default_factory=dict)
 
-    def completed(self, known: dict[str, int] | None = None, hint: str = "") -> "Reranking":
-        """Return the re-ranking with all of its settings: those given, ``known`` ones for AIM, the defaults.
+    def completed(self, dataset: str | None = None, rules: Rules | None = None) -> "Reranking":
+        """Return the re-ranking with all of its settings: those given, of AIM the paper's, the defaults.
+
+        Args:
+            dataset: whose k1 and k2 of AIM are taken; LLCM, which the paper has not, takes RegDB's (our choice).
+            rules: settings of the data set's protocol.
 
         Raises:
             click.UsageError: for a setting that the method does not have, or one that it needs and that is not known.
@@ -62,11 +66,17 @@ class Reranking:
             if name not in settings:
                 has = f"its options are {flags(settings)}" if settings else "it has no options"
                 raise click.UsageError(f"{flags([name])} does not go with --rerank {method}: {has}.")
-        settings |= (known or {}) if method == "aim" else {}
+        if method == "aim" and dataset is not None:
+            from vireid.rerank import AIM_SETTINGS
+
+            multi = rules is not None and rules.shots == "10"
+            key = "regdb" if dataset != "sysu" else "sysu_multi_shot" if multi else "sysu_single_shot"
+            settings |= AIM_SETTINGS[key]
         settings |= self.given
         missing = [name for name, value in settings.items() if value is NEEDED]
         if missing:
-            raise click.UsageError(f"--rerank {method} needs {flags(missing)}.{hint}")
+            hint = "See vireid evaluate --help for the paper's values."
+            raise click.UsageError(f"--rerank {method} needs {flags(missing)}. {hint}")
         return Reranking(method, settings)
 
     def __str__(self) -> str:
@@ -94,13 +104,6 @@ class Reranking:
             ranker = getattr(rerank, fitted)(**self.given).fit(gallery)
             for block in query.split(_BLOCK):
                 yield ranker.topk(block, top)
-
-
-def aim_settings(dataset: str, shots: int) -> dict[str, int]:
-    """Return AIM's k1 and k2 of the paper for a data set; LLCM, which it has not, takes RegDB's (our choice)."""
-    from vireid.rerank import AIM_SETTINGS
-
-    return AIM_SETTINGS["regdb" if dataset != "sysu" else f"sysu_{'single' if shots == 1 else 'multi'}_shot"]
 
 
 def rerank_options(*, required: bool = False, text: str = "") -> Callable[[Command], Command]:

@@ -78,7 +78,8 @@ def _texts(file: str, docstring: str) -> dict[str, str]:
 def option(argument: Argument, choices: dict[str, str] | None = None) -> Callable[[Command], Command]:
     """Return the option of an argument, by its annotation; ``choices`` maps the values of a str to their meanings."""
     flag, name, kind = argument.name.replace("_", "-"), argument.name, argument.kind.removesuffix(" | None")
-    text = argument.text[:1].upper() + argument.text[1:] + "."
+    first = argument.text[:1]
+    text = f"{first.upper() if first.isascii() else first}{argument.text[1:]}."
     common: dict[str, Any] = {"default": argument.default, "show_default": argument.default is not None}
     if choices is not None:
         text = "; ".join(f"{value}: {meaning}" for value, meaning in choices.items()) + "."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vireid.cli.options import Data, Rules, refuse
-from vireid.cli.rerankers import Reranking, aim_settings
+from vireid.cli.rerankers import Reranking
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from torch import Tensor, nn
@@ -89,6 +89,19 @@ def trained_on(settings: dict[str, Any]) -> str:
     return f"{name}, trial {settings['trial']}" if name in ("regdb", "synthetic") else name
 
 
+def ways_of(
+    model: "nn.Module", method: str, dataset: str, reranking: Reranking, rules: Rules
+) -> "dict[str, Callable[[Tensor, Tensor], Tensor] | None]":
+    """Return the ways in which a model ranks by name, with a re-ranking of its features: for SAAI AIM by default."""
+    from vireid.training import ranking_ways
+
+    chosen = Reranking(reranking.method or ("aim" if method == "saai" else "none"), reranking.given)
+    chosen = chosen.completed(dataset, rules)
+    if chosen.method == "none":
+        return ranking_ways(model)
+    return ranking_ways(model, {"AIM" if chosen.method == "aim" else str(chosen.method): chosen.function()})
+
+
 def evaluate_model(
     model: "nn.Module",
     method: str,
@@ -98,27 +111,10 @@ def evaluate_model(
     rules: Rules,
     reranking: Reranking,
 ) -> "tuple[Report, Callable[..., Any] | None]":
-    """Evaluate a model in all the ways in which it ranks, and with a re-ranking of its features.
+    """Evaluate ``features`` (N, d) of ``images`` in all `ways_of` a model; returns the report and the last way."""
+    from vireid.training import evaluate
 
-    Args:
-        model: in evaluation mode.
-        method: that it is of; SAAI is re-ranked by AIM unless another re-ranking is asked for.
-        dataset: name of the data set.
-        images: the data set.
-        features: (N, d) of the images.
-        rules: settings of the protocol.
-        reranking: that was asked for.
-
-    Returns:
-        The report and the last of the ways, (query, gallery) -> distance or None for the cosine distance.
-    """
-    from vireid.training import evaluate, ranking_ways
-
-    chosen = Reranking(reranking.method or ("aim" if method == "saai" else "none"), reranking.given)
-    known = aim_settings(dataset, int(rules.shots or 1)) if chosen.method == "aim" else None
-    chosen = chosen.completed(known)
-    name = "AIM" if chosen.method == "aim" else str(chosen.method)
-    ways = ranking_ways(model, {} if chosen.method == "none" else {name: chosen.function()})
+    ways = ways_of(model, method, dataset, reranking, rules)
     protocols = rules.protocols(dataset, images.root / "exp" / "rand_perm_cam.mat")
     return evaluate(images, features, ways, protocols), list(ways.values())[-1]
 

@@ -1,0 +1,195 @@
+"""``vireid train``: a method of a paper trained on a data set and evaluated by its protocol."""
+
+import ast
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vireid.cli.options import Data, Folder, Rules, data_options, protocol_options
+from vireid.cli.signatures import constant, keyword_arguments, option, parse
+
+if TYPE_CHECKING:  # imported where they are used: the help needs no torch
+    from vireid.training import Recipe
+
+__all__ = ["train"]
+
+_METHODS = "training/methods.py"
+_EXAMPLES = {
+    "cift": """
+  vireid train cift
+  vireid train cift --dataset regdb --root RegDB --trial 3 --ablation baseline
+  vireid train cift --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet \\
+      --set size=288,144 --set optimizer=sgd --set lr=0.1 --set lr_shares=backbone:0.1 --precision 16-mixed""",
+    "saai": """
+  vireid train saai
+  vireid train saai --part-diversity 0 --center-separation 0 --output runs/id
+  vireid train saai --dataset llcm --root LLCM --set schedule=steps --set milestones=1/2,3/4""",
+    "g2da": """
+  vireid train g2da
+  vireid train g2da --ablation ot --phi 0 --output runs/gw
+  vireid train g2da --dataset regdb --root RegDB --part-grid 4 3
+  vireid train g2da --dataset sysu --root SYSU-MM01 --keypoints SYSU-MM01-heatmaps""",
+}
+
+
+@click.group()
+def train() -> None:
+    """Train a method of a paper and evaluate it.
+
+    Into --output go checkpoint.pt (whole, after each epoch), TensorBoard logs, metrics.json, cmc.png and ranked.png.
+    """
+
+
+def _fields() -> str:
+    """Return the fields of a recipe and their defaults, as --set takes them."""
+    (recipe,) = (node for node in parse("training/recipe.py").body if isinstance(node, ast.ClassDef))
+    fields = [node for node in recipe.body if isinstance(node, ast.AnnAssign)]
+    texts = []
+    for node in fields:
+        value = "" if node.value is None else ast.unparse(node.value)
+        value = "PART:SHARE,…" if value.startswith("field(") else value.strip("()'").replace(", ", ",").replace(" ", "")
+        texts.append(f"{ast.unparse(node.target)}={value.lower()}")
+    return ", ".join(texts)
+
+
+def changed(recipe: "Recipe", changes: tuple[str, ...]) -> "Recipe":
+    """Return a recipe with other values, each written as "field=value".
+
+    Raises:
+        click.UsageError: for an unknown field or a value that is not of its type.
+    """
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(recipe)}
+    values = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in kinds:
+            raise click.UsageError(f"--set takes FIELD=VALUE with a field of {', '.join(kinds)}, got {change!r}.")
+        try:
+            values[name] = _value(kinds[name], text)
+        except (ValueError, KeyError, ZeroDivisionError):
+            raise click.UsageError(f"--set {name} takes a value of {kinds[name]}, got {text!r}.") from None
+    return recipe.replace(**values)
+
+
+def _value(kind: str, text: str) -> Any:
+    """Return a value of a type, given by its name."""
+    if "None" in kind and text == "none":
+        return None
+    if "Literal" in kind or "'str'" in kind:
+        return text
+    if "Mapping" in kind:
+        shares = (item.rpartition(":") for item in text.split(",") if item)
+        return {part: float(Fraction(share)) for part, _, share in shares}
+    if "tuple" in kind:
+        return tuple(_value("int" if "int" in kind else "float", item) for item in text.split(","))
+    if "bool" in kind:
+        return {"true": True, "false": False}[text]
+    return int(text) if "int" in kind else float(Fraction(text))
+
+
+def _add(method: str) -> None:
+    """Add the command of a method, with an option for each argument of the function that builds it."""
+    arguments = keyword_arguments(_METHODS, f"build_{method}")
+
+    def run(**given: Any) -> None:
+        settings = {name: given.pop(name) for name in arguments}
+        _train(method, settings, **given)
+
+    run.__doc__ = f"""Train {method.upper()} or a row of its ablation, and evaluate it.
+
+    --set changes a field of the recipe, as often as wanted. Fields, with the values of the recipe small: {_fields()}.
+    """
+    common = [
+        data_options,
+        protocol_options,
+        click.option(
+            "--recipe", "recipe_name", default="small", show_default=True, help="Recipe of the training, by name."
+        ),
+        click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe."),
+        click.option("--precision", help="Lightning Fabric's: 32-true [default], bf16-mixed, 16-mixed and others."),
+        click.option("--cache/--no-cache", default=True, show_default=True, help="Keep the images in memory."),
+        click.option("--accelerator", default="auto", show_default=True, help="Lightning Fabric's: cpu, cuda, mps."),
+        click.option(
+            "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, one per device."
+        ),
+        click.option("--output", type=Folder(), default=Path("runs", method), show_default=True),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint in --output."),
+    ]
+    rows = constant(_METHODS, f"{method.upper()}_ROWS")
+    own = [option(argument, rows if argument.name == "ablation" else None) for argument in arguments.values()]
+    command: Any = run
+    for decorate in reversed([*common, *own]):
+        command = decorate(command)
+    short = f"Train {method.upper()} or a row of its ablation."
+    train.command(method, short_help=short, epilog=f"\b\nExamples:{_EXAMPLES[method]}\n")(command)
+
+
+def _train(
+    method: str,
+    settings: dict[str, Any],
+    *,
+    data: Data,
+    rules: Rules,
+    recipe_name: str,
+    changes: tuple[str, ...],
+    precision: str | None,
+    cache: bool,
+    accelerator: str,
+    devices: int,
+    output: Path,
+    resume: bool,
+) -> None:
+    """Train and evaluate; only the first process of several does the latter."""
+    from vireid.cli.rerankers import Reranking
+    from vireid.cli.trained import evaluate_model, keypoints_of, root_of, write_results
+    from vireid.training import METHODS, RECIPES, build, extract_features, fit, launch, open_dataset
+    from vireid.training.datasets import digest_keypoints
+
+    if recipe_name not in RECIPES:
+        raise click.UsageError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe_name!r}.")
+    recipe = METHODS[method].recipe if recipe_name == "small" else RECIPES[recipe_name]
+    recipe = changed(recipe, changes if precision is None else (*changes, f"precision={precision}"))
+    dataset = data.dataset or "synthetic"
+    rules.check("--dataset", dataset)
+    root, keypoints = root_of(dataset, data), keypoints_of(method, settings, dataset, data)
+    trial = data.trial or 1
+    where: dict[str, Any] = {"root": root, "size": recipe.size, "trial": trial, "keypoints": keypoints}
+
+    fabric = launch(recipe, output=output, accelerator=accelerator, devices=devices)
+    with fabric.rank_zero_first():  # the first process draws synthetic data, the others find them there
+        images = open_dataset(dataset, "train", cache=cache, preload=data.workers > 0, **where)
+        test = open_dataset(dataset, "test", cache=False, **where)  # what is missing of it is named now
+    rules.protocols(dataset, root / "exp" / "rand_perm_cam.mat")
+    kept = {"method": method, "dataset": dataset, "trial": trial}
+    kept |= {name: value for name, value in settings.items() if value is not None}
+    if keypoints is not None:
+        kept["keypoints"] = digest_keypoints(keypoints)
+    model, criterion = build(method, images.num_classes, recipe.size, settings)
+    try:
+        model = fit(
+            model,
+            criterion,
+            images,
+            recipe=recipe,
+            fabric=fabric,
+            output=output,
+            resume=resume,
+            settings=kept,
+            workers=data.workers,
+        )
+    except RuntimeError as error:
+        if "not finite" in str(error):
+            raise click.ClickException(str(error)) from error
+        raise
+    if fabric.is_global_zero:
+        features = extract_features(model, test, workers=data.workers)
+        report, distance = evaluate_model(model, method, dataset, test, features, rules, Reranking(None))
+        click.echo(report)
+        write_results(output, report, dataset, test, features, distance, kept)
+
+
+for _method in ("cift", "saai", "g2da"):
+    _add(_method)
