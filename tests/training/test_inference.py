@@ -14,7 +14,7 @@ from places import SHARED
 from vireid.data import EvalTransform, KeypointSample, move_keypoints
 from vireid.nn import gaussian_heatmaps
 from vireid.protocols import DIRECTIONS
-from vireid.rerank import aim
+from vireid.rerank import AIM, aim
 from vireid.training import (
     build,
     evaluate,
@@ -25,7 +25,6 @@ from vireid.training import (
     ranking_ways,
     write_results,
 )
-from vireid.training.inference import affinity_inference
 
 OFFICIAL = SHARED / "data" / "sysu-mm01-split" / "rand_perm_cam.mat"
 SIZE = (32, 16)
@@ -117,8 +116,7 @@ def mean_precision_and_rank1(distance, right):
 
 def test_figures_equal_a_loop_over_the_queries(model, people):
     x = extract_features(model, people)
-    rerank = affinity_inference(people)
-    report = evaluate(people, x, ranking_ways(model, rerank))
+    report = evaluate(people, x, ranking_ways(model, {"AIM": AIM(k1=8, k2=2)}))
     ways = [("backbone", "none"), ("backbone", "AIM"), ("transferred", "none"), ("transferred", "AIM")]
     assert [(r.features, r.rerank, r.direction) for r in report.rows] == [(*w, d) for w in ways for d in DIRECTIONS]
     kinds = [np.flatnonzero(people.modality == kind) for kind in (0, 1)]
@@ -179,14 +177,6 @@ def test_what_sysus_protocol_lacks_is_named(sysu, tmp_path):
     shutil.copy(OFFICIAL, tmp_path / "sysu" / "exp")
     with pytest.raises(ValueError, match=r"the images that permutations draws, got no image \d+ of identity"):
         evaluate(data, features, {"backbone": None})
-
-
-def test_aim_has_the_papers_neighbors_for_each_protocol(regdb, sysu, llcm):
-    for name, root, shots, k1, k2 in (
-        ("regdb", regdb, 1, 8, 2), ("sysu", sysu, 1, 4, 1), ("sysu", sysu, 10, 20, 6), ("llcm", llcm, 1, 8, 2)
-    ):  # fmt: skip
-        data = open_dataset(name, "test", root=root)
-        assert affinity_inference(data, shots=shots)["AIM"].keywords == {"k1": k1, "k2": k2, "variant": "paper"}
 
 
 # -- Files ---------------------------------------------------------------------------------------------------------

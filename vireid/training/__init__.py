@@ -2,11 +2,10 @@
 
 from vireid.training.checkpoint import Checkpoint, load_checkpoint, load_model, read_checkpoint
 from vireid.training.datasets import open_dataset
-from vireid.training.inference import evaluate, extract_features, protocols_of, write_results
+from vireid.training.inference import evaluate, extract_features, protocols_of, ranking_ways, write_results
 from vireid.training.loop import fit, launch
 from vireid.training.methods import METHODS, build, settings_of
 from vireid.training.recipe import RECIPES, Recipe
-from vireid.training.ways import ranking_ways
 
 __all__ = [
     "METHODS",

@@ -1,8 +1,7 @@
 """A trained model at work: features of a data set, their evaluation by its protocol, and the files of results."""
 
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,21 @@ from vireid import INFRARED, VISIBLE
 from vireid._files import written_whole
 from vireid._ops import evaluation_mode
 from vireid.data import EvalTransform, KeypointSample, LLCMDataset, SYSUMM01Dataset, move_heatmaps
+from vireid.models import G2DA
 from vireid.neighbors import topk
+from vireid.nn import H2FT
+from vireid.nn.transfer import FeatureTransfer
 from vireid.plots import cmc_curves, ranked_lists
 from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, Report
-from vireid.rerank import AIM_SETTINGS, aim
+from vireid.rerank import AfterTransfer
 from vireid.training.datasets import Dataset, draw_heatmaps
-from vireid.training.ways import Distance
 
-__all__ = ["evaluate", "extract_features", "protocols_of"]
+__all__ = ["Distance", "evaluate", "extract_features", "protocols_of", "ranking_ways", "write_results"]
 
 Protocol = SYSUMM01 | RegDB | LLCM
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(query (Nq, d), gallery (Ng, d)) -> distance (Nq, Ng)."""
 
 
 @torch.no_grad()
@@ -98,13 +102,30 @@ def protocols_of(dataset: Dataset, *, mode: str = "all", shots: int = 1, samplin
     return [protocol(direction) for direction in DIRECTIONS]
 
 
-def affinity_inference(dataset: Dataset, *, shots: int = 1) -> dict[str, Distance]:
-    """Return SAAI's re-ranking by name, AIM with the paper's k1 and k2 for the data set."""
-    key = "regdb"
-    if isinstance(dataset, SYSUMM01Dataset):
-        key = "sysu_single_shot" if shots == 1 else "sysu_multi_shot"
-    found = AIM_SETTINGS[key]
-    return {"AIM": partial(aim, k1=found["k1"], k2=found["k2"], variant="paper")}
+def ranking_ways(model: nn.Module, rerank: Mapping[str, Distance] | None = None) -> dict[str, Distance | None]:
+    """Return the ways in which a model ranks, by name.
+
+    A name says the features, and the re-ranking if there is one, as in "backbone + AIM". The features are "backbone",
+    or "graph" of a `G2DA` with its graph, and "transferred" of a model with CIFT's transfer.
+
+    Args:
+        model: any.
+        rerank: re-rankings by name, each (query, gallery) -> distance. GFT's transferred features depend on the query,
+            so that they cannot be re-ranked.
+
+    Returns:
+        Functions (query, gallery) -> distance (Nq, Ng); None is the cosine distance.
+    """
+    rerank = rerank or {}
+    kind = "graph" if isinstance(model, G2DA) and model.attention is not None else "backbone"
+    ways: dict[str, Distance | None] = {kind: None}
+    ways |= {f"{kind} + {name}": function for name, function in rerank.items()}
+    transfer = getattr(model, "transfer", None)
+    if isinstance(transfer, FeatureTransfer):
+        ways["transferred"] = transfer.distance
+        if isinstance(transfer, H2FT):
+            ways |= {f"transferred + {name}": AfterTransfer(transfer, f) for name, f in rerank.items()}
+    return ways
 
 
 def evaluate(
@@ -118,7 +139,7 @@ def evaluate(
     Args:
         dataset: whose images they are of, in its order.
         features: (N, d).
-        ways: of `ranking_ways`; a name such as "backbone + AIM" says the features and the re-ranking.
+        ways: as `ranking_ways` gives them.
         protocols: of `protocols_of`, and by default its answer.
 
     Returns:

@@ -305,14 +305,17 @@ def build(method: str, num_classes: int, size: tuple[int, int], settings: Mappin
         method: "cift", "saai" or "g2da".
         num_classes: number of training identities.
         size: (H, W) of the images.
-        settings: those that differ from `settings_of`.
+        settings: those that differ from `settings_of`. What a checkpoint keeps beside them, "method", "dataset",
+            "trial" and "keypoints", may stand among them.
 
     Raises:
         ValueError: if a value is out of its range.
         TypeError: if the method has no such setting.
     """
     check_option("method", method, METHODS)
-    return METHODS[method].build(num_classes, size, **(settings or {}))
+    beside = ("method", "dataset", "trial", "keypoints")
+    given = {name: value for name, value in (settings or {}).items() if name not in beside}
+    return METHODS[method].build(num_classes, size, **given)
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
