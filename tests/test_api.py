@@ -85,7 +85,7 @@ PROMISED = {
     "protocols": ["LLCM", "SYSUMM01", "QueryResults", "RegDB", "Report", "ReportRow"],
     "training": [
         *("METHODS", "RECIPES", "Recipe", "build", "evaluate", "extract_features", "fit", "launch", "load_checkpoint"),
-        *("load_model", "open_dataset", "protocols_of", "ranking_ways", "read_checkpoint", "settings_of"),
+        *("load_model", "open_dataset", "ranking_ways", "read_checkpoint", "settings_of"),
     ],
     "cli": ["main"],
     "data": [

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from places import SHARED
 from vireid.data import EvalTransform, KeypointSample, move_keypoints
 from vireid.nn import gaussian_heatmaps
-from vireid.protocols import DIRECTIONS
+from vireid.protocols import DIRECTIONS, SYSUMM01
 from vireid.rerank import AIM, aim
 from vireid.training import (
     build,
@@ -21,7 +21,6 @@ from vireid.training import (
     extract_features,
     load_model,
     open_dataset,
-    protocols_of,
     ranking_ways,
     write_results,
 )
@@ -143,9 +142,11 @@ def test_figures_equal_a_loop_over_the_queries(model, people):
 @pytest.mark.parametrize("mode", ["all", "indoor"])
 def test_sysu_is_evaluated_by_its_protocol(mode, sampling, split, model, sysu):
     data = open_dataset("sysu", split, root=sysu, size=SIZE)
-    protocols = protocols_of(data, mode=mode, sampling=sampling)
-    report = evaluate(data, extract_features(model, data), ranking_ways(model), protocols)
+    protocol = SYSUMM01(mode, sampling=sampling, permutations=sysu / "exp" / "rand_perm_cam.mat")
+    report = evaluate(data, extract_features(model, data), ranking_ways(model), [protocol])
     assert report.dataset == f"SYSU-MM01 {mode} single-shot {sampling}"
+    if (mode, sampling) == ("all", "official"):
+        assert evaluate(data, extract_features(model, data), ranking_ways(model)).to_dict() == report.to_dict()
     assert [(r.direction, r.features) for r in report.rows] == [
         ("infrared_to_visible", "backbone"), ("infrared_to_visible", "transferred")
     ]  # fmt: skip
@@ -166,12 +167,12 @@ def test_what_sysus_protocol_lacks_is_named(sysu, tmp_path):
     data = open_dataset("sysu", "test", root=sysu, size=SIZE)
     features = torch.randn(len(data), 4)
     with pytest.raises(ValueError, match="must hold 10 images of identity"):
-        evaluate(data, features, {"backbone": None}, protocols_of(data, shots=10, sampling="agw"))
+        evaluate(data, features, {"backbone": None}, [SYSUMM01(shots=10, sampling="agw")])
     shutil.copytree(sysu, tmp_path / "sysu")
     data = open_dataset("sysu", "test", root=tmp_path / "sysu", size=SIZE)
     (tmp_path / "sysu" / "exp" / "rand_perm_cam.mat").unlink()
     with pytest.raises(FileNotFoundError, match=r"rand_perm_cam\.mat"):
-        protocols_of(data)
+        evaluate(data, features, {"backbone": None})
     if not OFFICIAL.is_file():
         pytest.skip("needs SYSU-MM01's split files")
     shutil.copy(OFFICIAL, tmp_path / "sysu" / "exp")

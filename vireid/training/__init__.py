@@ -2,7 +2,7 @@
 
 from vireid.training.checkpoint import Checkpoint, load_checkpoint, load_model, read_checkpoint
 from vireid.training.datasets import open_dataset
-from vireid.training.inference import evaluate, extract_features, protocols_of, ranking_ways, write_results
+from vireid.training.inference import evaluate, extract_features, ranking_ways, write_results
 from vireid.training.loop import fit, launch
 from vireid.training.methods import METHODS, build, settings_of
 from vireid.training.recipe import RECIPES, Recipe
@@ -20,7 +20,6 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "open_dataset",
-    "protocols_of",
     "ranking_ways",
     "read_checkpoint",
     "settings_of",

@@ -23,7 +23,7 @@ from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, Report
 from vireid.rerank import AfterTransfer
 from vireid.training.datasets import Dataset, draw_heatmaps
 
-__all__ = ["Distance", "evaluate", "extract_features", "protocols_of", "ranking_ways", "write_results"]
+__all__ = ["Distance", "evaluate", "extract_features", "ranking_ways", "write_results"]
 
 Protocol = SYSUMM01 | RegDB | LLCM
 
@@ -86,18 +86,9 @@ def _mirrored(inputs: list[Tensor]) -> list[Tensor]:
     return [images.flip(3), modality, *turned]
 
 
-def protocols_of(dataset: Dataset, *, mode: str = "all", shots: int = 1, sampling: str = "official") -> list[Protocol]:
-    """Return the protocols of a data set: one per direction, infrared to visible only of SYSU-MM01.
-
-    Args:
-        dataset: whose protocol is asked for.
-        mode: of SYSU-MM01: "all" or "indoor".
-        shots: of SYSU-MM01: 1 or 10.
-        sampling: of SYSU-MM01: "official", whose permutations are read from the data set's folder, or "agw".
-    """
+def _protocols(dataset: Dataset) -> list[Protocol]:
     if isinstance(dataset, SYSUMM01Dataset):
-        permutations = dataset.root / "exp" / "rand_perm_cam.mat" if sampling == "official" else None
-        return [SYSUMM01(mode, shots, sampling, permutations=permutations)]  # type: ignore[arg-type]  # checked there
+        return [SYSUMM01(permutations=dataset.root / "exp" / "rand_perm_cam.mat")]
     protocol = LLCM if isinstance(dataset, LLCMDataset) else RegDB
     return [protocol(direction) for direction in DIRECTIONS]
 
@@ -140,7 +131,8 @@ def evaluate(
         dataset: whose images they are of, in its order.
         features: (N, d).
         ways: as `ranking_ways` gives them.
-        protocols: of `protocols_of`, and by default its answer.
+        protocols: of `vireid.protocols`. Default: of SYSU-MM01 all-search, single-shot, with the permutations in its
+            folder; of the others both directions.
 
     Returns:
         A `vireid.protocols.Report` of one row per way and direction.
@@ -148,7 +140,7 @@ def evaluate(
     reports = []
     for name, distance in ways.items():
         kind, _, rerank = name.partition(" + ")
-        for protocol in protocols_of(dataset) if protocols is None else protocols:
+        for protocol in protocols or _protocols(dataset):
             reports.append(
                 protocol.evaluate(
                     features,

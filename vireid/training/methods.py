@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from vireid._checks import check_at_least_zero, check_count, check_option
+from vireid._checks import check_at_least_zero, check_count, check_option, check_positive
 from vireid.losses import AffinityInferenceLoss, CRILoss
 from vireid.models import (
     CIFT,
@@ -334,11 +334,9 @@ def with_alignment(criterion: nn.Module, weight: float | None, grid: Sequence[in
         raise ValueError("part_grid goes with alignment, which was not given")
     if weight is None:
         return criterion
+    check_positive("alignment", weight)
     rows, columns = (4, 3) if grid is None else grid
-    try:
-        return AlignedCriterion(criterion, weight=weight, grid=(rows, columns))
-    except ValueError as error:
-        raise ValueError(str(error).replace("weight", "alignment", 1)) from error
+    return AlignedCriterion(criterion, weight=weight, grid=(rows, columns))
 
 
 @torch.no_grad()
