@@ -50,17 +50,6 @@ def check_tensor(
         raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
 
 
-def check_matrix(name: str, x: Any, *, columns: int | None = None) -> None:
-    """Raise unless ``x`` is a floating-point tensor of shape (N, d), with d = ``columns`` where that is given."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != 2 or (columns is not None and x.shape[1] != columns):
-        expected = f"(N, {columns})" if columns is not None else "(N, d)"
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
-
-
 def check_integers(name: str, x: Any, length: int) -> None:
     """Raise unless ``x`` is an integer tensor of shape (``length``,)."""
     if not isinstance(x, Tensor):

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from vireid._checks import check_count, check_finite, check_matrix, check_option
+from vireid._checks import check_count, check_finite, check_option, check_tensor
 from vireid._ops import at_least_float32, normalize_rows
 
 __all__ = ["aim", "gnn", "k_reciprocal", "k_reciprocal_parts", "query_expansion"]
@@ -190,8 +190,8 @@ def query_expansion(query: Tensor, gallery: Tensor, *, n: int, alpha: float = 0.
 
 def _unit_rows(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     """Both checked and normalised, in at least float32."""
-    check_matrix("query", query)
-    check_matrix("gallery", gallery, columns=query.shape[1])
+    check_tensor("query", query, "N d")
+    check_tensor("gallery", gallery, "N d", d=query.shape[1])
     if not len(gallery):
         raise ValueError("gallery must hold at least one image, got 0 rows")
     for name, x in (("query", query), ("gallery", gallery)):

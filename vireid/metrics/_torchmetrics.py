@@ -1,4 +1,4 @@
-"""`RankingMetric` as a `torchmetrics.Metric`; imported where torchmetrics is wanted only."""
+"""`RankingMetric` as a `torchmetrics.Metric`; imported only where torchmetrics is wanted."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ __all__ = ["TorchRankingMetric"]
 
 
 class TorchRankingMetric(Metric):
-    """See `RankingMetric.as_torchmetrics`, which makes it."""
+    """Result of `RankingMetric.as_torchmetrics`."""
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
     results: list[Tensor]
 
-    def __init__(self, metric: "RankingMetric", **options: Any) -> None:
+    def __init__(self, metric: "RankingMetric[Any]", **options: Any) -> None:
         super().__init__(**options)
         self.metric = metric
         self.add_state("results", default=[], dist_reduce_fx="cat")
@@ -32,8 +32,8 @@ class TorchRankingMetric(Metric):
         self.results.append(self.metric._rank(distance, query_ids, query_cameras))
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics by name; NaN if no query has a true match."""
-        parts = self.results if isinstance(self.results, list) else [self.results]  # one tensor once synchronised
+        """Compute the metrics by name; NaN if no query has a true match."""
+        parts = self.results if isinstance(self.results, list) else [self.results]  # one tensor once synchronized
         results = torch.cat(parts) if parts else torch.empty(0, 3)
         if len(results) == 0:
             raise RuntimeError("compute() needs queries, got none so far: call update() first")

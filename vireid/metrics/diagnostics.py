@@ -1,9 +1,10 @@
-"""The diagnostics of the CIFT paper: how far identities stand apart, and how right an affinity is."""
+"""Diagnostics of the CIFT paper: the distance between identities, and the correctness of an affinity."""
 
 import torch
 from torch import Tensor
 
 from vireid._checks import Array, check_count, check_finite, to_integers, to_matrix
+from vireid._ops import euclidean
 
 __all__ = ["affinity_error_rate", "affinity_quality", "feature_margin"]
 
@@ -11,11 +12,11 @@ _BLOCK = 2**21  # entries of the matrix worked on at once
 
 
 def feature_margin(x: Array, labels: Array) -> float:
-    """How far identities stand apart: Q_X of the features that enter a transfer, Q_Y of those that leave it (CIFT).
+    """Compute the margin between identities: Q_X of the features before a transfer, Q_Y of those after it (CIFT).
 
     Mean over the rows i of [mean distance to the rows of other identities − mean distance to the other rows of its
-    own]. The distance D is Euclidean **[ours: the paper does not say]**, computed in float64; normalise ``x`` first to
-    compare features of different scale. Rows without a positive or without a negative are left out.
+    own]. The distance D is Euclidean (our choice), computed in float64; normalize ``x`` first to compare features of
+    different scale. Rows without a positive or without a negative are left out.
 
     Args:
         x: (N, d).
@@ -39,7 +40,7 @@ def feature_margin(x: Array, labels: Array) -> float:
     margins = []
     for start in range(0, len(x), block := max(1, _BLOCK // max(1, len(x)))):
         part = slice(start, start + block)
-        d = torch.cdist(x[part], x, compute_mode="donot_use_mm_for_euclid_dist")  # exact for near rows
+        d = euclidean(x[part], x)
         same = y[part, None] == y
         positive, negative = same.sum(1) - 1, (~same).sum(1)  # an image is at distance 0 of itself: adds nothing
         margin = torch.where(same, 0, d).sum(1) / negative - torch.where(same, d, 0).sum(1) / positive
@@ -48,7 +49,7 @@ def feature_margin(x: Array, labels: Array) -> float:
 
 
 def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | None = None) -> float:
-    """Q_A (CIFT): share of the rows whose weakest positive is above their strongest negative.
+    """Compute Q_A (CIFT), the share of the rows whose weakest positive is above their strongest negative.
 
     Args:
         affinity: (N, N), larger = more alike, its diagonal not looked at; or (Nq, Ng) with ``gallery_labels``.
@@ -87,16 +88,16 @@ def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | Non
 def affinity_error_rate(
     affinity: Array, query_labels: Array, gallery_labels: Array | None = None, *, k: int = 4
 ) -> float:
-    """Affinity error rate (CIFT, Table 4): share of the entries in which predicted and ideal affinity differ.
+    """Compute the share of the entries in which predicted and ideal affinity differ (CIFT, Table 4).
 
     Ideal is 1 for the same identity and 0 otherwise; predicted is 1 for the ``k`` largest of a row, ties by gallery
-    index, and 0 otherwise. A row is not special: an image compared with itself counts like any other **[ours]**.
+    index, and 0 otherwise. An image compared with itself counts like any other (our choice).
 
     Args:
         affinity: (Nq, Ng), larger = more alike.
         query_labels: (Nq,) integers.
         gallery_labels: (Ng,) integers; None: the rows are the columns, Nq = Ng.
-        k: neighbours kept in a row, at least 1; more than Ng means all.
+        k: neighbors kept in a row, at least 1; more than Ng means all.
 
     Returns:
         A share in [0, 1].
@@ -114,12 +115,8 @@ def affinity_error_rate(
     if a.numel() == 0:
         raise ValueError(f"affinity must have at least one row and one column, got shape {tuple(a.shape)}")
     q = to_integers("query_labels", query_labels, len(a), a.device)
-    g = to_integers(
-        "gallery_labels" if gallery_labels is not None else "query_labels",
-        gallery_labels if gallery_labels is not None else query_labels,
-        a.shape[1],
-        a.device,
-    )
+    name, labels = ("query_labels", query_labels) if gallery_labels is None else ("gallery_labels", gallery_labels)
+    g = to_integers(name, labels, a.shape[1], a.device)
     check_finite("affinity", a)
     wrong = 0
     for start in range(0, len(a), block := max(1, _BLOCK // a.shape[1])):

@@ -2,13 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Generic, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_count, check_finite, check_option, same_kind, to_integers, to_matrix
+from vireid._checks import Array, ArrayT, check_count, check_finite, check_option, same_kind, to_integers, to_matrix
 
 __all__ = ["RankMetrics", "rank_metrics"]
 
@@ -20,8 +20,8 @@ CMCOver = Literal["images", "identities"]
 
 
 @dataclass(frozen=True)
-class RankMetrics:
-    """What `rank_metrics` found; every number is a share in [0, 1].
+class RankMetrics(Generic[ArrayT]):
+    """Result of `rank_metrics`; every number is a share in [0, 1].
 
     Attributes:
         cmc: (R,) float64, ``cmc[r-1]`` = share of the valid queries whose first true match is at rank r or better.
@@ -35,14 +35,14 @@ class RankMetrics:
             a query without one.
     """
 
-    cmc: Any
+    cmc: ArrayT
     mAP: float
     mINP: float
     queries: int
     valid_queries: int
-    average_precision: Any
-    inverse_negative_penalty: Any
-    first_match: Any
+    average_precision: ArrayT
+    inverse_negative_penalty: ArrayT
+    first_match: ArrayT
 
     @property
     def skipped(self) -> int:
@@ -50,13 +50,13 @@ class RankMetrics:
         return self.queries - self.valid_queries
 
     def rank(self, r: int) -> float:
-        """Share of the valid queries with a true match at rank ``r`` or better; past the list's end its last value."""
+        """Return the share of the valid queries with a true match up to rank ``r`` (or up to the list's end)."""
         check_count("r", r)
         return float(self.cmc[min(r, len(self.cmc)) - 1])
 
 
 def rank_metrics(
-    distance: Array,
+    distance: ArrayT,
     query_ids: Array,
     gallery_ids: Array,
     query_cameras: Array | None = None,
@@ -64,12 +64,12 @@ def rank_metrics(
     *,
     exclude: Exclude = None,
     cmc_over: CMCOver = "images",
-) -> RankMetrics:
-    """CMC, mAP and mINP of a distance matrix (Ye et al., AGW, for AP and INP).
+) -> RankMetrics[ArrayT]:
+    """Compute CMC, mAP and mINP of a distance matrix (Ye et al., AGW, for AP and INP).
 
     Each query ranks the gallery by (distance, gallery index). AP is the mean over its true matches of matches so far /
-    rank, INP the number of matches / rank of the last one. Nothing is ranked but the true matches: the rest is only
-    counted, exactly. Besides the input a few blocks of a million entries are held.
+    rank, INP the number of matches / rank of the last one. Only the true matches are ranked; the rest is counted,
+    exactly. Besides the input a few blocks of a million entries are held.
 
     Args:
         distance: (Nq, Ng), smaller = nearer, finite.
@@ -122,8 +122,8 @@ def check_options(exclude: Exclude, cmc_over: CMCOver) -> None:
     check_option("cmc_over", cmc_over, ("images", "identities"))
 
 
-def summary(results: Tensor, length: int, given: Any) -> RankMetrics:
-    """The metrics of the queries in ``results`` (Nq, 3), as `Gallery.rank` gives them; NaN where none is valid.
+def summary(results: Tensor, length: int, given: ArrayT) -> RankMetrics[ArrayT]:
+    """Compute the metrics of the queries in ``results`` (Nq, 3), as `Gallery.rank` gives them; NaN where none is valid.
 
     Args:
         results: (Nq, 3) float64: first match, AP, INP.
@@ -147,7 +147,7 @@ def summary(results: Tensor, length: int, given: Any) -> RankMetrics:
 
 
 class Gallery:
-    """The gallery's side of the metrics, made once for any number of blocks of queries. Internal.
+    """Gallery's side of the metrics, made once for any number of blocks of queries. Internal.
 
     Args:
         ids: (Ng,) int64.
@@ -165,14 +165,14 @@ class Gallery:
         self.length = len(sizes) if cmc_over == "identities" else len(ids)
 
     def to(self, device: torch.device) -> "Gallery":
-        """The same on ``device``."""
+        """Return the same on ``device``."""
         if device == self.ids.device:
             return self
         cameras = None if self.cameras is None else self.cameras.to(device)
         return Gallery(self.ids.to(device), cameras, exclude=self.exclude, cmc_over=self.cmc_over)
 
     def rank(self, distance: Tensor, query_ids: Tensor, query_cameras: Tensor | None) -> Tensor:
-        """First match, AP and INP of each query, (Nq, 3) float64; 0, NaN, NaN without a true match.
+        """Compute first match, AP and INP of each query, (Nq, 3) float64; 0, NaN, NaN without a true match.
 
         Args:
             distance: (Nq, Ng) of any floating-point type, on the gallery's device.

@@ -1,12 +1,12 @@
-"""The ranking metrics of queries that arrive in blocks, on one process or on many."""
+"""Ranking metrics of queries that arrive in blocks, on one process or on many."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vireid._checks import Array, to_integers, to_matrix, to_tensor
+from vireid._checks import Array, ArrayT, to_integers, to_matrix, to_tensor
 from vireid.metrics.ranking import CMCOver, Exclude, Gallery, RankMetrics, check_options, summary
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["RankingMetric"]
 
 
-class RankingMetric:
+class RankingMetric(Generic[ArrayT]):
     """`rank_metrics` of a distance matrix that is never held whole: blocks of queries are added as they are made.
 
-    Only the first match, AP and INP of each query are kept: 24 bytes a query. The result equals `rank_metrics` of all
+    Only the first match, AP and INP of each query are kept: 24 bytes per query. The result equals `rank_metrics` of all
     blocks stacked, in the order in which they came. Under torch.distributed each process adds its own queries, as many
     as it has, and `compute`, called by all of them, gives all the same result of all queries, process by process.
 
@@ -42,7 +42,7 @@ class RankingMetric:
 
     def __init__(
         self,
-        gallery_ids: Array,
+        gallery_ids: ArrayT,
         gallery_cameras: Array | None = None,
         *,
         exclude: Exclude = None,
@@ -65,10 +65,10 @@ class RankingMetric:
 
     @property
     def device(self) -> torch.device:
-        """Where results are kept and the answer will be: that of the last block, or of `to`."""
+        """Device of the results and of the answer: that of the last block, or of `to`."""
         return self._gallery.ids.device
 
-    def to(self, device: torch.device | str) -> "RankingMetric":
+    def to(self, device: torch.device | str) -> Self:
         """Move what is held to ``device``; an update does so by itself. Returns the object."""
         self._gallery = self._gallery.to(torch.empty(0, device=device).device)  # "cuda" becomes "cuda:0"
         self._results = [part.to(self.device) for part in self._results]
@@ -89,8 +89,8 @@ class RankingMetric:
         results = self._rank(distance, query_ids, query_cameras)
         self._results.append(results)
 
-    def compute(self) -> RankMetrics:
-        """The metrics of all queries so far, of all processes; more can be added afterwards.
+    def compute(self) -> RankMetrics[ArrayT]:
+        """Compute the metrics of all queries so far, of all processes; more can be added afterwards.
 
         Raises:
             RuntimeError: if no query was added yet.
@@ -108,8 +108,8 @@ class RankingMetric:
         """Forget all queries, keep the gallery."""
         self._results = []
 
-    def forward(self, distance: Array, query_ids: Array, query_cameras: Array | None = None) -> RankMetrics:
-        """`update`, and the metrics of this block alone (NaN if none of its queries has a true match)."""
+    def forward(self, distance: Array, query_ids: Array, query_cameras: Array | None = None) -> RankMetrics[ArrayT]:
+        """Update, and return the metrics of only this block (NaN if none of its queries has a true match)."""
         results = self._rank(distance, query_ids, query_cameras)
         self._results.append(results)
         return summary(results, self._gallery.length, self._given)
@@ -117,7 +117,7 @@ class RankingMetric:
     __call__ = forward
 
     def as_torchmetrics(self) -> "torchmetrics.Metric":
-        """A `torchmetrics.Metric` over the same gallery and options, for MetricCollection and Lightning's ``log_dict``.
+        """Return a `torchmetrics.Metric` of the same gallery and options, for MetricCollection and Lightning's logging.
 
         Its ``update`` takes tensors as here, its ``compute`` returns 0-dimensional float64 tensors by name:
         "rank1", "rank5", "rank10", "rank20", "mAP", "mINP", shares in [0, 1]. It starts without queries, and
@@ -133,7 +133,7 @@ class RankingMetric:
         return TorchRankingMetric(self)
 
     def _rank(self, distance: Array, query_ids: Array, query_cameras: Array | None) -> Tensor:
-        """(n, 3) results of a block, on its device; everything held follows it there."""
+        """Compute the results (n, 3) of a block, on its device; everything held follows it there."""
         d = to_matrix("distance", distance, columns=len(self._gallery.ids))
         q_ids = to_integers("query_ids", query_ids, len(d), d.device)
         q_cameras = None
@@ -152,7 +152,7 @@ class RankingMetric:
 
 
 def _gather(results: Tensor) -> Tensor:
-    """``results`` (n, 3) of all processes, one after the other; each process may have its own n."""
+    """Gather ``results`` (n, 3) of all processes, one after the other; each process may have its own n."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return results
     # NCCL sends from GPUs only, and a process without queries may not have moved to its own yet.

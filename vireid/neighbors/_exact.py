@@ -149,18 +149,11 @@ def neighbors_within(
 
     scores = torch.empty(n, k, dtype=torch.float64, device=device)
     indices = torch.empty(n, k, dtype=torch.int64, device=device)
-    limit = torch.empty(n, dtype=torch.float64, device=device)
     for start in range(0, n, step):
         part = slice(start, min(start + step, n))
         itself = torch.arange(part.start, part.stop, device=device)
-        found = _settle(rows.select(part), rows, best[part], index[part], k, "cosine", itself)
-        scores[part], indices[part], limit[part] = found
-    rest = (limit < torch.inf).nonzero().flatten()
-    for few in rest.split(_rows_at_once(rows)):
-        some = rows.select(few)
-        again = some.proposal @ rows.proposal.T
-        again[torch.arange(len(few), device=device), few] = torch.inf
-        scores[few], indices[few] = _all_within(some, rows, again, limit[few], k, "cosine", few)
+        found = _exact(rows.select(part), rows, best[part], index[part], None, k, "cosine", itself)
+        scores[part], indices[part] = found
     scores[:, 0] = 1
     return scores, indices
 
@@ -196,11 +189,6 @@ def _tile(device: torch.device, m: int) -> int:
     return max(2048 if device.type == "cpu" else 8192, 64 * m)
 
 
-def _rows_at_once(gallery: Rows) -> int:
-    """Return for how many queries all gallery rows may be scored: pairs take many times the memory of products."""
-    return max(1, _BLOCK_BYTES // (32 * len(gallery.given)))
-
-
 def _exact(
     queries: Rows,
     gallery: Rows,
@@ -209,14 +197,23 @@ def _exact(
     product: Tensor | None,
     k: int,
     metric: Metric,
+    itself: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores (b, k) and indices of the k best: of the candidates, or of all rows where these do not settle it."""
-    scores, indices, limit = _settle(queries, gallery, proposed, candidates, k, metric)
+    scores, indices, limit = _settle(queries, gallery, proposed, candidates, k, metric, itself)
     rest = (limit < torch.inf).nonzero().flatten()
-    for part in rest.split(_rows_at_once(gallery)):
+    # of so many queries all gallery rows may be scored: pairs take many times the memory of products
+    for part in rest.split(max(1, _BLOCK_BYTES // (32 * len(gallery.given)))):
         few = queries.select(part)
-        again = products(few.proposal, gallery.proposal) if product is None else product[part]
-        scores[part], indices[part] = _all_within(few, gallery, again, limit[part], k, metric)
+        within = ~((products(few.proposal, gallery.proposal) if product is None else product[part]) < limit[part, None])
+        if itself is not None:
+            within.scatter_(1, itself[part, None], True)
+        row, column = within.nonzero().T  # row by row, gallery indices ascending: ties stay in that order
+        score = rescore(few, gallery, row, column, metric)
+        if itself is not None:
+            score = score.masked_fill(column == itself[part][row], torch.inf)
+        best = best_per_row(score, row, len(part), k)
+        scores[part], indices[part] = score[best], column[best]
     return scores, indices
 
 
@@ -246,7 +243,7 @@ def _settle(
 
     Returns:
         The k best scores (b, k) in float64 and their indices, and (b,) the product from which a gallery row may still
-        belong to them: +inf if none does, -inf if any row may. The queries below +inf are finished by `_all_within`.
+        belong to them: +inf if none does, -inf if any row may. Then all rows from there on are scored.
     """
     m = candidates.shape[1]
     proposed = proposed.double()
@@ -266,16 +263,3 @@ def _settle(
     best = score.sort(dim=1, descending=True, stable=True)
     limit = torch.where(finite, kth - 2 * error, -torch.inf).masked_fill(settled, torch.inf)
     return best.values[:, :k], candidates.gather(1, best.indices[:, :k]), limit
-
-
-def _all_within(
-    q: Rows, g: Rows, product: Tensor, limit: Tensor, k: int, metric: Metric, itself: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The k best of every gallery row whose product is not below ``limit``: exact, for the rows PAD did not settle."""
-    within = ~(product < limit[:, None])  # NaN, from an overflow, stays in
-    row, column = within.nonzero().T  # row by row, gallery indices ascending: ties stay in that order
-    score = rescore(q, g, row, column, metric)
-    if itself is not None:
-        score = score.masked_fill(column == itself[row], torch.inf)
-    best = best_per_row(score, row, len(limit), k)
-    return score[best], column[best]

@@ -114,7 +114,7 @@ def rounding(rows: Rows) -> float:
 def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return how far a product may be from the score it stands for (b,), and whether it is sure to be finite (b,)."""
     info = torch.finfo(gallery.proposal.dtype)
-    size = gallery.length.max()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
+    size = gallery.square.max().sqrt()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
     if metric == "cosine":
         magnitude = torch.ones_like(queries.square)
     elif metric == "dot":

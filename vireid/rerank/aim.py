@@ -79,10 +79,11 @@ class AIM(GalleryReranker):
         gallery = self.graph.rows
         (found,) = search(query, gallery, min(self._kept, len(self.graph)), block=len(query.given), ordered=False)
         block = found.product.neg_().add_(1)
-        left = rows_of(found.indices, found.scores.to(block.dtype), len(self.graph))
+        value = found.scores.to(block.dtype)
         if self.variant == "released":
-            left = left.scaled(_inverse_lengths(rounding(gallery), left))
-        subtract_product(block, left, self._right)
+            small = value.abs().amax(1, keepdim=True) <= rounding(gallery)
+            value = (value / value.norm(dim=1, keepdim=True)).masked_fill_(small, 0)
+        subtract_product(block, rows_of(found.indices, value, len(self.graph)), self._right)
         return block
 
 

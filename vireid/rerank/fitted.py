@@ -4,7 +4,6 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,7 +53,7 @@ class GalleryReranker(ABC):
 
     @abstractmethod
     def _distance(self, query: Rows) -> Tensor:
-        """Distances (b, Ng) of a block of prepared queries."""
+        """Compute the distances (b, Ng) of a block of prepared queries."""
 
     def _features(self, name: str, x: Tensor) -> Tensor:
         """Return the features to compare of the checked argument ``name`` (N, d); a subclass may put others there."""
@@ -62,7 +61,7 @@ class GalleryReranker(ABC):
 
     @property
     def graph(self) -> NeighborGraph:
-        """The fitted gallery's k-NN graph.
+        """k-NN graph of the fitted gallery.
 
         Raises:
             RuntimeError: before `fit`.
@@ -72,12 +71,7 @@ class GalleryReranker(ABC):
         return self._graph
 
     def fit(self, gallery: Array) -> Self:
-        """Take ``gallery`` (Ng, d); an earlier one is forgotten.
-
-        The gallery is copied: what happens to the caller's array later does not matter.
-
-        Returns:
-            The object itself.
+        """Take a copy of ``gallery`` (Ng, d); an earlier one is forgotten. Returns the object itself.
 
         Raises:
             ValueError, TypeError: if ``gallery`` is empty, not a floating-point matrix, or not finite.
@@ -89,10 +83,8 @@ class GalleryReranker(ABC):
     def extend(self, gallery: Array) -> Self:
         """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph.
 
-        The result is that of `fit` to all of them.
-
         Returns:
-            The object itself.
+            The object itself, as after `fit` to all of them.
 
         Raises:
             RuntimeError: before `fit`.
@@ -117,9 +109,8 @@ class GalleryReranker(ABC):
         """
         q = self._check(query)
         result = self.graph.values.new_empty(len(q), len(self.graph))
-        with _plain(q):
-            for part, block in self._blocks(q):
-                result[part] = block
+        for part, block in self._blocks(q):
+            result[part] = block
         return same_kind(result, query)
 
     def topk(self, query: ArrayT, n: int) -> tuple[ArrayT, ArrayT]:
@@ -141,9 +132,8 @@ class GalleryReranker(ABC):
         n = min(n, len(self.graph))
         values = self.graph.values.new_empty(len(q), n)
         indices = torch.empty(len(q), n, dtype=torch.int64, device=q.device)
-        with _plain(q):
-            for part, block in self._blocks(q):
-                values[part], indices[part] = nearest_first(block, n)
+        for part, block in self._blocks(q):
+            values[part], indices[part] = nearest_first(block, n)
         return same_kind(values, query), same_kind(indices, query)
 
     def __call__(self, query: ArrayT, gallery: Array) -> ArrayT:
@@ -156,7 +146,7 @@ class GalleryReranker(ABC):
         return once._take(NeighborGraph.build(self._features("gallery", g), self._neighbors)).distance(query)
 
     def _take(self, graph: NeighborGraph) -> Self:
-        with _plain(graph.features):
+        with torch.no_grad(), torch.autocast(graph.features.device.type, enabled=False):
             self._prepare(graph)
         self._graph = graph
         return self
@@ -172,7 +162,9 @@ class GalleryReranker(ABC):
     def _blocks(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
         dtype = self.graph.rows.proposal.dtype
         for part in blocks(len(query), len(self.graph), dtype.itemsize):
-            yield part, self._distance(prepare(query[part], "cosine", dtype, gallery=False))
+            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+                block = self._distance(prepare(query[part], "cosine", dtype, gallery=False))
+            yield part, block
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write settings and gallery to ``path`` (.npz), whole or not at all.
@@ -202,13 +194,13 @@ class GalleryReranker(ABC):
             self = cls(**settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f"path must hold settings of {cls.__name__}, got {str(path)!r}: {error}") from error
-        self._check_graph(graph, path)
-        return self._take(graph)
+        return self._loaded(graph, path)
 
-    def _check_graph(self, graph: NeighborGraph, path: str | os.PathLike[str]) -> None:
+    def _loaded(self, graph: NeighborGraph, path: str | os.PathLike[str]) -> Self:
         if graph.k != min(self._neighbors, len(graph)):
             wanted = f"{min(self._neighbors, len(graph))} neighbors of each image"
             raise ValueError(f"path must hold a graph with {wanted}, got {graph.k} in {str(path)!r}")
+        return self._take(graph)
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> tuple[NeighborGraph, dict[str, Any]]:
@@ -219,11 +211,3 @@ class GalleryReranker(ABC):
             return NeighborGraph.from_arrays(arrays), settings
         except ValueError as error:
             raise ValueError(f"path must hold a {kind}, got {str(path)!r}: {error}") from error
-
-
-def _plain(x: Tensor) -> AbstractContextManager[Any]:
-    """No gradients, and no autocast on the device of ``x``."""
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    stack.enter_context(torch.autocast(x.device.type, enabled=False))
-    return stack

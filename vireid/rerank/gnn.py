@@ -46,13 +46,13 @@ def gnn(
     """Compare the rows of the k1-NN graph, spread over the k2-NN graph: GNN re-ranking (Zhang et al., 2020).
 
     Over queries and gallery together, A the 0/1 adjacency of the k1 nearest. Each layer takes A + Aᵀ, replaces a row
-    by the sum over its k2 nearest of S^α times their rows, S the cosine, and L2-normalises, as the published code does
-    with its two layers and α = 2. A negative S counts with its magnitude [ours]. The k nearest of an image include the
-    image itself, first; neighbors are ranked by the exact cosine, ties by index [ours].
+    by the sum over its k2 nearest of S^α times their rows, S the cosine, and L2-normalizes, as the published code does
+    with its two layers and α = 2. The k nearest of an image include the image itself, first. Our choices: a negative S
+    counts with its magnitude; neighbors are ranked by the exact cosine, ties by index.
 
     It is transductive: a query's ranking depends on the other queries. Time is that of half the product of all images
     with all, plus little where neighbors have neighbors in common; memory is that of the rows after all layers but
-    the last, one block, and the result. Those rows hold about (2 k1) (2 k2)^(layers-1) entries an image at most, as
+    the last, one block, and the result. Those rows hold about (2 k1) (2 k2)^(layers-1) entries per image at most, as
     long as no image is a neighbor of very many: with one that is near all of them they grow to (Nq + Ng)².
 
     Args:

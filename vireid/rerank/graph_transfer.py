@@ -22,8 +22,8 @@ __all__ = ["AfterTransfer", "GraphTransfer", "graph_transfer"]
 class GraphTransfer(GalleryReranker):
     """The distance of a trained `vireid.nn.H2FT` or `vireid.nn.GFT` (CIFT §4.2, §9), fitted to a gallery.
 
-    `fit` computes v(G), its graph and the transferred features, or for GFT what they consist of; a query then costs
-    its own transfer and its products with the gallery. The distances are those of ``module.distance(query, gallery)``.
+    `fit` computes v(G), its graph and the transferred features, or for GFT their sums; a query then costs its own
+    transfer and its products with the gallery. The distances are those of ``module.distance(query, gallery)``.
     The module's mode does not matter. It is held, not copied: fit again after training it further.
 
     Args:
@@ -59,7 +59,7 @@ class GraphTransfer(GalleryReranker):
         return self._fitted_with
 
     def extend(self, gallery: Array) -> Self:
-        """As `GalleryReranker.extend`; v(G) of the images that are there is not computed again.
+        """Extend as `GalleryReranker.extend`; v(G) of the images that are there is not computed again.
 
         Raises:
             RuntimeError: before `fit`, or if the module has changed since.
@@ -85,7 +85,7 @@ class GraphTransfer(GalleryReranker):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], module: FeatureTransfer) -> Self:  # type: ignore[override]
-        """What `save` wrote, ready for queries, on the module's device; the file holds v(G), but not the module.
+        """Return what `save` wrote, ready for queries, on the module's device; the file holds v(G), but not the module.
 
         Args:
             path: the file.
@@ -101,13 +101,12 @@ class GraphTransfer(GalleryReranker):
         differ = [name for name in sorted(own.keys() | saved.keys()) if own.get(name) != saved.get(name)]
         if differ:
             raise ValueError(f"module must be the one saved in {str(path)!r}, but it differs in {', '.join(differ)}")
-        self._check_graph(graph, path)
-        return self._take(graph.to(next(module.parameters(), graph.features).device))
+        return self._loaded(graph.to(next(module.parameters(), graph.features).device), path)
 
 
 @uses("gallery")
 def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> ArrayT:
-    """Cosine distance after CIFT's feature transfer (§4.2, Eq. 2-4), each query alone with the gallery.
+    """Compute the cosine distance after CIFT's feature transfer (§4.2, Eq. 2-4), each query by itself.
 
     ``module.distance(query, gallery)`` for tensors and NumPy arrays; see `GraphTransfer` for a gallery that stays.
 
@@ -165,7 +164,7 @@ class AfterTransfer:
 
 
 def _identity(module: FeatureTransfer) -> dict[str, Any]:
-    """What a module's answers depend on, as JSON can hold it."""
+    """All that a module's answers depend on, as JSON can hold it."""
     digest = hashlib.sha256()
     for name, x in sorted(module.state_dict().items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())

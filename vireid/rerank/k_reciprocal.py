@@ -6,9 +6,9 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_number
+from vireid._checks import Array, ArrayT, check_count
 from vireid.neighbors._exact import Rows, neighbors_within
-from vireid.rerank._blocks import blocks, collect, joined, uses
+from vireid.rerank._blocks import blocks, check_share, collect, joined, uses
 from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
 
 __all__ = ["k_reciprocal"]
@@ -30,15 +30,15 @@ def k_reciprocal(
 ) -> ArrayT | tuple[ArrayT, ArrayT]:
     """Compute (1 - λ) Jaccard + λ D over queries and gallery together: k-reciprocal encoding (Zhong et al., CVPR 2017).
 
-    D is the squared Euclidean distance of the L2-normalised features, row i divided by its largest entry over queries
+    D is the squared Euclidean distance of the L2-normalized features, row i divided by its largest entry over queries
     and gallery. A k-neighborhood is the first k + 1 of the ranking, the image itself first, as in the published code.
     R(i, k1) holds the reciprocal neighbors of i; each c in it adds R(c, round(k1/2)) when more than 2/3 of that set
-    lies in R(i, k1). V_i = exp(-D_i) over the set, normalised to 1, then the mean of V over the first k2 of i's
+    lies in R(i, k1). V_i = exp(-D_i) over the set, normalized to 1, then the mean of V over the first k2 of i's
     ranking; Jaccard = 1 - S / (2 - S), S the sum of the smaller entries of both encodings.
 
     It is transductive: a query's ranking depends on the other queries. Neighbors are ranked by the exact cosine, ties
-    by index [ours]; rows of D whose largest entry is rounding alone (all images alike) count as 0 [ours]. Time is that
-    of half the product of all images with all, plus little; memory is O((Nq + Ng) k1), one block, and the result.
+    by index, and rows of D whose largest entry is only rounding (all images alike) count as 0 (our choices). Time is
+    that of half the product of all images with all, plus little; memory is O((Nq + Ng) k1), one block, and the result.
     In float32 D is good to about 1e-7 over its largest 1 - cos: give float64 where all features are close together.
 
     Args:
@@ -65,9 +65,7 @@ def k_reciprocal(
     """
     for name, value in (("k1", k1), ("k2", k2)):
         check_count(name, value)
-    check_number("lambda_value", lambda_value)
-    if not 0 <= lambda_value <= 1:
-        raise ValueError(f"lambda_value must be in [0, 1], got {lambda_value}")
+    check_share("lambda_value", lambda_value)
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_number
+from vireid._checks import Array, ArrayT, check_count
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, search
-from vireid.rerank._blocks import uses
+from vireid.rerank._blocks import check_share, uses
 from vireid.rerank._sparse import Sparse, reciprocal, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
@@ -16,28 +16,12 @@ __all__ = ["SIM", "sim"]
 
 
 class SIM(GalleryReranker):
-    """Similarity inference metric, after Jia et al., IJCAI 2020, for each query alone with the gallery.
-
-    Images of one modality are compared more safely than across modalities, so that a gallery image is judged by its
-    mutual neighbors in the gallery: does the query find them near, too?
-
-        N(q) = the k1 gallery images nearest to q by cosine
-        R(g) = the gallery images h with h among the k2 nearest of g and g among the k2 nearest of h, g itself included
-        d(q, g) = (1 - λ) (1 - |N(q) ∩ R(g)| / |N(q) ∪ R(g)|) + λ (1 - cos(q, g))
-
-    What the paper gives, by its abstract and by SAAI's account of it (Sec. 1, 2): similarities among gallery images
-    of one modality, mutual nearest neighbors, and a Jaccard distance in which membership is yes or no. Its text was
-    not at hand, so the formula is [ours]: these two sets, their sizes, the term in λ. The paper's first step, reasoning
-    over a graph of similarities, has no counterpart here, nor has any use it may make of other queries. So this is no
-    reproduction of its printed results.
-
-    λ is there because most gallery images share nothing with N(q): their Jaccard distance is 1, and only the cosine
-    can order them. Its default is that of k-reciprocal encoding, which mixes the same two kinds of distance.
+    """`sim` fitted to a gallery.
 
     Args:
-        k1: size of the query's neighbor set.
-        k2: neighbors that are looked at for R, the image itself included. Default as k1.
-        lambda_value: λ in [0, 1]; at 0 ties go to the lower gallery index, at 1 the cosine alone ranks.
+        k1: as in `sim`.
+        k2: as in `sim`.
+        lambda_value: as in `sim`.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -52,9 +36,7 @@ class SIM(GalleryReranker):
     def __init__(self, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> None:
         check_count("k1", k1)
         check_count("k2", k2)
-        check_number("lambda_value", lambda_value)
-        if not 0 <= lambda_value <= 1:
-            raise ValueError(f"lambda_value must be in [0, 1], got {lambda_value}")
+        check_share("lambda_value", lambda_value)
         self.k1, self.k2, self.lambda_value = int(k1), int(k2), float(lambda_value)
 
     @property
@@ -87,18 +69,33 @@ class SIM(GalleryReranker):
 
 @uses("gallery")
 def sim(query: ArrayT, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> ArrayT:
-    """Compute the Jaccard distance of a query's nearest gallery images and each gallery image's mutual neighbors.
+    """Compute the distance of the similarity inference metric, after Jia et al., IJCAI 2020, per query.
 
-    After Jia et al., IJCAI 2020; see `SIM` for the formula, what of it is the paper's, and the settings. Each query is
-    alone with the gallery. No (Ng, Ng) matrix is made; beyond the result, memory is O(Nq k1 + Ng k2), the unit rows
-    and one block.
+    Images of one modality are compared more safely than across modalities, so that a gallery image is judged by its
+    mutual neighbors in the gallery: does the query find them near, too?
+
+        N(q) = the k1 gallery images nearest to q by cosine
+        R(g) = the gallery images h with h among the k2 nearest of g and g among the k2 nearest of h, g itself included
+        d(q, g) = (1 - λ) (1 - |N(q) ∩ R(g)| / |N(q) ∪ R(g)|) + λ (1 - cos(q, g))
+
+    The paper, by its abstract and by SAAI's account of it (Sec. 1, 2), has similarities among gallery images of one
+    modality, mutual nearest neighbors, and a Jaccard distance in which membership is yes or no. Its text was not at
+    hand, so the formula is our choice: these two sets, their sizes, the term in λ. The paper's first step, reasoning
+    over a graph of similarities, has no counterpart here, nor has any use it may make of other queries. So this is no
+    reproduction of its printed results.
+
+    λ is there because most gallery images share nothing with N(q): their Jaccard distance is 1, and only the cosine
+    can order them. Its default is that of k-reciprocal encoding, which mixes the same two kinds of distance.
+
+    No (Ng, Ng) matrix is made; beyond the result, memory is O(Nq k1 + Ng k2), the unit rows and one block.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
         gallery: (Ng, d), on the query's device. Its dtype, at least float32, is computed in.
         k1: size of the query's neighbor set; more than Ng means all.
         k2: neighbors of each gallery image among which the mutual ones are taken, the image itself included.
-        lambda_value: λ in [0, 1], the weight of the cosine distance.
+        lambda_value: λ in [0, 1], the weight of the cosine distance; at 0 ties go to the lower gallery index, at 1 only
+            the cosine ranks.
 
     Returns:
         (Nq, Ng) distance in [0, 1 + λ], smaller = nearer. A NumPy array if ``query`` is one.
