@@ -120,7 +120,7 @@ def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarr
         found, settings = (header["kind"], header["version"]), dict(header["settings"])
         arrays = read_npz(path) if found == (kind, version) else {}
         arrays.pop(_HEADER, None)
-        if found == (kind, version) and sorted(arrays) != header["arrays"]:
+        if found == (kind, version) and sorted(arrays) != header.get("arrays", sorted(arrays)):
             raise ValueError(f"it must hold the arrays {header['arrays']}, got {sorted(arrays)}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"path must be a whole {kind} file, cannot read {str(path)!r}: {error}") from error

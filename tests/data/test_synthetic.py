@@ -1,9 +1,6 @@
 """The drawn data set: same bytes for the same arguments, the published layouts, and nothing half-written."""
 
-import errno
 import json
-import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -241,48 +238,6 @@ def test_a_joint_is_where_it_is_drawn():
     assert len(painted) >= 8
     np.testing.assert_allclose(np.mean(painted, 0), 0, atol=0.15)
     np.testing.assert_allclose(painted, 0, atol=1)
-
-
-@pytest.mark.parametrize("layout", ["sysu", "regdb"])
-def test_an_older_data_set_is_given_its_key_points(layout, request, tmp_path, monkeypatch):
-    root = tmp_path / "older"
-    shutil.copytree(request.getfixturevalue(layout), root)
-    before = contents(root)
-    (root / "keypoints.npz").unlink()
-    times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    monkeypatch.setattr(synthetic, "render", None)  # no image is drawn again
-    assert generate_synthetic(root, layout=layout, **SMALL) == root
-    assert contents(root) == before
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
-def test_damaged_key_points_are_written_again(damage, sysu, tmp_path, monkeypatch):
-    root = tmp_path / "damaged"
-    shutil.copytree(sysu, root)
-    before = contents(root)
-    file = root / "keypoints.npz"
-    file.write_bytes(
-        {"cut": file.read_bytes()[:-99], "empty": b"", "foreign": (sysu / "synthetic.json").read_bytes()}[damage]
-    )
-    monkeypatch.setattr(synthetic, "render", None)
-    assert generate_synthetic(root, layout="sysu", **SMALL) == root
-    assert contents(root) == before
-
-
-def test_an_older_data_set_that_cannot_be_written_is_named(sysu, tmp_path, monkeypatch):
-    root = tmp_path / "older"
-    shutil.copytree(sysu, root)
-    (root / "keypoints.npz").unlink()
-    before = contents(root)
-
-    def refuse(*_: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("os.replace", refuse)  # as in a folder that is read only, which root may write to
-    with pytest.raises(OSError, match=re.escape(str(root / "keypoints.npz"))):
-        generate_synthetic(root, layout="sysu", **SMALL)
-    assert contents(root) == before
 
 
 CHANGED = "the drawing has changed: raise synthetic._VERSION, then renew the numbers of this test"

@@ -1,4 +1,4 @@
-"""A posed, clothed body drawn as a map of labels: shapes alone, the same for both modalities."""
+"""A posed, clothed body drawn as a map of labels: only shapes, the same for both modalities."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Painter:
         self.points, self.depths = self.project(joints)
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (…, 2) and nearness to the camera (…) of points (…, 3) of the body."""
+        """Return the pixels (…, 2) and nearness to the camera (…) of points (…, 3) of the body."""
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         across, near = x * self.cos + z * self.sin, z * self.cos - x * self.sin
         up = y * self.tilt[0] - near * self.tilt[1]
@@ -40,11 +40,11 @@ class Painter:
         return self.project(np.array([x, y, z]))[0]
 
     def below(self, p: np.ndarray, drop: float) -> np.ndarray:
-        """The pixel this many body heights further down."""
+        """Return the pixel this many body heights further down."""
         return p + np.array([0.0, drop * self.unit])
 
     def width(self, side: float, front: float) -> float:
-        """Half width seen of something with these half widths."""
+        """Return the half width seen of something with these half widths."""
         return math.hypot(side * self.cos, front * self.sin)
 
     def disc(self, p: np.ndarray, rx: float, label: int, ry: float | None = None) -> None:
@@ -56,7 +56,7 @@ class Painter:
         self.draw.rounded_rectangle((p[0] - rx, p[1] - ry, p[0] + rx, p[1] + ry), radius=min(rx, ry) * 0.4, fill=label)
 
     def limb(self, p: np.ndarray, q: np.ndarray, rp: float, rq: float, label: int) -> None:
-        """A tapered limb from p to q."""
+        """Paint a tapered limb from p to q."""
         along = q - p
         length = math.hypot(along[0], along[1])
         if length > 0.5:
@@ -79,9 +79,9 @@ class Painter:
         y = np.concatenate([[low], inner, [top]])
         a, b = np.interp(y, heights, side), np.interp(y, heights, front)
         turn = math.atan2(float(b.mean()) * self.sin, float(a.mean()) * self.cos)
-        centre = (middle + turn + math.pi) % (2 * math.pi) - math.pi
-        centre = 0.0 if half >= math.pi else centre
-        left, right = max(-math.pi / 2, centre - half), min(math.pi / 2, centre + half)
+        center = (middle + turn + math.pi) % (2 * math.pi) - math.pi
+        center = 0.0 if half >= math.pi else center
+        left, right = max(-math.pi / 2, center - half), min(math.pi / 2, center + half)
         if right - left < 0.05:
             return
         axis = self.project(np.stack([np.zeros_like(y), y, np.interp(y, heights, offset)], -1))[0]
@@ -114,7 +114,7 @@ def paint_person(paint: Painter, person: Person) -> None:
 
 @dataclass(frozen=True)
 class _Measures:
-    """Where the parts of a posed body are. Lengths and heights are in body heights."""
+    """Places of the parts of a posed body. Lengths and heights are in body heights."""
 
     hip: float
     waist: float
@@ -145,7 +145,7 @@ def _measure(paint: Painter, person: Person) -> _Measures:
 
 
 def _paint_arm(paint: Painter, person: Person, body: _Measures, i: int) -> None:
-    """Arm 0 (left) or 1 (right), its sleeve and what its hand carries."""
+    """Paint arm 0 (left) or 1 (right), its sleeve and what its hand carries."""
     shoulder, elbow, wrist = paint.points[1 + i], paint.points[3 + i], paint.points[5 + i]
     r, bulk, sleeve = person.limb, body.bulk, TOPS[person.top].sleeve
     paint.limb(shoulder, elbow, r * 1.05, r * 0.85, Label.SKIN)
@@ -172,7 +172,7 @@ def _paint_arm(paint: Painter, person: Person, body: _Measures, i: int) -> None:
 
 
 def _paint_leg(paint: Painter, person: Person, i: int) -> None:
-    """Leg 0 (left) or 1 (right), its shoe and its trouser leg; a skirt belongs to the trunk."""
+    """Paint leg 0 (left) or 1 (right), its shoe and its trouser leg; a skirt belongs to the trunk."""
     hip, knee, ankle = paint.points[7 + i], paint.points[9 + i], paint.points[11 + i]
     r, (covered, bulk, flare, _) = person.limb, BOTTOMS[person.bottom]
     paint.limb(hip, knee, r * 1.75, r * 1.25, Label.SKIN)
@@ -199,7 +199,7 @@ def _paint_leg(paint: Painter, person: Person, i: int) -> None:
 
 
 def _paint_trunk(paint: Painter, person: Person, body: _Measures) -> None:
-    """Skirt or waistband, top and its pattern, and the straps of a bag."""
+    """Paint skirt or waistband, top and its pattern, and the straps of a bag."""
     hip, neck, lean = body.hip, body.neck, body.lean
     covered, _, flare, _ = BOTTOMS[person.bottom]
     if flare:
@@ -247,7 +247,7 @@ def _paint_trunk(paint: Painter, person: Person, body: _Measures) -> None:
 
 
 def _paint_head(paint: Painter, person: Person, body: _Measures) -> None:
-    """Neck, head, hair or hat, and scarf."""
+    """Paint neck, head, hair or hat, and scarf."""
     r, (_, y, z) = person.head, paint.joints[0]
     turns = np.linspace(0, np.pi, 9)
     skull = np.stack([y - 1.22 * r * np.cos(turns), r * np.sin(turns), 1.08 * r * np.sin(turns), np.full(9, z)], 1)
@@ -279,15 +279,15 @@ def _paint_head(paint: Painter, person: Person, body: _Measures) -> None:
 
 
 def _paint_bag(paint: Painter, person: Person, body: _Measures) -> None:
-    """A bag that hangs on the body; a carried one belongs to its arm."""
+    """Paint a bag that hangs on the body; a carried one belongs to its arm."""
     width, height = person.bag_size
     if person.bag == "backpack":
-        centre = paint.at(0, body.neck - 0.16, body.lean * 0.6 - person.depth - 0.045)
-        paint.box(centre, paint.width(0.085 * width, 0.055), 0.115 * height, Label.BAG)
+        center = paint.at(0, body.neck - 0.16, body.lean * 0.6 - person.depth - 0.045)
+        paint.box(center, paint.width(0.085 * width, 0.055), 0.115 * height, Label.BAG)
         if not body.facing:
-            paint.box(paint.below(centre, 0.05), 0.06 * width * abs(paint.cos), 0.035 * height, Label.BAG2)
+            paint.box(paint.below(center, 0.05), 0.06 * width * abs(paint.cos), 0.035 * height, Label.BAG2)
     elif person.bag in ("shoulder bag", "crossbody"):
         drop = 0.06 if person.bag == "crossbody" else 0.02
-        centre = paint.at(person.bag_side * (person.pelvis + body.bulk + 0.02), body.hip - drop, 0)
-        paint.box(centre, paint.width(0.028, 0.08 * width), 0.065 * height, Label.BAG)
-        paint.box(paint.below(centre, -0.03), paint.width(0.028, 0.08 * width), 0.014, Label.BAG2)
+        center = paint.at(person.bag_side * (person.pelvis + body.bulk + 0.02), body.hip - drop, 0)
+        paint.box(center, paint.width(0.028, 0.08 * width), 0.065 * height, Label.BAG)
+        paint.box(paint.below(center, -0.03), paint.width(0.028, 0.08 * width), 0.014, Label.BAG2)

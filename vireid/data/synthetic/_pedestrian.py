@@ -1,4 +1,4 @@
-"""Who is drawn: an identity's body, clothes and belongings, and the joints of a moment of its walk."""
+"""An identity's body, clothes and belongings, and the joints of a moment of its walk."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ JOINTS = PERSON_13.names
 
 
 class Label(IntEnum):
-    """What a pixel shows. A body is drawn once as a map of these; a modality is a table from label to light."""
+    """Content of a pixel. A body is drawn once as a map of these; a modality is a table from label to light."""
 
     BACKGROUND = 0
     SKIN = 1
@@ -34,7 +34,7 @@ class Label(IntEnum):
 
 
 class Top(NamedTuple):
-    """What is worn above the hip. Lengths are in body heights."""
+    """Garment above the hip. Lengths are in body heights."""
 
     sleeve: int  # 0 none, 1 short, 2 long
     hem: float  # below the hip
@@ -43,7 +43,7 @@ class Top(NamedTuple):
 
 
 class Bottom(NamedTuple):
-    """What is worn below the hip. Lengths are in body heights."""
+    """Garment below the hip. Lengths are in body heights."""
 
     covered: float  # share of thigh and shin, 0 to 2
     bulk: float  # of the legs
@@ -70,7 +70,7 @@ BOTTOMS = {
 _HEADS = ("short hair", "long hair", "bun", "bald", "cap", "beanie", "hood")
 _PATTERNS = ("plain", "hoops", "yoke", "front print", "back print", "halves", "sleeves")
 _BAGS = ("none", "backpack", "handbag", "shoulder bag", "crossbody", "trolley")
-_COLOURS = np.array(  # clothes are mostly dark or grey
+_COLORS = np.array(  # clothes are mostly dark or gray
     [
         *((25, 25, 28), (45, 47, 52), (90, 92, 95), (150, 150, 150), (225, 225, 220), (28, 36, 70), (60, 90, 150)),
         *((120, 150, 190), (150, 35, 40), (200, 70, 60), (40, 80, 50), (110, 120, 60), (95, 65, 45), (190, 165, 125)),
@@ -84,7 +84,7 @@ _HAIRS = np.array([(25, 20, 20), (50, 35, 28), (95, 65, 40), (165, 130, 80), (14
 
 @dataclass(frozen=True)
 class Person:
-    """What makes an identity. Lengths are in body heights."""
+    """An identity. Lengths are in body heights."""
 
     scale: float
     hip: float  # height of the hip
@@ -106,7 +106,7 @@ class Person:
     bag_size: tuple[float, float]
     stripes: int
     print_box: tuple[float, float]
-    visible: np.ndarray  # (labels, 3) colour in [0, 1]
+    visible: np.ndarray  # (labels, 3) color in [0, 1]
     warmth: np.ndarray  # (labels,) in [0, 1]
 
     @staticmethod
@@ -121,9 +121,9 @@ class Person:
         crown = pick(_HEADS, (5, 4, 2, 1, 2, 2, 2))
         bag = pick(_BAGS, (3, 3, 2, 2, 2, 2))
 
-        visible = _COLOURS[rng.integers(len(_COLOURS), size=len(Label))]
-        grey = _COLOURS.mean(1)
-        for label, beside in (  # an edge that warmth shows is seen in colour too
+        visible = _COLORS[rng.integers(len(_COLORS), size=len(Label))]
+        gray = _COLORS.mean(1)
+        for label, beside in (  # an edge that warmth shows is seen in color too
             (Label.TOP2, Label.TOP),
             (Label.BOTTOM, Label.TOP),
             (Label.BOTTOM2, Label.BOTTOM),
@@ -131,7 +131,7 @@ class Person:
             (Label.BAG, Label.TOP),
             (Label.BAG2, Label.BAG),
         ):
-            apart = _COLOURS[np.abs(grey - visible[beside].mean()) > 35]
+            apart = _COLORS[np.abs(gray - visible[beside].mean()) > 35]
             visible[label] = apart[rng.integers(len(apart))]
         visible[Label.SKIN], visible[Label.HAIR] = _SKINS[rng.integers(len(_SKINS))], _HAIRS[rng.integers(len(_HAIRS))]
         if pattern != "sleeves":
@@ -152,17 +152,8 @@ class Person:
         warmth[Label.SHOES], warmth[Label.SCARF] = rng.uniform(0.3, 0.42), rng.uniform(0.42, 0.52)
         warmth[Label.BAG] = rng.uniform(0.18, 0.34)
         warmth[Label.BAG2] = warmth[Label.BAG] + contrast()
-        cloth = [
-            Label.HAT,
-            Label.TOP,
-            Label.TOP2,
-            Label.SLEEVE,
-            Label.INNER,
-            Label.BOTTOM,
-            Label.BOTTOM2,
-            Label.SHOES,
-            Label.SCARF,
-        ]
+        cloth = [*(Label.HAT, Label.TOP, Label.TOP2, Label.SLEEVE, Label.INNER), *(Label.BOTTOM, Label.BOTTOM2)]
+        cloth += [Label.SHOES, Label.SCARF]
         warmth[cloth] += 0.7 * (0.4 - visible[cloth].mean(1))  # dark cloth takes up more of the light
         return Person(
             scale=rng.normal(1.0, 0.03),
@@ -191,7 +182,7 @@ class Person:
 
 
 def pose(person: Person, rng: np.random.Generator) -> np.ndarray:
-    """A moment of a walk: 13 joints (x to the left, y up, z forward) in body heights, in the order of ``JOINTS``."""
+    """Draw a moment of a walk: 13 joints (x to the left, y up, z forward) in body heights, ordered as ``JOINTS``."""
     phase, stride = rng.uniform(0, 2 * math.pi), rng.choice((0.08, 0.35, 0.45)) * rng.uniform(0.7, 1.2)
     swing, lean = stride * rng.uniform(0.5, 1.1), rng.normal(0.03, 0.04)
     thigh = (person.hip - 0.045) / 2

@@ -1,4 +1,4 @@
-"""How a camera sees a pedestrian: the scene behind, the light of either modality, blur and noise."""
+"""A pedestrian as a camera sees it: the scene behind, the light of either modality, blur and noise."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _SUPERSAMPLE = 3
 
 @dataclass(frozen=True)
 class Camera:
-    """What stays the same in all images of a camera. Lengths are in image heights."""
+    """Properties of a camera, the same in all its images. Lengths are in image heights."""
 
     elevation: float  # radians above the horizon
     horizon: float
@@ -27,7 +27,7 @@ class Camera:
     contrast: float
     blur: float
     noise: float
-    scene: np.ndarray  # (4, 4): colour and temperature of sky or wall, ground, and two kinds of clutter
+    scene: np.ndarray  # (4, 4): color and temperature of sky or wall, ground, and two kinds of clutter
     inverted: bool  # thermal: warm is dark
 
     @staticmethod
@@ -50,7 +50,7 @@ class Camera:
 
 
 def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
-    """Standard normal noise on a coarse grid, enlarged smoothly to ``size``."""
+    """Return standard normal noise on a coarse grid, enlarged smoothly to ``size``."""
     from PIL import Image
 
     coarse = Image.fromarray(rng.standard_normal(cells, dtype=np.float32))
@@ -58,7 +58,7 @@ def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[
 
 
 def _background(camera: Camera, size: tuple[int, int], channels: int, rng: np.random.Generator) -> np.ndarray:
-    """Wall or sky, ground and clutter (height, width, channels), in [0, 1]."""
+    """Draw wall or sky, ground and clutter (height, width, channels), in [0, 1]."""
     from PIL import Image, ImageDraw, ImageFilter
 
     height, width = size
@@ -91,24 +91,19 @@ def _background(camera: Camera, size: tuple[int, int], channels: int, rng: np.ra
 def render(
     person: Person, camera: Camera, size: tuple[int, int], infrared: bool, rng: np.random.Generator
 ) -> tuple["Image.Image", np.ndarray]:
-    """One image, and its joints as `locate` gives them."""
+    """Draw one image, and return it with its joints (13, 3) in the order of ``JOINTS``.
+
+    A joint is x, y in pixels from the image's left and top edge, and 1 if visible, else 0: outside the image or behind
+    what stands in front. A joint behind the person's own body counts as visible.
+    """
     labels, joints = _draw_labels(person, camera, size, rng)
     return _expose(labels, person, camera, size, infrared, rng), joints
-
-
-def locate(person: Person, camera: Camera, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """The joints (13, 3) of what `render` draws from the same ``rng``, in the order of ``JOINTS``.
-
-    x, y in pixels from the image's left and top edge, and 1 if visible, else 0: outside the image or behind what stands
-    in front. A joint behind the person's own body counts as visible.
-    """
-    return _draw_labels(person, camera, size, rng)[1]
 
 
 def _draw_labels(
     person: Person, camera: Camera, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple["Image.Image", np.ndarray]:
-    """The person at a moment and place, as a map of labels ``_SUPERSAMPLE`` times larger, and its joints in pixels."""
+    """Draw a map of the person's labels, ``_SUPERSAMPLE`` times larger; also return the joints in image pixels."""
     from PIL import Image, ImageDraw
 
     height, width = size
@@ -144,7 +139,7 @@ def _expose(
     infrared: bool,
     rng: np.random.Generator,
 ) -> "Image.Image":
-    """The image of a map of labels in one modality, in front of a background."""
+    """Return the image of a map of labels in one modality, in front of a background."""
     from PIL import Image, ImageFilter
 
     height, width = size

@@ -1,6 +1,6 @@
 """A data set of drawn pedestrians in visible and in thermal light, for trying, testing and teaching offline.
 
-An identity is a body, an outfit and what it carries. Its shapes are shared by both modalities; colour exists in the
+An identity is a body, an outfit and what it carries. Its shapes are shared by both modalities; color exists in the
 visible images only, warmth in the thermal ones only (dark cloth is somewhat warmer: the one tie between them). Each
 image is a walking skeleton of 13 joints, clothed, seen by one of six cameras in front of a drawn background. Everything
 here is our own design and follows no paper.
@@ -10,24 +10,23 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vireid._checks import check_count, check_option, check_size
-from vireid.data.keypoints import load_keypoints, save_keypoints
+from vireid.data.keypoints import save_keypoints
 from vireid.data.synthetic._pedestrian import Person
-from vireid.data.synthetic._rendering import Camera, locate, render
+from vireid.data.synthetic._rendering import Camera, render
 
 __all__ = ["generate_synthetic"]
 
-_MANIFEST, _KEYPOINTS = "synthetic.json", "keypoints.npz"
+_MANIFEST = "synthetic.json"
 _VERSION = 1  # raise it whenever the same arguments would draw other pictures
 _TRIALS = 10
 _INFRARED_CAMERAS = (3, 6)
-_JPEG: dict[str, Any] = {"format": "JPEG", "quality": 92, "subsampling": 0}
 
 
 def generate_synthetic(
@@ -43,7 +42,7 @@ def generate_synthetic(
     """Draw a visible-thermal person data set and write it in a published layout, the same bytes for the same arguments.
 
     Half of the identities are for training and half for testing. An identity is a build, an outfit, its pattern and
-    colours, hair or hat, and bag; no one of these tells two people apart. Shapes show in both modalities and colour in
+    colors, hair or hat, and bag; no one of these tells two people apart. Shapes show in both modalities and color in
     the visible one only; warmth follows from skin, thickness and, as in sunlight, from how dark the cloth is. It is a
     stand-in for exercising code: results on it say nothing about real pedestrians. Another version of NumPy, Pillow or
     libjpeg may change a few pixels.
@@ -51,7 +50,7 @@ def generate_synthetic(
     ``layout="sysu"`` (SYSU-MM01) writes ``cam1`` to ``cam6`` with ``<4-digit identity>/<4-digit number>.jpg`` (cameras
     1, 2, 4, 5 visible; 3, 6 infrared), ``exp/{train,val,test,available}_id.txt`` and the gallery permutations of ten
     trials, ``exp/rand_perm_cam.mat``. Every camera sees every identity. ``layout="regdb"`` (RegDB) writes ``Visible``
-    and ``Thermal`` with one folder an identity and ``idx/{train,test}_{visible,thermal}_<trial>.txt`` for ten trials.
+    and ``Thermal`` with one folder per identity and ``idx/{train,test}_{visible,thermal}_<trial>.txt`` for ten trials.
     In both, infrared images are thermal pictures (those of SYSU-MM01 itself are near infrared), stored with three equal
     channels; camera 6 shows warm as dark.
 
@@ -61,8 +60,7 @@ def generate_synthetic(
 
     Args:
         root: folder to make, with its parents. It appears in one step at the end, so an interrupted run leaves nothing
-            of it. If it holds what the same arguments wrote before, nothing is done, except that key points which are
-            missing, as a version that knew none leaves them, or damaged are written.
+            of it. If it holds what the same arguments wrote before, nothing is done.
         layout: "sysu" or "regdb".
         identities: people drawn, at least 4.
         images_per_camera: images of a person by each camera; RegDB has one camera for each modality. Default: 4 for
@@ -76,7 +74,7 @@ def generate_synthetic(
 
     Raises:
         FileExistsError: if ``root`` exists and is neither an empty folder nor what these arguments write.
-        OSError: if it cannot be written, which a finished data set without key points is too.
+        OSError: if it cannot be written.
         ImportError: if Pillow, or with ``progress`` tqdm, is missing; both come with ``vireid[train]``.
         TypeError: if a count, a size or the seed is not an integer.
         ValueError: if one is too small or ``layout`` is unknown.
@@ -100,14 +98,6 @@ def generate_synthetic(
     manifest = {"version": _VERSION, "layout": layout, "identities": identities, "images_per_camera": images_per_camera}
     manifest |= {"size": list(size), "seed": seed}
     if _is_finished(root, manifest):
-        try:
-            load_keypoints(root / _KEYPOINTS)
-        except (FileNotFoundError, ValueError):
-            shots = [
-                shot for identity in range(1, identities + 1) for shot in _shots(layout, identity, images_per_camera)
-            ]
-            joints = [locate(*_scene(shot, size, seed)) for shot in shots]
-            _write_keypoints(root, shots, joints, size)
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
@@ -116,16 +106,14 @@ def generate_synthetic(
         people: Iterable[int] = range(1, identities + 1)
         if progress:
             people = tqdm(people, desc="drawing", unit="person")
-        shots, joints = [], []
+        joints: dict[str, np.ndarray] = {}
         for identity in people:
             for shot in _shots(layout, identity, images_per_camera):
-                shots.append(shot)
-                joints.append(_write_image(work, shot, size, seed))
-        _write_keypoints(work, shots, joints, size)
-        if layout == "sysu":
-            _write_sysu_split(work / "exp", identities, images_per_camera, seed)
-        else:
-            _write_regdb_split(work / "idx", identities, images_per_camera, seed)
+                joints[shot.path] = _write_image(work, shot, size, seed)
+        sizes = np.tile(size, (len(joints), 1))
+        save_keypoints(work / "keypoints.npz", list(joints), np.stack(list(joints.values())), sizes)
+        write_split = _write_sysu_split if layout == "sysu" else _write_regdb_split
+        write_split(work, identities, images_per_camera, seed)
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if not _is_finished(root, manifest):  # another process may have been faster
             if root.exists():
@@ -184,43 +172,26 @@ def _shots(layout: str, identity: int, count: int) -> Iterator[_Shot]:
             if layout == "sysu":
                 path = f"cam{camera}/{identity:04d}/{number:04d}.jpg"
             else:
-                folder = "Thermal" if infrared else "Visible"
-                path = f"{folder}/{identity}/{_regdb_name(identity, infrared).format(number)}"
+                folder, letter = ("Thermal", "t") if infrared else ("Visible", "v")
+                path = f"{folder}/{identity}/drawn_{letter}_{number:05d}_{identity}.jpg"
             yield _Shot(identity, camera, number, path)
-
-
-def _scene(
-    shot: _Shot, size: tuple[int, int], seed: int
-) -> tuple[Person, Camera, tuple[int, int], np.random.Generator]:
-    """What `locate` draws an image from, and `render` with it."""
-    person = Person.draw(_rng(seed, 0, shot.identity))
-    view = Camera.draw(_rng(seed, 1, shot.camera), inverted=shot.camera == 6)
-    return person, view, size, _rng(seed, 2, shot.identity, shot.camera, shot.number)
 
 
 def _write_image(work: Path, shot: _Shot, size: tuple[int, int], seed: int) -> np.ndarray:
     """Draw and write one image; returns its joints (13, 3)."""
-    person, view, size, rng = _scene(shot, size, seed)
-    image, joints = render(person, view, size, shot.infrared, rng)
+    person = Person.draw(_rng(seed, 0, shot.identity))
+    view = Camera.draw(_rng(seed, 1, shot.camera), inverted=shot.camera == 6)
+    image, joints = render(person, view, size, shot.infrared, _rng(seed, 2, shot.identity, shot.camera, shot.number))
     (work / shot.path).parent.mkdir(parents=True, exist_ok=True)
-    image.save(work / shot.path, **_JPEG)
+    image.save(work / shot.path, format="JPEG", quality=92, subsampling=0)
     return joints
 
 
-def _write_keypoints(folder: Path, shots: Sequence[_Shot], joints: Sequence[np.ndarray], size: tuple[int, int]) -> None:
-    paths, sizes = [shot.path for shot in shots], np.tile(size, (len(shots), 1))
-    save_keypoints(folder / _KEYPOINTS, paths, np.stack(joints), sizes)
-
-
-def _regdb_name(identity: int, infrared: bool) -> str:
-    """A file's name, in which the image's number is left to be filled in."""
-    return f"drawn_{'t' if infrared else 'v'}_{{0:05d}}_{identity}.jpg"
-
-
-def _write_sysu_split(folder: Path, identities: int, count: int, seed: int) -> None:
+def _write_sysu_split(root: Path, identities: int, count: int, seed: int) -> None:
     """Write the identity lists and the gallery permutations of SYSU-MM01's ``exp`` folder."""
     from scipy.io import savemat
 
+    folder = root / "exp"
     folder.mkdir()
     order = _rng(seed, 3).permutation(identities) + 1
     test, rest = order[: identities // 2], order[identities // 2 :]
@@ -242,17 +213,16 @@ def _write_sysu_split(folder: Path, identities: int, count: int, seed: int) -> N
     (folder / "rand_perm_cam.mat").write_bytes(header + buffer.getvalue()[116:])
 
 
-def _write_regdb_split(folder: Path, identities: int, count: int, seed: int) -> None:
+def _write_regdb_split(root: Path, identities: int, count: int, seed: int) -> None:
     """Write RegDB's ``idx`` folder: in each trial another half of the identities is for testing."""
+    folder = root / "idx"
     folder.mkdir()
     for trial in range(1, _TRIALS + 1):
         order = _rng(seed, 3, trial).permutation(identities) + 1
-        halves = {"test": order[: identities // 2], "train": order[identities // 2 :]}
-        for part, ids in halves.items():
-            for modality, infrared in (("Visible", False), ("Thermal", True)):
-                lines = [
-                    f"{modality}/{identity}/{_regdb_name(identity, infrared).format(number)} {label}\n"
-                    for label, identity in enumerate(sorted(ids.tolist()))
-                    for number in range(1, count + 1)
-                ]
-                (folder / f"{part}_{modality.lower()}_{trial}.txt").write_text("".join(lines), encoding="ascii")
+        for part, ids in (("test", order[: identities // 2]), ("train", order[identities // 2 :])):
+            lines: dict[bool, list[str]] = {False: [], True: []}
+            for label, identity in enumerate(sorted(ids.tolist())):
+                for shot in _shots("regdb", identity, count):
+                    lines[shot.infrared].append(f"{shot.path} {label}\n")
+            for modality, infrared in (("visible", False), ("thermal", True)):
+                (folder / f"{part}_{modality}_{trial}.txt").write_text("".join(lines[infrared]), encoding="ascii")
