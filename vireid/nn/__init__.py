@@ -1,4 +1,4 @@
-"""Layers: feature maps (B, c, h, w) or features (B, d) in, features out; each usable alone."""
+"""Layers from feature maps (B, c, h, w) or features (B, d) to features, each usable without the others."""
 
 from vireid.nn.fusion import MessageFusionAttention
 from vireid.nn.gft import GFT

@@ -12,8 +12,6 @@ from vireid._ops import at_least_float32
 from vireid.nn.necks import BNNeck
 from vireid.nn.skeleton import PERSON_13
 
-__all__ = ["MessageFusionAttention"]
-
 
 class MessageFusionAttention(nn.Module):
     """Attention among the nodes of a skeleton graph, and fusion of its heads (G2DA §III-C, Eq. 8-11).

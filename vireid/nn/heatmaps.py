@@ -11,15 +11,6 @@ from vireid._checks import check_count, check_number, check_positive, check_size
 from vireid._ops import at_least_float32
 from vireid.nn.skeleton import skeleton_adjacency
 
-__all__ = [
-    "gaussian_heatmaps",
-    "keypoint_pooling",
-    "merge_coco_heatmaps",
-    "merge_coco_keypoints",
-    "part_grid",
-    "present_keypoints",
-]
-
 _FACE = 5  # the first five key points of COCO are nose, eyes and ears; the other twelve are those of `PERSON_13`
 
 

@@ -8,8 +8,6 @@ from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_number, check_positive, check_tensor
 from vireid._ops import at_least_float32
 
-__all__ = ["BNNeck", "DualBNNeck"]
-
 
 class BNNeck(nn.BatchNorm1d):
     """Batch normalization with a learnable scale and the shift frozen at 0; also CIFT's ``v(·)`` (Eq. 2).

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from vireid._checks import check_count, check_size, check_tensor
 from vireid.nn._functions import PrototypePool
 
-__all__ = ["PrototypePooling"]
-
 
 class PrototypePooling(nn.Module):
     """Pool a feature map into one feature per learned prototype (SAAI's "SAFL", Eq. 1-2).

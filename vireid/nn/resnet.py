@@ -1,4 +1,4 @@
-"""ResNet-50 as a feature extractor, the backbone of CIFT, SAAI and G2DA, taken from torchvision or timm."""
+"""ResNet-50 of torchvision or timm as a feature extractor, the backbone of CIFT, SAAI and G2DA."""
 
 import os
 import pickle
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_option
-
-__all__ = ["resnet50"]
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -28,33 +26,36 @@ def resnet50(
     """Build ResNet-50 without its pooling and classifier: images (B, 3, H, W) -> feature map (B, 2048, H/16, W/16).
 
     The result is an ``nn.Sequential`` with the children ``conv1``, ``bn1``, ``relu``, ``maxpool``, ``layer1`` to
-    ``layer4`` for both sources, so that it can be cut anywhere; its state dict has the libraries' own keys less
-    ``fc.*``, the same for both. ``.out_channels`` is 2048. Pre-trained weights expect RGB in [0, 1], normalised with
+    ``layer4`` for both sources, so that it can be split anywhere; its state dict has the libraries' own keys without
+    ``fc.*``, the same for both. ``.out_channels`` is 2048. Pre-trained weights expect RGB in [0, 1], normalized with
     ImageNet's mean (0.485, 0.456, 0.406) and standard deviation (0.229, 0.224, 0.225).
 
     Args:
-        source: ``"torchvision"`` or ``"timm"``: the library that builds the network.
+        source: library that builds the network, ``"torchvision"`` or ``"timm"``.
         weights: None, random initial weights; ``"imagenet"``, ImageNet-1k weights that the library downloads and
-            caches (torchvision: ``IMAGENET1K_V1``, the ones of the papers' time; timm: its default for ``resnet50``);
-            or the path of a local state dict, ``.safetensors`` or anything ``torch.load(weights_only=True)`` reads,
-            whose ``fc.*`` entries are left out.
+            caches (torchvision: ``IMAGENET1K_V1``, those of the papers' time; timm: its default for ``resnet50``); or
+            the path of a local state dict, ``.safetensors`` or a file for ``torch.load(weights_only=True)``, whose
+            ``fc.*`` entries are left out.
         last_stride: stride of layer4: 1 for a map of H/16 × W/16 (all three papers), 2 for H/32 × W/32
             (classification). The weights are the same for both.
 
     Raises:
         ImportError: if the source is not installed (``pip install 'vireid[backbones]'``).
-        ValueError: if ``source`` or ``last_stride`` is another one, or a weight file is not a state dict or does not
-            fit; the message names the keys that are missing, unexpected or of another shape.
-        FileNotFoundError: if ``weights`` is a path at which there is no file.
+        ValueError: if an option is unknown, or a weight file is not a state dict or does not fit; the message names the
+            keys that are missing, unexpected or of another shape.
+        FileNotFoundError: if there is no file at the path ``weights``.
     """
     check_option("source", source, ("torchvision", "timm"))
     check_option("last_stride", last_stride, (1, 2))
     path = None if weights is None or weights == "imagenet" else Path(weights)
-    state = {} if path is None else _read_state(path)
+    state = None if path is None else _read_state(path)
     build = _from_torchvision if source == "torchvision" else _from_timm
     net = build(weights == "imagenet")
-    if path is not None:
-        _load_state(net, state, path)
+    if state is not None:
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"weights: {path} does not fit ResNet-50: {error}") from error
     if last_stride == 1:
         first = net.layer4[0]
         first.conv2.stride = first.downsample[0].stride = (1, 1)
@@ -88,7 +89,7 @@ def _trunk(net: Any, relu: nn.Module) -> _ResNet50:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """State dict in the file ``path`` less ``fc.*``; no pickled code is run."""
+    """Read the state dict in the file ``path``, without ``fc.*``; no pickled code is run."""
     if not path.is_file():
         raise FileNotFoundError(f"weights must be None, 'imagenet' or the path of a state dict, found no file {path}")
     if path.suffix == ".safetensors":
@@ -99,7 +100,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
             raise ValueError(f"weights: {path} is not a state dict that torch.load(weights_only=True) reads") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ValueError(f"weights: {path} must hold a state dict (name -> tensor), got {_describe(state)}")
+        keys = f" with the keys {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, dict) else ""
+        raise ValueError(f"weights: {path} must hold a state dict (name -> tensor), got {type(state).__name__}{keys}")
+    # without the version that comes with a state dict, counters that old files lack are no error
     return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
 
@@ -113,33 +116,3 @@ def _read_safetensors(path: Path) -> Any:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"weights: {path} is not a safetensors file: {error}") from error
-
-
-def _load_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Copy ``state`` into ``net``, all of it or nothing."""
-    own = net.state_dict()
-    # Files older than PyTorch 0.4.1 lack these counters, which only a BatchNorm without momentum reads.
-    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
-    wrong = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ],
-    }
-    found = [f"{len(keys)} {what} ({_shorten(keys)})" for what, keys in wrong.items() if keys]
-    if found:
-        raise ValueError(f"weights: {path} does not fit ResNet-50: {'; '.join(found)}")
-    net.load_state_dict(state)
-
-
-def _shorten(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, dict):
-        return type(value).__name__
-    return "a dict of something else, with the keys " + _shorten([repr(key) for key in value])

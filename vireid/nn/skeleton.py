@@ -11,14 +11,6 @@ from torch import Tensor, nn
 from vireid._checks import check_count, check_tensor
 from vireid.nn.necks import BNNeck
 
-__all__ = [
-    "COCO_17",
-    "PERSON_13",
-    "Skeleton",
-    "SkeletonAggregation",
-    "skeleton_adjacency",
-]
-
 
 @dataclass(frozen=True)
 class Skeleton:

@@ -1,4 +1,4 @@
-"""The embedded default backbone: small enough for two CPU cores, and made for the gap between the modalities."""
+"""The embedded default backbone: small enough for two CPU cores, and designed for the gap between the modalities."""
 
 import math
 from collections import OrderedDict
@@ -11,17 +11,17 @@ from vireid._checks import check_count
 
 
 class OrientedGradients(nn.Module):
-    """Strength of the image's edges in each direction, the same whichever side of an edge is the bright one (ours).
+    """Strength of the edges in each direction, the same whichever side of an edge is brighter (our choice).
 
-    What is bright to a visible-light camera may be dark to an infrared one, but both see an edge where an object ends.
-    So the direction of the gradient counts up to its sign, and its strength relative to that of its surroundings, as in
+    An object that is bright to a visible-light camera may be dark to an infrared one, but both see an edge where it
+    ends. So the sign of a gradient is ignored, and its strength is relative to that of its surroundings, as in
     histograms of oriented gradients (Dalal and Triggs, CVPR 2005). Nothing is learned.
 
     Args:
-        directions: n, bins of the half circle; a gradient shares its strength between the two nearest.
+        directions: n, bins of the half circle; the strength of a gradient is divided between the two nearest.
 
     Shape:
-        (B, c, H, W) -> (B, n, H, W); the mean over the channels is looked at.
+        (B, c, H, W) -> (B, n, H, W), of the mean over the channels.
     """
 
     def __init__(self, directions: int = 9) -> None:
@@ -30,7 +30,7 @@ class OrientedGradients(nn.Module):
         self.directions = directions
 
     def forward(self, images: Tensor) -> Tensor:
-        """Edge maps of ``images``, at least 0; about 1 for an edge as strong as its surroundings."""
+        """Compute the edge maps of ``images``: at least 0, about 1 for an edge as strong as its surroundings."""
         padded = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
         dx = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
         dy = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
@@ -45,7 +45,7 @@ class OrientedGradients(nn.Module):
 
 
 class _Refinement(nn.Module):
-    """Learned residual on a map of cells; starts as the identity."""
+    """Learned residual on a map of cells, initially the identity."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -60,12 +60,12 @@ class _Refinement(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # A tenth: with a few thousand training images, a branch as strong as the edges it refines over-fits.
+        # A tenth: with a few thousand training images, a branch as strong as the edges it refines overfits.
         return x + 0.1 * self.branch(x)
 
 
 class _Cells(nn.Module):
-    """Edges in a grid of overlapping cells, (B, 3, H, W) -> (B, directions, rows, columns); nothing is learned."""
+    """Edges in a grid of overlapping cells, (B, 3, H, W) -> (B, directions, rows, columns), without parameters."""
 
     def __init__(self, directions: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -76,23 +76,21 @@ class _Cells(nn.Module):
         rows, columns = self.grid
         if images.ndim != 4 or images.shape[2] <= rows or images.shape[3] <= columns:
             raise ValueError(f"images must be (B, 3, H > {rows}, W > {columns}), got {tuple(images.shape)}")
-        # Half-cells first, then each cell as the mean of the four that it covers.
+        # Half-cells first, then each cell as the mean of the four half-cells in it.
         halves = F.adaptive_avg_pool2d(self.gradients(images), (rows + 1, columns + 1))
         return F.avg_pool2d(halves, 2, 1).clamp_min(1e-6).sqrt()
 
 
 class SmallBackbone(nn.Sequential):
-    """Oriented gradients in a grid of overlapping cells, refined by a small residual network (ours).
+    """Oriented gradients in a grid of overlapping cells, refined by a small residual network (our choice).
 
-    With a few thousand images and no pre-training, a network that has to discover which differences between the
-    modalities do not matter learns its training identities by heart. This one starts from edges, which both modalities
-    share, and ranks well before it is trained.
-
-    The result is an ``nn.Sequential`` with the children ``cells``, where nothing is learned, ``norm`` and
-    ``refinements``, so that it can be cut as `TwoStream` does.
+    With a few thousand images and no pre-training, a network that first has to learn which differences between the
+    modalities do not matter overfits its training identities. This one starts from edges, which both modalities share,
+    and ranks well even before training. It is an ``nn.Sequential`` with the children ``cells``, without parameters,
+    ``norm`` and ``refinements``, so that `TwoStream` can split it.
 
     Args:
-        directions: of the gradients; see `OrientedGradients`.
+        directions: number of directions of the gradients; see `OrientedGradients`.
         grid: (rows, columns) of cells. A cell overlaps half of the next.
         width: channels inside the residual branches.
         depth: number of residual branches.
@@ -102,8 +100,8 @@ class SmallBackbone(nn.Sequential):
 
     Attributes:
         out_channels: channels of the map.
-        grid: (rows, columns) of the map; models stack its cells, because where something is tells more than that it is
-            there.
+        grid: (rows, columns) of the map; models stack its cells, because the place of an edge tells more than its
+            presence.
 
     Raises:
         ValueError: if the images are not (B, c, H, W) or smaller than the grid.

@@ -119,15 +119,11 @@ class FeatureTransfer(nn.Module, ABC):
         """Compute the cosine distance of the features of `transfer`, exactly and in bounded memory.
 
         Args:
-            query: (Nq, d) backbone features of one modality.
-            gallery: (Ng, d) backbone features of the other.
+            query: (Nq, d) as in `transfer`, which also says what is raised.
+            gallery: (Ng, d) likewise.
 
         Returns:
             (Nq, Ng) in [0, 2]: 1 - cos(f_q, F_G).
-
-        Raises:
-            ValueError: if a shape is wrong, the gallery is empty or a feature is not finite.
-            TypeError: if a feature is not floating point.
         """
         with self._inference(query, gallery) as (rows, prepared):
             return prepared.distance(rows)
@@ -135,12 +131,8 @@ class FeatureTransfer(nn.Module, ABC):
     def embed(self, name: str, x: Tensor) -> Tensor:
         """Compute v(x) (N, d) as at test time: running statistics, at least float32 outside of v, no gradient.
 
-        Args:
-            name: of ``x``, for messages.
-            x: (N, d) features.
-
         Raises:
-            ValueError: if ``x`` is not (N, d) or on another device than v, or if v(x) is not finite.
+            ValueError: if ``x``, called ``name``, is not (N, d) or on another device than v, or if v(x) is not finite.
             TypeError: if ``x`` is not floating point.
         """
         check_tensor(name, x, "N d", d=self.dim)

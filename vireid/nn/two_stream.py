@@ -1,4 +1,4 @@
-"""A backbone whose first layers are each modality's own (two-stream network of AGW, DDAG and G2DA)."""
+"""A backbone with separate first layers per modality (two-stream network of AGW, DDAG and G2DA)."""
 
 import copy
 from collections import OrderedDict
@@ -7,36 +7,34 @@ import torch
 from torch import Tensor, nn
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_integers, check_module, check_option
-
-__all__ = ["TwoStream"]
+from vireid._checks import check_module, check_option, check_tensor
 
 _RESNET_END = "layer4"  # pooling and classifier come after it
 
 
 class TwoStream(nn.Module):
-    """A stem for each modality, then a trunk that both share (G2DA §III-A).
+    """One stem per modality and a trunk shared by both (G2DA §III-A).
 
-    Each image goes through the stem of its modality, in batches of one modality: the statistics that a stem's batch
-    normalisation sees are that modality's own. A modality that is not in the batch leaves its stem alone.
+    A stem processes the images of its modality as one batch, so that the statistics of its batch normalization are that
+    modality's own. If a modality is missing from the batch, its stem does not change.
 
     Args:
-        stem: the visible images' first layers, (B, 3, H, W) -> (B, …).
-        trunk: what follows, for both.
-        infrared_stem: the infrared images' first layers. Default: a copy of ``stem``, with its weights.
+        stem: first layers of the visible images, (B, 3, H, W) -> (B, …).
+        trunk: the shared layers that follow.
+        infrared_stem: first layers of the infrared images. Default: a copy of ``stem``, with its weights.
         out_channels: channels of the trunk's map. Default: the trunk's own ``out_channels``, if it has them.
         grid: (rows, columns) of the trunk's map, for models that stack its cells. Default: the trunk's own ``grid``, or
-            (1, 1), which asks for global pooling.
+            (1, 1), which stands for global pooling.
 
     Attributes:
         stems: the two stems, visible first.
         trunk: the shared layers.
-        out_channels: as above; None where nobody knows.
+        out_channels: as above; None if unknown.
         grid: as above.
 
     Raises:
         TypeError: if a stem or the trunk is not a module.
-        ValueError: if ``infrared_stem`` is ``stem`` itself, which would not be two.
+        ValueError: if ``infrared_stem`` is ``stem`` itself.
     """
 
     def __init__(
@@ -61,14 +59,14 @@ class TwoStream(nn.Module):
 
     @classmethod
     def from_sequential(cls, net: nn.Sequential, *, shared_from: str) -> "TwoStream":
-        """Cut ``net`` in two at one of its children.
+        """Split ``net`` at one of its children.
 
-        The network's own layers become the visible stem and the trunk: nothing is copied but the infrared stem.
+        The network's own layers become the visible stem and the trunk; only the infrared stem is a copy.
 
         Args:
             net: such as `SmallBackbone`, whose children are ``cells``, ``norm`` and ``refinements``, or `resnet50`.
-                Its ``out_channels`` and ``grid``, where it has them, are kept.
-            shared_from: name of the first child of the trunk; not the first of all, which would leave no stem.
+                Its ``out_channels`` and ``grid``, if any, are kept.
+            shared_from: name of the first child of the trunk; any but the first of ``net``.
 
         Raises:
             TypeError: if ``net`` is not an ``nn.Sequential``.
@@ -86,18 +84,18 @@ class TwoStream(nn.Module):
 
     @classmethod
     def from_resnet(cls, net: nn.Module, *, shared_from: str = "layer1") -> "TwoStream":
-        """Cut a ResNet in two; its pooling and classifier are left out.
+        """Split a ResNet; its pooling and classifier are left out.
 
-        The network's own layers become the visible stem and the trunk: nothing is copied but the infrared stem.
+        The network's own layers become the visible stem and the trunk; only the infrared stem is a copy.
 
         Args:
-            net: `resnet50` of this package, or a ResNet of torchvision or timm as it is, of any depth.
-            shared_from: name of the first layer of the trunk. ``"layer1"``: the first convolution is each modality's
-                own and the four stages are shared, the paper's five blocks, as in AGW and DDAG.
+            net: `resnet50` of this package, or an unchanged ResNet of torchvision or timm, of any depth.
+            shared_from: name of the first layer of the trunk. ``"layer1"``: the first convolution is separate and the
+                four stages are shared, the paper's five blocks, as in AGW and DDAG.
 
         Raises:
-            ValueError: if ``net`` has not ``conv1`` to ``layer4``, or ``shared_from`` is not one of what follows the
-                first.
+            ValueError: if ``net`` lacks one of ``conv1`` to ``layer4``, or ``shared_from`` is not one of its layers
+                after the first.
         """
         layers: dict[str, nn.Module] = {}
         for name, layer in net.named_children():
@@ -107,7 +105,7 @@ class TwoStream(nn.Module):
         missing = [name for name in ("conv1", "layer1", "layer2", "layer3", _RESNET_END) if name not in layers]
         if missing:
             raise ValueError(f"net must be a ResNet with children conv1 to {_RESNET_END}, got one without {missing}")
-        channels = getattr(net, "out_channels", None) or getattr(net, "num_features", None)  # ours; timm's
+        channels = getattr(net, "out_channels", None) or getattr(net, "num_features", None)  # vireid's; timm's
         if channels is None and isinstance(classifier := getattr(net, "fc", None), nn.Linear):  # torchvision's
             channels = classifier.in_features
         return cls._cut(net, layers, shared_from, channels)
@@ -123,7 +121,7 @@ class TwoStream(nn.Module):
         return cls(stem, trunk, out_channels=out_channels, grid=getattr(net, "grid", None))
 
     def stream(self, modality: int) -> nn.Sequential:
-        """The stem of one modality and the trunk, a module of images alone: for batches of one kind, or an export.
+        """Return the stem of one modality and the trunk as a module of images only, for an export, for instance.
 
         Raises:
             ValueError: if ``modality`` is not 0, visible, or 1, infrared.
@@ -132,23 +130,23 @@ class TwoStream(nn.Module):
         return nn.Sequential(self.stems[modality], self.trunk)
 
     def forward(self, images: Tensor, modality: Tensor) -> Tensor:
-        """The trunk's map of each image, in the images' order.
+        """Compute the trunk's map of each image, in the order of the images.
 
-        The sizes of the two parts of a batch are needed on the host, which waits for a ``modality`` that is on a GPU.
-        It may stay in main memory instead; then nothing waits.
+        The host needs the sizes of the two parts of a batch, and waits for a ``modality`` that is on a GPU. It may be
+        in main memory instead; then nothing waits.
 
         Args:
             images: (B, 3, H, W).
             modality: (B,) integers, 0 visible, 1 infrared, in any order.
 
         Returns:
-            What the trunk returns, (B, c, h, w) for a backbone.
+            Output of the trunk, (B, c, h, w) for a backbone.
 
         Raises:
             ValueError: if ``modality`` is not (B,) or holds another number.
-            TypeError: if it holds no integers.
+            TypeError: if ``modality`` does not hold integers.
         """
-        check_integers("modality", modality, len(images))
+        check_tensor("modality", modality, "B", kind="integer", B=len(images))
         counts = torch.stack([(modality == VISIBLE).sum(), (modality == INFRARED).sum()]).tolist()
         if sum(counts) != len(images):
             raise ValueError(
