@@ -4,9 +4,6 @@ import math
 
 import pytest
 import torch
-from test_cross_modality_triplet import loop as triplet_by_loops
-from test_part_contrastive import loop as contrastive_by_loops
-from test_transport_loss import definition as transport_by_permutations
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -170,20 +167,16 @@ def test_heads_are_fused_below_the_threshold_alone():
 
 
 def expected_losses(output, labels: Tensor, modality: Tensor, *, normalize: bool) -> dict[str, Tensor]:
-    """Eq. 13's losses, each by loops; every pair of one person, of the nodes that each image has."""
-    rows, size = range(len(labels)), len(labels)
-    pairs = [(i, j) for i in rows for j in rows if labels[i] == labels[j] and modality[i] < modality[j]]
-    aligned = []
-    for i, j in pairs:
-        x, y = output.nodes[i][output.mask[i]], output.nodes[j][output.mask[j]]
-        if len(x) == len(y):
-            aligned.append(transport_by_permutations(x, y, 0.5, "abs"))
-    assert len(aligned) == len(pairs) > 0
+    """Eq. 13's losses, each by loops; every pair of one person, of nodes that are all present."""
+    size = len(labels)
+    assert output.mask.all()
+    assert g2da_loops.pairs(labels, modality)
+    given = labels, modality
     return {
         "ce": sum(ref.cross_entropy(o, int(y)) for o, y in zip(output.logits, labels, strict=True)) / size,
-        "triplet": triplet_by_loops(output.pooled, labels, modality, 0.3, normalize),
-        "transport": sum(aligned) / len(aligned),
-        "contrastive": contrastive_by_loops(output.nodes, labels, modality, output.mask, 2.0, normalize),
+        "triplet": g2da_loops.triplet(output.pooled, *given, normalize=normalize),
+        "transport": g2da_loops.graph_transport(output.nodes, *given),
+        "contrastive": g2da_loops.part_contrastive(output.nodes, *given, normalize=normalize),
         "graph": sum(ref.cross_entropy(o, int(y)) for o, y in zip(output.graph_logits, labels, strict=True)) / size,
     }
 

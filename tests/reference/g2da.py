@@ -3,8 +3,12 @@
 Slow on purpose. Everything takes and gives float64 tensors and is differentiable. Nothing here imports vireid.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
+
+from reference.ot import brute_force
 
 # -- skeleton graph (Eq. 2) and message fusion attention (Eq. 8-11) ------------------------------------------------
 
@@ -68,3 +72,78 @@ def message_fusion(net: nn.Module, nodes: Tensor, training: bool, mask: Tensor |
                     replaced = others and not gamma[i, head, c] > net.threshold
                     out[b, i, head * size + c] = sum(others) / len(others) if replaced else y[b, i, head, c]
     return out
+
+
+# -- losses (Eq. 1, 4-7) -------------------------------------------------------------------------------------------
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Its gradient at 0 is 0."""
+    square = sum((p - q) ** 2 for p, q in zip(a, b, strict=True))
+    return square.sqrt() if square > 0 else square
+
+
+def _unit(row: Tensor) -> Tensor:
+    return row / (row @ row).sqrt() if row.any() else row
+
+
+def triplet(x: Tensor, labels: Tensor, modality: Tensor, *, margin: float = 0.3, normalize: bool = False) -> Tensor:
+    """Image by image: the farthest of its identity and the nearest of another, both in the other modality."""
+    rows = [_unit(row) if normalize else row for row in x]
+    identity, kind = labels.tolist(), modality.tolist()
+    terms = []
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if kind[j] != kind[i]]
+        positives = [distance(rows[i], rows[j]) for j in others if identity[j] == identity[i]]
+        negatives = [distance(rows[i], rows[j]) for j in others if identity[j] != identity[i]]
+        if positives and negatives:
+            term = margin + max(positives) - min(negatives)
+            terms.append(term if term > 0 else term * 0)
+    return sum(terms) / len(terms) if terms else 0 * x.sum()
+
+
+def part_contrastive(
+    nodes: Tensor,
+    labels: Tensor,
+    modality: Tensor,
+    *,
+    mask: Tensor | None = None,
+    epsilon: float = 2.0,
+    normalize: bool = False,
+) -> Tensor:
+    """Eq. 5 over every visible with every infrared image, part by part."""
+    identity, kind = labels.tolist(), modality.tolist()
+    total, count = torch.zeros((), dtype=nodes.dtype), 0
+    for i, j in itertools.product(range(len(nodes)), repeat=2):
+        if kind[i] != 0 or kind[j] != 1:
+            continue
+        for k in range(nodes.shape[1]):
+            if mask is not None and not (mask[i, k] and mask[j, k]):
+                continue
+            a, b = (_unit(v) if normalize else v for v in (nodes[i, k], nodes[j, k]))
+            d = distance(a, b)
+            count += 1
+            if identity[i] == identity[j]:
+                total = total + d * d
+            elif d < epsilon:
+                total = total + (epsilon - d) ** 2
+    return total / (2 * count) if count else total
+
+
+def pairs(labels: Tensor, modality: Tensor, mask: Tensor | None = None, which: str = "all") -> list[tuple[int, int]]:
+    """The (visible, infrared) pairs of each identity that are aligned; two images without a common node are not."""
+    out = []
+    for label in sorted(set(labels.tolist())):
+        own = [i for i in range(len(labels)) if labels[i] == label]
+        visible, infrared = ([i for i in own if modality[i] == kind] for kind in (0, 1))
+        out += itertools.product(visible, infrared) if which == "all" else zip(visible, infrared, strict=False)
+    return [(i, j) for i, j in out if mask is None or any(a and b for a, b in zip(mask[i], mask[j], strict=True))]
+
+
+def graph_transport(
+    nodes: Tensor, labels: Tensor, modality: Tensor, *, phi: float = 0.5, loss: str = "abs", which: str = "all"
+) -> Tensor:
+    """Mean D_ot of the pairs, each the lowest cost of all permutations."""
+    chosen = pairs(labels, modality, None, which)
+    x, y = (nodes[[pair[side] for pair in chosen]] for side in (0, 1))
+    return brute_force(x, y, phi, loss).mean() if chosen else 0 * nodes.sum()

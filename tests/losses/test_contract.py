@@ -1,0 +1,455 @@
+"""The contract of every loss, as a module and as a function: what holds whatever it computes."""
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from reference import cift, g2da, saai
+from vireid import losses
+from vireid.nn import H2FT
+
+DIM, CLASSES = 5, 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, settings to try it with, and its plain loop."""
+
+    name: str
+    options: tuple[dict[str, Any], ...]
+    bad: tuple[tuple[dict[str, Any], type[Exception], str], ...]  # settings, error, its text
+    loop: Callable[..., Tensor | None]  # (module, x, labels, modality) -> the value, None where there is no loop
+    row: tuple[int, ...] = (DIM,)
+    first: tuple[str, str] = ("x", r"\(B, d\)")  # name and shape of the first argument
+    sizes: tuple[int, ...] = ()
+    given: Callable[[nn.Module], tuple[tuple[Any, ...], dict[str, Any]]] = lambda module: ((), {})
+    uses: tuple[str, ...] = ("labels", "modality")
+    symmetric: bool = True  # in the modalities
+    exact: bool = True  # float32 rows are computed in float32 even under autocast, and half-precision rows too
+    smooth: tuple[tuple[str, Any], ...] = ()  # settings under which the gradient is that of the value
+
+    @property
+    def kind(self) -> type[nn.Module]:
+        return getattr(losses, self.name)
+
+    @property
+    def form(self) -> Callable[..., Tensor]:
+        """The function, which has the same name in snake case."""
+        return getattr(losses, next(n for n in losses.__all__ if n.replace("_", "") == self.name.lower()))
+
+    def make(self, options: dict[str, Any], dtype: torch.dtype = torch.double) -> nn.Module:
+        """In evaluation mode, with parameters and buffers as unlike as after some training."""
+        module = self.kind(*self.sizes, **options).to(dtype).eval()
+        g = torch.Generator().manual_seed(3)
+        for state in module.state_dict().values():
+            state.copy_(torch.randn(state.shape, generator=g))
+        return module
+
+    def function(self, module: nn.Module, *batch: Tensor, **keywords: Any) -> Tensor:
+        """The function with the module's settings and state, in place of the module."""
+        more, named = self.given(module)
+        options = {p: getattr(module, p) for p in keyword_only(self.kind) if p in keyword_only(self.form)}
+        return self.form(*batch, *more, **named, **options, **keywords)
+
+    def keywords(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """Arguments that are no tensors of the batch."""
+        if self.name != "CRILoss":
+            return {}
+        g = torch.Generator().manual_seed(4)
+        transfer, classifier = H2FT(DIM, k=3), nn.Linear(DIM, CLASSES, bias=False)
+        for weight in (transfer.value.weight, transfer.value.running_var, classifier.weight):
+            weight.data.copy_(torch.rand(weight.shape, generator=g) + 0.5)
+        return {"transfer": transfer.to(device, dtype).eval(), "classifier": classifier.to(device, dtype)}
+
+    def rows(self, size: int, seed: int = 0) -> Tensor:
+        return torch.randn(size, *self.row, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def keyword_only(of: Any) -> list[str]:
+    return [name for name, p in inspect.signature(of).parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
+def grid(**choices: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
+
+
+def attributes(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
+    return lambda module: {name: getattr(module, name) for name in names}
+
+
+def identity_loop(module: nn.Module, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor | None:
+    if x.abs().max() > 100 if len(x) else False:
+        return None  # in the loop, too, a probability underflows
+    weights = (w.detach().double().cpu() for w in (module.shared, module.specific, module.averaged))
+    one, two, three = saai.mutual_identity(x, labels, modality, *weights)
+    return one + module.specific_weight * two + module.mutual_weight * three
+
+
+def transport_loop(module: nn.Module, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor | None:
+    if module.solver == "entropic":
+        return None
+    return g2da.graph_transport(x, labels, modality, phi=module.phi, loss=module.loss, which=module.pairs)
+
+
+def hcc_loop(module: nn.Module, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor | None:
+    if module.distance == "kl" and len(x) and x.abs().max() > 100:
+        return None  # the loop's logarithm of a probability that underflows
+    return cift.hcc(x, labels, modality, **attributes(*keyword_only(losses.HCCLoss))(module))
+
+
+CASES = [
+    Case(
+        "AffinityInferenceLoss",
+        ({}, *grid(k1=(3,), k2=(2,), variant=("paper", "released"), amend=(True, False))),
+        (
+            ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+            ({"k2": 1.5}, TypeError, r"k2 must be an integer, got 1\.5"),
+            ({"variant": "ours"}, ValueError, "variant must be one of 'paper', 'released', got 'ours'"),
+            ({"temperature": 0}, ValueError, "temperature must be above 0 and finite, got 0"),
+            ({"temperature": "low"}, TypeError, "temperature must be a number, got 'low'"),
+        ),
+        lambda m, *b: saai.affinity_inference(*b, **attributes("k1", "k2", "variant", "temperature", "amend")(m)),
+    ),
+    Case(
+        "CRILoss",
+        grid(samples=(1, 2), detach_values=(False, True)),
+        (({"samples": 0}, ValueError, "samples must be at least 1, got 0"),),
+        lambda *_: None,
+        sizes=(DIM,),
+        first=("x", r"\(B, 5\)"),
+        given=lambda m: ((), {"X_mu": m.X_mu, "X_sigma": m.X_sigma}),
+        exact=False,
+        smooth=(("detach_values", False),),
+    ),
+    Case(
+        "CenterSeparationLoss",
+        ({}, {"rho1": 0.0, "rho2": 2.0}, {"rho1": 0.2, "normalize": True}),
+        (
+            ({"rho1": -0.1}, ValueError, r"rho1 must be at least 0 and finite, got -0\.1"),
+            ({"rho2": math.nan}, ValueError, "rho2 must be at least 0 and finite, got nan"),
+            ({"rho2": math.inf}, ValueError, "rho2 must be at least 0 and finite, got inf"),
+            ({"rho1": "0.1"}, TypeError, r"rho1 must be a number, got '0\.1'"),
+        ),
+        lambda m, x, y, _: saai.center_separation(x, y, **attributes("rho1", "rho2", "normalize")(m)),
+        uses=("labels",),
+    ),
+    Case(
+        "CrossModalityTripletLoss",
+        ({}, {"margin": 2.0}, {"normalize": True}),
+        (
+            ({"margin": 0}, ValueError, "margin must be above 0 and finite, got 0"),
+            ({"margin": math.inf}, ValueError, "margin must be above 0 and finite, got inf"),
+            ({"margin": "1"}, TypeError, "margin must be a number, got '1'"),
+        ),
+        lambda m, *b: g2da.triplet(*b, margin=m.margin, normalize=m.normalize),
+    ),
+    Case(
+        "GraphOTLoss",
+        (
+            {"restarts": 5},
+            {"loss": "square", "phi": 0.3, "restarts": 5},
+            {"pairs": "one_to_one"},
+            {"solver": "entropic"},
+        ),
+        (
+            ({"phi": 1.5}, ValueError, r"phi must be in \[0, 1\], got 1.5"),
+            ({"phi": "1"}, TypeError, "phi must be a number, got '1'"),
+            ({"loss": "kl"}, ValueError, "loss must be one of 'abs', 'square', got 'kl'"),
+            ({"solver": "emd"}, ValueError, "solver must be one of 'auto', 'exact', 'entropic', got 'emd'"),
+            ({"pairs": "some"}, ValueError, "pairs must be one of 'all', 'one_to_one', got 'some'"),
+            ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
+            ({"restarts": -1}, ValueError, "restarts must be at least 0, got -1"),
+        ),
+        transport_loop,
+        row=(3, 4),
+        first=("nodes", r"\(B, K\+1, d\)"),
+        symmetric=False,  # the solver's starts are not
+        smooth=(("solver", "exact"),),
+    ),
+    Case(
+        "HCCLoss",
+        (
+            *grid(centers=("shared", "cross"), negatives=("mean", "sum"), normalize=(True, False)),
+            *grid(distance=("kl",), centers=("shared", "cross"), negatives=("mean", "sum")),
+            {"margin": 1.5},
+        ),
+        (
+            ({"margin": 0}, ValueError, "margin must be above 0 and finite, got 0"),
+            ({"distance": "cosine"}, ValueError, "distance must be one of .*, got 'cosine'"),
+            ({"centers": "own"}, ValueError, "centers must be one of .*, got 'own'"),
+            ({"negatives": "max"}, ValueError, "negatives must be one of .*, got 'max'"),
+        ),
+        hcc_loop,
+    ),
+    Case(
+        "MutualIdentityLoss",
+        ({}, {"specific_weight": 0.5, "mutual_weight": 2.0}),
+        (
+            ({"specific_weight": math.nan}, ValueError, "specific_weight must be at least 0 and finite, got nan"),
+            ({"mutual_weight": -1}, ValueError, "mutual_weight must be at least 0 and finite, got -1"),
+            ({"mutual_weight": None}, TypeError, "mutual_weight must be a number, got None"),
+        ),
+        identity_loop,
+        sizes=(DIM, CLASSES),
+        first=("x", r"\(B, 5\)"),
+        given=lambda m: ((m.shared, m.specific, m.averaged), {}),
+        exact=False,
+        smooth=(("mutual_weight", 0.0),),  # its target depends on the features and has no gradient by intent
+    ),
+    Case(
+        "PartContrastiveLoss",
+        ({}, {"epsilon": 4.0}, {"normalize": True}),
+        (
+            ({"epsilon": 0}, ValueError, "epsilon must be above 0 and finite, got 0"),
+            ({"epsilon": math.inf}, ValueError, "epsilon must be above 0 and finite, got inf"),
+            ({"epsilon": "2"}, TypeError, "epsilon must be a number, got '2'"),
+        ),
+        lambda m, *b: g2da.part_contrastive(*b, epsilon=m.epsilon, normalize=m.normalize),
+        row=(3, 4),
+        first=("nodes", r"\(B, K\+1, d\)"),
+    ),
+    Case(
+        "PartDiversityLoss",
+        ({}, {"maps": "logits"}),
+        (({"maps": "soft"}, ValueError, "maps must be one of 'sigmoid', 'logits', got 'soft'"),),
+        lambda m, x, *_: saai.part_diversity(x, m.maps),
+        row=(3, 4),
+        first=("attention", r"\(B, p, n\)"),
+        uses=(),
+    ),
+]
+NAMED = {case.name: case for case in CASES}
+SETTINGS = [pytest.param(case, o, id=f"{case.name}-{o}") for case in CASES for o in case.options]
+every_loss = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_setting = pytest.mark.parametrize(("case", "options"), SETTINGS)
+
+
+def batch(case: Case, seed: int = 0, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    """Any identities in any modality in any order: some have one image, some one modality."""
+    g = torch.Generator().manual_seed(seed)
+    return case.rows(size, seed), torch.randint(3, (size,), generator=g), torch.randint(2, (size,), generator=g)
+
+
+def seeded(call: Callable[..., Tensor], *batch: Tensor, **keywords: Any) -> Tensor:
+    torch.manual_seed(7)
+    return call(*batch, **keywords)
+
+
+def test_every_loss_is_here():
+    assert [case.name for case in CASES] == [n for n in losses.__all__ if n.endswith("Loss")]
+
+
+@every_loss
+def test_it_is_called_with_features_labels_and_modality(case):
+    for form in (
+        case.kind.forward,
+        getattr(losses, next(n for n in losses.__all__ if n.replace("_", "") == case.name.lower())),
+    ):
+        parameters = [p for p in inspect.signature(form).parameters.values() if p.name != "self"]
+        assert [p.name for p in parameters[:3]] == [case.first[0], "labels", "modality"]
+        others = {p.name for p in parameters[3:] if p.kind is not p.KEYWORD_ONLY}
+        assert others == ({"shared", "specific", "averaged"} if "averaged" in others else set())
+
+
+@every_setting
+def test_the_module_is_the_function_and_shows_its_options(case, options):
+    module, inputs, keywords = case.make(options), batch(case), case.keywords(torch.double)
+    out = seeded(module, *inputs, **keywords)
+    assert out.shape == ()
+    assert out.abs() > 1e-3  # something is compared here
+    assert torch.equal(seeded(module, *inputs, **keywords), out)
+    assert torch.equal(seeded(case.function, module, *inputs, **keywords), out)
+    for name in keyword_only(case.kind):
+        assert f"{name}={getattr(module, name)!r}" in repr(module)
+        default = {"distance": options["distance"]} if "distance" in options else {}
+        assert getattr(module, name) == options.get(name, getattr(case.make(default), name))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@every_setting
+def test_batch_order_and_names_are_irrelevant(case, options, seed, monkeypatch):
+    module, (x, labels, modality), keywords = case.make(options), batch(case, seed), case.keywords(torch.double)
+    order, noise = torch.randperm(9), torch.randn(9, DIM, dtype=torch.double)
+    ours, other = x.clone().requires_grad_(), x[order].requires_grad_()
+    monkeypatch.setattr(torch, "randn_like", lambda _: noise)  # each image keeps the draw of CRI
+    out = module(ours, labels, modality, **keywords)
+    out.backward()
+    if options.get("pairs") != "one_to_one":  # which takes the images in their order
+        monkeypatch.setattr(torch, "randn_like", lambda _: noise[order])
+        permuted = module(other, labels[order], modality[order], **keywords)
+        permuted.backward()
+        assert_close(permuted, out)
+        assert_close(other.grad, ours.grad[order])
+    if not case.sizes:  # no classifier whose columns the labels name
+        renamed = module(x, 1000 - labels.int(), (1 - modality if case.symmetric else modality).to(torch.uint8))
+        assert_close(renamed, out.detach())
+
+
+def degenerate(case: Case, half: torch.dtype | None) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Batches that lack something; in half precision only those whose numbers are hard."""
+    x = case.rows(6)
+    zeros, pairs, alternate = torch.zeros(6).long(), torch.arange(6) // 2, torch.arange(6) % 2
+    hard = {
+        "one identity": (x, zeros, alternate),
+        "one image": (x[:1], zeros[:1], zeros[:1]),
+        "one image over and over": (x[[0] * 6], pairs, alternate),
+        "every image twice": (x[pairs], pairs, alternate),
+        "a zero row": (torch.cat([0 * x[:1], x[1:]]), pairs, alternate),
+        "zero rows": (0 * x, pairs, alternate),
+        "large rows": (1e3 * x, pairs, alternate),
+        "small rows": (1e-4 * x, pairs, alternate),
+    }
+    if half is not None:
+        return hard
+    lacking = {
+        "one image per identity": (x, torch.arange(6), alternate),
+        "visible images only": (x, pairs, zeros),
+        "infrared images only": (x, pairs, zeros + 1),
+        "identities in one modality": (x, pairs, torch.tensor([0, 0, 1, 1, 0, 1])),
+        "one visible image": (x, pairs, (torch.arange(6) > 0).long()),
+        "two images": (x[:2], zeros[:2], alternate[:2]),
+    }
+    if case.name != "CRILoss":  # whose cross-entropy is a mean over the rows
+        lacking["an empty batch"] = (x[:0], zeros[:0], zeros[:0])
+    return hard | lacking
+
+
+EXPECTED: dict[tuple[str, str, str], Tensor | None] = {}  # the loops' values, the same at every precision
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
+@every_setting
+def test_degenerate_batches_are_finite_and_right(case, options, half, device):
+    for name, (rows, labels, modality) in degenerate(case, half).items():
+        module, keywords = case.make(options, torch.float32).to(device), case.keywords(torch.float32, device)
+        x = rows.float().to(device).requires_grad_()
+        inputs = x, labels.to(device), modality.to(device)
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+            out = seeded(module, *inputs, **keywords)
+            in_half = seeded(module, x.to(half), *inputs[1:], **keywords) if half else out
+        out.backward()
+        for tensor in (out, in_half, x.grad, *(p.grad for p in module.parameters() if p.grad is not None)):
+            assert tensor.isfinite().all(), name
+        assert out.dtype == in_half.dtype == torch.float32, name
+        key = (case.name, str(options), name)
+        if key not in EXPECTED:
+            EXPECTED[key] = case.loop(module, rows.float().double(), labels, modality)
+        expected = EXPECTED[key]
+        if expected is not None:
+            tolerance = 1e-4 if half is None or case.exact else 5e-2
+            assert_close(
+                out.cpu().double(), expected, rtol=tolerance, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
+            )
+            if expected == 0 and "rows" not in name and "over" not in name and "twice" not in name:
+                assert out == 0, name
+                assert not x.grad.any(), name
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name != "CRILoss"], ids=lambda case: case.name)
+def test_half_precision_rows_are_computed_in_float32(case, half):
+    """CRI has them under autocast only, as its transfer's layers do."""
+    x, labels, modality = batch(case, size=12)
+    rows = (0.3 * x).to(half).requires_grad_()
+    out = case.make({}, torch.float32)(rows, labels, modality)
+    out.backward()
+    assert out.dtype == torch.float32
+    assert rows.grad.dtype == half
+    assert rows.grad.isfinite().all()
+    assert_close(out.double(), case.make({})(rows.detach().double(), labels, modality), rtol=1e-5, atol=1e-6)
+
+
+@every_setting
+def test_inputs_are_not_modified(case, options):
+    x, labels, modality = inputs = batch(case)
+    copies = [t.clone() for t in inputs]
+    module, keywords = case.make(options), case.keywords(torch.double)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    seeded(module, x.requires_grad_(), labels, modality, **keywords).backward()
+    for now, then in zip(inputs, copies, strict=True):
+        assert torch.equal(now, then)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+SMOOTH = {f"{c.name}-{o | dict(c.smooth)}": (c, o | dict(c.smooth)) for c in CASES for o in c.options}
+
+
+@pytest.mark.parametrize(("case", "options"), SMOOTH.values(), ids=SMOOTH)
+def test_gradcheck(case, options):
+    labels, modality = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 0, 1])
+    module, keywords = case.make(options), case.keywords(torch.double)
+    parameters = dict(module.named_parameters())
+
+    def loss(x: Tensor, *values: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        state = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(module, state, (x, labels, modality), keywords)
+
+    assert torch.autograd.gradcheck(loss, (case.rows(5, 1).requires_grad_(), *parameters.values()), fast_mode=True)
+
+
+@every_loss
+def test_bad_input_is_named(case):
+    module, (x, labels, modality), keywords = case.make({}), batch(case, size=4), case.keywords(torch.double)
+    name, shape = case.first
+    calls = [
+        (ValueError, rf"{name} must have shape {shape}, got \(4,\)", (x.flatten(1)[:, 0], labels, modality)),
+        (TypeError, rf"{name} must be floating point, got torch\.int64", (x.long(), labels, modality)),
+        (TypeError, rf"{name} must be a torch\.Tensor, got list", (x.tolist(), labels, modality)),
+    ]
+    for place, argument in enumerate(("labels", "modality"), 1):
+        for error, text, value in (
+            (ValueError, r"must have shape \(4,\), got \(3,\)", labels[:3]),
+            (ValueError, r"must have shape \(4,\), got \(4, 1\)", labels[:, None]),
+            (TypeError, r"must hold integers, got torch\.float64", labels.double()),
+            (TypeError, r"must hold integers, got torch\.bool", labels > 0),
+            (TypeError, r"must be a torch\.Tensor, got list", labels.tolist()),
+        ):
+            if argument in case.uses:
+                wrong = [x, labels, modality]
+                wrong[place] = value
+                calls.append((error, f"{argument} {text}", wrong))
+    if len(case.row) == 2:
+        axes = "p and n" if name == "attention" else r"K\+1 and d"
+        for empty, size in ((x[:, :0], r"\(4, 0, 4\)"), (x[:, :, :0], r"\(4, 3, 0\)")):
+            calls.append(
+                (ValueError, rf"{name} must have {axes} of at least 1, got shape {size}", (empty, labels, modality))
+            )
+    for error, text, inputs in calls:
+        for form in (module, lambda *b, **k: case.function(module, *b, **k)):
+            with pytest.raises(error, match=text):
+                form(*inputs, **keywords)
+
+
+@pytest.mark.parametrize("case", [NAMED["GraphOTLoss"], NAMED["PartContrastiveLoss"]], ids=lambda case: case.name)
+def test_a_bad_mask_is_named(case):
+    module, inputs = case.make({}), batch(case, size=4)
+    for mask, error, text in (
+        ([True], TypeError, r"mask must be a torch\.Tensor, got list"),
+        (torch.ones(4, 3), TypeError, r"mask must be bool, got torch\.float32"),
+        (torch.ones(4, 3, 2) > 0, ValueError, r"mask must have shape \(4, 3\), got \(4, 3, 2\)"),
+        (torch.ones(3, 3) > 0, ValueError, r"mask must have shape \(4, 3\), got \(3, 3\)"),
+    ):
+        for form in (module, lambda *b, **k: case.function(module, *b, **k)):
+            with pytest.raises(error, match=text):
+                form(*inputs, mask=mask)
+
+
+@pytest.mark.parametrize(("case", "bad"), [pytest.param(c, b, id=f"{c.name}-{b[0]}") for c in CASES for b in c.bad])
+def test_a_bad_option_is_named(case, bad):
+    options, error, text = bad
+    with pytest.raises(error, match=text):
+        case.kind(*case.sizes, **options)
+    module, inputs = case.make({}), batch(case, size=4)
+    for name, value in options.items():
+        setattr(module, name, value)
+    with pytest.raises(error, match=text):
+        case.function(module, *inputs, **case.keywords(torch.double))
