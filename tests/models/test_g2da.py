@@ -233,25 +233,6 @@ def test_phi_structure_and_pairs_reach_the_transport():
     assert len(values) == 5
 
 
-@pytest.mark.parametrize("graph", [True, False])
-def test_every_trained_parameter_receives_a_gradient(graph):
-    images, labels, modality, heatmaps = batch()
-    model = g2da(graph=graph, threshold=0.02)
-    G2DACriterion()(model(images, modality, heatmaps), labels, modality)["total"].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-    assert all(p.grad.any() for n, p in model.named_parameters() if p.requires_grad and "score" not in n)
-
-
-@pytest.mark.parametrize("kinds", [(0, 4), (4, 0), (1, 1), (1, 5), (1, 0)])
-def test_unbalanced_batches_neither_fail_nor_give_nan(kinds):
-    images, labels, modality, heatmaps = batch(*kinds)
-    model = g2da()
-    losses = G2DACriterion()(model(images, modality, heatmaps), labels, modality)
-    losses["total"].backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
 def test_images_without_any_key_point():
     images, labels, modality, heatmaps = batch()
     model = g2da(normalize_nodes=True)
@@ -260,17 +241,6 @@ def test_images_without_any_key_point():
     total = G2DACriterion()(output, labels, modality)["total"]
     total.backward()
     assert total.isfinite()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype, device):
-    images, labels, modality, heatmaps = (x.to(device) for x in batch())
-    model, criterion = g2da(normalize_nodes=True).float().to(device), G2DACriterion()
-    with torch.autocast(device.type if hasattr(device, "type") else str(device), dtype=dtype):
-        losses = criterion(model(images.float(), modality, heatmaps.float()), labels, modality)
-    losses["total"].backward()
-    assert losses["total"].dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 

@@ -1,4 +1,4 @@
-"""The wired models: outputs recomputed from their parts, losses from the plain loops of the specification."""
+"""Baseline and CIFT wired: outputs recomputed from their parts, losses from the plain loops of the specification."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from reference import cift as ref
 from vireid import INFRARED, VISIBLE
 from vireid.losses import CRILoss
-from vireid.models import CIFT, G2DA, SAAI, Baseline, BaselineCriterion, CIFTCriterion
+from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion
 from vireid.nn import GFT, H2FT
 
 DIM, IDENTITIES = 6, 5
@@ -212,74 +212,6 @@ def test_criterion_does_not_own_the_model():
     assert abs(criterion(model(images, modality), labels, modality)["tie"] - before) > 0.05
 
 
-@pytest.mark.parametrize("name", list(TRANSFERS))
-def test_every_trained_parameter_receives_a_gradient(name):
-    model, cri = cift(name), make_cri()
-    images, labels, modality = batch()
-    criterion = CIFTCriterion(model, cri=cri)
-    criterion(model(images, modality), labels, modality)["total"].backward()
-    parameters = [*model.named_parameters(), *criterion.named_parameters()]
-    for label, parameter in parameters:
-        if parameter.requires_grad:
-            assert parameter.grad is not None, label
-            assert parameter.grad.isfinite().all(), label
-            # A bias before a batch norm has no effect: its gradient is rounding.
-            assert label.endswith("0.bias") or parameter.grad.abs().max() > 1e-6, label
-
-
-@pytest.mark.parametrize("name", list(TRANSFERS))
-@pytest.mark.parametrize("training", [True, False])
-def test_batch_order_does_not_matter(name, training):
-    model = cift(name)
-    images, labels, modality = batch()
-    model.train()(images, modality)
-    model.train(training)
-    criterion = CIFTCriterion(model)
-    order = torch.randperm(len(images))
-    losses = criterion(model(images, modality), labels, modality)
-    permuted = criterion(model(images[order], modality[order]), labels[order], modality[order])
-    assert_close(permuted, losses)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", list(TRANSFERS))
-def test_autocast_losses_and_gradients_are_finite_and_near_full_precision(name, dtype, device):
-    images, labels, modality = (x.to(device) for x in batch(8, 8))
-    model = cift(name).float().to(device)
-    cri = make_cri().float().to(device)
-    criterion = CIFTCriterion(model, cri=cri)
-    images = images.float()
-    torch.manual_seed(1)
-    exact = criterion(model(images, modality), labels, modality)
-    torch.manual_seed(1)
-    with torch.autocast(device.type, dtype=dtype):
-        losses = criterion(model(images, modality), labels, modality)
-    losses["total"].backward()
-    for term, value in losses.items():
-        assert value.dtype == torch.float32, term
-        assert value.isfinite(), term
-    for term in ("ce", "hcc_features", "hcc_logits"):  # the graph's neighbours may differ at near-ties
-        assert_close(losses[term], exact[term], rtol=0.05, atol=0.05)
-    for parameter in [*model.parameters(), *cri.parameters()]:
-        if parameter.requires_grad:
-            assert parameter.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("counts", [(6, 0), (0, 6), (1, 1), (2, 0), (1, 0), (0, 1), (7, 1)])
-@pytest.mark.parametrize("name", list(TRANSFERS))
-def test_tiny_and_one_sided_batches_give_finite_losses_and_gradients(name, counts):
-    model, cri = cift(name).train(), make_cri()
-    model.baseline.backbone = nn.Conv2d(3, DIM, 3).double()  # its own batch norm would refuse nothing but one value
-    images, labels, modality = batch(*counts)
-    criterion = CIFTCriterion(model, cri=cri)
-    losses = criterion(model(images, modality), labels, modality)
-    losses["total"].backward()
-    for term, value in losses.items():
-        assert value.isfinite(), term
-    for parameter in [*model.parameters(), *cri.parameters()]:
-        assert parameter.grad is None or parameter.grad.isfinite().all()
-
-
 def test_dim_wins_over_out_channels_and_is_needed_without_it():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, DIM, 3))
     with pytest.raises(ValueError, match="dim must be given for a backbone without the attribute out_channels"):
@@ -291,17 +223,9 @@ def test_dim_wins_over_out_channels_and_is_needed_without_it():
     assert CIFT(nn.Conv2d(3, DIM, 3), IDENTITIES).transfer.dim == DIM
 
 
-@pytest.mark.parametrize("model", [Baseline, CIFT, SAAI, G2DA])
-def test_a_backbone_is_a_module(model):
-    with pytest.raises(TypeError, match=r"backbone must be a torch\.nn\.Module, got str"):
-        model("resnet50", IDENTITIES)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
-        ({"num_classes": 2.0}, TypeError, "num_classes must be an integer, got 2.0"),
         ({"num_classes": 2, "dim": 0}, ValueError, "dim must be at least 1, got 0"),
         ({"num_classes": 2, "dim": "6"}, TypeError, "dim must be an integer, got '6'"),
     ],
@@ -331,22 +255,9 @@ def test_a_backbone_that_returns_something_else_is_named(shape, got):
 
 
 def test_modality_that_does_not_fit_is_named():
-    images, labels, modality = batch()
+    images, _, modality = batch()
     model = cift()
     with pytest.raises(ValueError, match=r"modality must have shape \(9,\)"):
         model(images, modality[:-1])
     with pytest.raises(TypeError, match="modality must hold integers"):
         model(images, modality.double())
-    output = model(images, modality)
-    with pytest.raises(ValueError, match=r"labels must have shape \(9,\)"):
-        CIFTCriterion(model)(output, labels[:-1], modality)
-
-
-def test_inputs_are_not_changed():
-    model, cri = cift(), make_cri()
-    inputs = batch()
-    copies = [x.clone() for x in inputs]
-    images, labels, modality = inputs
-    CIFTCriterion(model, cri=cri)(model(images, modality), labels, modality)["total"].backward()
-    for now, before in zip(inputs, copies, strict=True):
-        assert torch.equal(now, before)
