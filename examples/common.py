@@ -81,7 +81,7 @@ def find_keypoints(arguments: argparse.Namespace, part_grid: list[int] | None) -
     elif arguments.keypoints is None:
         if arguments.dataset != "synthetic":
             raise ValueError(
-                "--keypoints must name the key points of the images (examples/estimate_keypoints.py makes them), or "
+                "--keypoints must name the key points of the images (vireid keypoints makes them), or "
                 "--part-grid ROWS COLUMNS must be given instead"
             )
         arguments.keypoints = (arguments.root or Path("runs/synthetic")) / "keypoints.npz"

@@ -7,7 +7,7 @@
         --backbone torchvision --weights imagenet --size 288 144 --epochs 80 --optimizer sgd --lr 0.1 \
         --schedule steps --milestones 3/8 5/8 --no-normalize-nodes --no-normalize-triplet
 
-Key points are a file of coordinates or a folder of heatmaps (--keypoints, made by estimate_keypoints.py); those of the
+Key points are a file of coordinates or a folder of heatmaps (--keypoints, made by vireid keypoints); those of the
 synthetic pedestrians are known. --part-grid takes parts of a fixed grid in their place. The report has one row for each
 direction: the features rank by cosine distance, no gallery or other query is looked at. Into --output go checkpoint.pt
 (whole, after each epoch), TensorBoard logs, metrics.json, cmc.png and ranked.png.

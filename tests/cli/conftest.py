@@ -116,3 +116,33 @@ def saved(tmp_path_factory) -> dict[str, Path]:
         state = {"model": model.state_dict(), "criterion": {}, "optimizer": {}, "recipe": Recipe(size=SIZE).to_dict()}
         torch.save({**state, "settings": settings, "epoch": 1, "images": 20, "num_classes": 5}, paths[name])
     return paths
+
+
+@pytest.fixture(scope="session")
+def llcm(tmp_path_factory) -> Path:
+    """Two identities to train with and two to test, each seen once by either modality."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("data") / "llcm"
+    rng = np.random.default_rng(0)
+    (root / "idx").mkdir(parents=True)
+    for kind, camera in (("vis", 4), ("nir", 5)):
+        lines = []
+        for identity in (1, 2, 3, 4):
+            name = f"{identity:04d}/{identity:04d}_c0{camera}_s1_f{identity}_{kind}.jpg"
+            name = f"{kind}/{name}" if identity < 3 else f"test_{kind}/cam{camera}/{name}"
+            (root / name).parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 255, (32, 16, 3), np.uint8)).save(root / name)
+            lines += [f"{name} {identity - 1}\n"] if identity < 3 else []
+        (root / "idx" / f"train_{kind}.txt").write_text("".join(lines))
+    (root / "idx" / "test_id.txt").write_text("3,4")
+    return root
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Leaves out the pictures of an evaluation, which other tests draw."""
+    from vireid.training import inference
+
+    for name in ("cmc_curves", "ranked_lists"):
+        monkeypatch.setattr(inference, name, lambda *_, **__: None)

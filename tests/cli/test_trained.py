@@ -4,52 +4,27 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("kornia", reason="needs the extra train")
+pytestmark = pytest.mark.usefixtures("without_pictures")
 pytest.importorskip("lightning_fabric", reason="needs the extra train")
 
 from vireid.cli.train import changed
 from vireid.data import generate_synthetic, load_features
-from vireid.training import METHODS, Recipe, inference, read_checkpoint
+from vireid.training import METHODS, Recipe, read_checkpoint
 
 TINY = [
     x for value in ("size=32,16", "epochs=1", "batches=1", "identities=2", "per_modality=1") for x in ("--set", value)
 ]
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Other tests draw them."""
-    for name in ("cmc_curves", "ranked_lists"):
-        monkeypatch.setattr(inference, name, lambda *_, **__: None)
-
-
-def llcm(root: Path) -> Path:
-    """Two identities to train with and two to test, each seen once by either modality."""
-    rng = np.random.default_rng(0)
-    (root / "idx").mkdir(parents=True)
-    for kind, camera in (("vis", 4), ("nir", 5)):
-        lines = []
-        for identity in (1, 2, 3, 4):
-            name = f"{identity:04d}/{identity:04d}_c0{camera}_s1_f{identity}_{kind}.jpg"
-            name = f"{kind}/{name}" if identity < 3 else f"test_{kind}/cam{camera}/{name}"
-            (root / name).parent.mkdir(parents=True)
-            Image.fromarray(rng.integers(0, 255, (32, 16, 3), np.uint8)).save(root / name)
-            lines += [f"{name} {identity - 1}\n"] if identity < 3 else []
-        (root / "idx" / f"train_{kind}.txt").write_text("".join(lines))
-    (root / "idx" / "test_id.txt").write_text("3,4")
-    return root
-
-
 @pytest.fixture(scope="module")
-def roots(regdb, tmp_path_factory):
+def roots(regdb, llcm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     sysu = generate_synthetic(folder / "sysu", layout="sysu", identities=6, images_per_camera=2, size=(48, 24))
-    return {"regdb": regdb, "synthetic": regdb, "sysu": sysu, "llcm": llcm(folder / "llcm")}
+    return {"regdb": regdb, "synthetic": regdb, "sysu": sysu, "llcm": llcm}
 
 
 def metrics(folder):

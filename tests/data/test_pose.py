@@ -11,35 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
+from standins import StandIn, bytes_of, tiny
 from vireid.data import SYSUMM01Dataset, generate_synthetic
 from vireid.data.keypoints import heatmap_path, load_heatmaps
 from vireid.data.pose import _fingerprint, _to_network, cache_heatmaps, estimate_heatmaps
-from vireid.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
+from vireid.data.transforms import IMAGENET_STD, normalize
 from vireid.nn.skeleton import PERSON_13
 
 LEFT_HIP = 11  # COCO's
-
-
-class StandIn(nn.Module):
-    """As a VitPoseForPoseEstimation from outside; key point k sees (k + 1)/17 of the brightness of a channel."""
-
-    def __init__(self, image_size: tuple[int, int] = (32, 24), experts: int = 1, keypoints: int = 17) -> None:
-        super().__init__()
-        backbone = SimpleNamespace(image_size=list(image_size), num_attention_heads=1, num_experts=experts)
-        self.config = SimpleNamespace(backbone_config=backbone, scale_factor=4)
-        self.config.to_dict = lambda: {"backbone_config": dict(vars(backbone)), "scale_factor": 4}
-        self.weight = nn.Parameter(torch.arange(1.0, keypoints + 1) / keypoints)
-        self.drop = nn.Dropout(0.5)
-        self.batches: list[int] = []
-
-    def forward(self, pixel_values: Tensor, dataset_index: Tensor | None = None) -> SimpleNamespace:
-        assert (dataset_index is not None) == (self.config.backbone_config.num_experts > 1)
-        assert tuple(pixel_values.shape[1:]) == (3, *self.config.backbone_config.image_size)
-        self.batches.append(len(pixel_values))
-        brightness = pixel_values[:, :1] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
-        return SimpleNamespace(heatmaps=self.drop(brightness * self.weight[:, None, None].to(pixel_values.dtype)))
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +34,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(drawn: Path, tmp_path: Path) -> SYSUMM01Dataset:
     shutil.copytree(drawn, tmp_path / "set")
     return SYSUMM01Dataset(tmp_path / "set", "all", size=(32, 16))
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # From image to heatmap
@@ -143,7 +120,7 @@ def test_a_mixture_of_experts_and_half_precision():
         ({"margin": "1"}, TypeError, "margin must be a number, got '1'"),
         ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),
         ({"model": nn.Linear(2, 2)}, TypeError, "model must be a name or a VitPoseForPoseEstimation, got Linear"),
-        ({"model": StandIn(keypoints=14)}, ValueError, "(B, 17, height, width)"),
+        ({"model": StandIn(keypoints=14)}, ValueError, "(B, 17, H, W)"),
     ],
 )
 def test_bad_arguments(change, error, text):
@@ -294,24 +271,6 @@ def test_the_missing_extra_is_named(module, text, data, tmp_path, hidden):
 @pytest.fixture(scope="module")
 def transformers() -> Any:
     return pytest.importorskip("transformers", minversion="4.48")
-
-
-def tiny(transformers: Any, seed: int = 0, **settings: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    backbone = transformers.VitPoseBackboneConfig(
-        image_size=(64, 48),
-        patch_size=(16, 16),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        out_indices=[1],
-        **settings,
-    )
-    labels = {k: f"{k}" for k in range(17)}
-    config = transformers.VitPoseConfig(backbone_config=backbone, id2label=labels)
-    model: nn.Module = transformers.VitPoseForPoseEstimation(config)
-    return model
 
 
 def processor(transformers: Any) -> Any:

@@ -84,10 +84,13 @@ class Reranking:
         return f"{self.method} ({shown})" if shown else str(self.method)
 
     def function(self) -> Callable[..., Any]:
-        """Return (query, gallery) -> distance (Nq, Ng) with the settings bound."""
+        """Return (query, gallery) -> distance (Nq, Ng) that says its ``uses`` and ``settings``."""
         from vireid import rerank
 
-        return functools.partial(getattr(rerank, str(self.method)), **self.given)
+        found = getattr(rerank, str(self.method))
+        bound = functools.partial(found, **self.given)
+        vars(bound).update(uses=found.uses, settings=self.given)
+        return bound
 
     def nearest(self, query: "Tensor", gallery: "Tensor", top: int) -> Iterator[tuple[Any, Any]]:
         """Return distances and gallery indices (b, top) block by block of queries, which may interact in one only."""

@@ -1,72 +1,56 @@
-"""From images to a model of G2DA: the estimator's script on three layouts, then training with what it wrote."""
+"""`vireid keypoints` on three layouts, then `vireid train g2da` with what it wrote."""
 
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from test_pose import StandIn, bytes_of, tiny
-from torch import nn
 
-import common
-import estimate_keypoints
-import evaluate
-import train_g2da
+pytest.importorskip("kornia", reason="needs the extra train")
+pytest.importorskip("lightning_fabric", reason="needs the extra train")
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+from click.testing import CliRunner
+from PIL import Image
+
 from places import ROOT
+from standins import StandIn, bytes_of, tiny
+from vireid.cli.app import vireid as command
+from vireid.cli.keypoints import find_images
 from vireid.data import RegDBDataset, generate_synthetic, load_heatmaps, load_keypoints, pose, save_heatmaps
 from vireid.data.keypoints import heatmap_path
+from vireid.models import G2DA
 from vireid.nn import PERSON_13, gaussian_heatmaps
 
 DRAWN: dict[str, Any] = {"identities": 4, "images_per_camera": 2, "size": (32, 16)}
 
 
-def run(script: Any, *options: object) -> None:
-    """The script's ``main`` with these options, in this process, without its pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("cmc_curves", "ranked_lists"):
-            patch.setattr(common, name, lambda *_, **__: None)
-        patch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, options)])
-        script.main()
+def estimate(*options: object) -> str:
+    """What `vireid keypoints` prints."""
+    result = CliRunner().invoke(command, ["keypoints", *map(str, options)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def stopped(capsys: pytest.CaptureFixture[str], *options: object) -> str:
-    """What the estimator's script ends with."""
-    with pytest.raises(SystemExit) as caught:
-        run(estimate_keypoints, *options)
-    assert caught.value.code  # not 0
-    return f"{caught.value.code} {capsys.readouterr().err}"
-
-
-def llcm(root: Path) -> Path:
-    """Two identities to train with and two to test, each seen once by either modality."""
-    rng = np.random.default_rng(0)
-    (root / "idx").mkdir(parents=True)
-    for kind in ("vis", "nir"):
-        lines = []
-        for identity in (1, 2, 3, 4):
-            name = f"{identity:04d}/{identity:04d}_c04_s1_f{identity}_{kind}.jpg"
-            name = f"{kind}/{name}" if identity < 3 else f"test_{kind}/cam4/{name}"
-            (root / name).parent.mkdir(parents=True)
-            Image.fromarray(rng.integers(0, 255, (32, 16, 3), np.uint8)).save(root / name)
-            lines += [f"{name} {identity - 1}\n"] if identity < 3 else []
-        (root / "idx" / f"train_{kind}.txt").write_text("".join(lines))
-    (root / "idx" / "test_id.txt").write_text("3,4")
-    return root
+def stopped(*options: object) -> str:
+    """What it ends with, if anything is wrong."""
+    result = CliRunner().invoke(command, ["keypoints", *map(str, options)])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code in (1, 2)
+    return " ".join(result.stderr.split())
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def drawn(llcm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("data")
     return {
         "sysu": generate_synthetic(folder / "sysu", **(DRAWN | {"images_per_camera": 1})),
         "regdb": generate_synthetic(folder / "regdb", layout="regdb", **DRAWN),
-        "llcm": llcm(folder / "llcm"),
+        "llcm": llcm,
     }
 
 
@@ -88,18 +72,17 @@ def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 @pytest.mark.parametrize("dataset", ["sysu", "regdb", "llcm"])
-def test_all_images_of_a_data_set(dataset, drawn, model, tmp_path, capsys):
+def test_all_images_of_a_data_set(dataset, drawn, model, tmp_path):
     root = Path(shutil.copytree(drawn[dataset], tmp_path / "set"))
     images = sorted(root.rglob("*.jpg"))
     options = ["--dataset", dataset, "--root", root, "--device", "cpu", "--batch", 5, "--score", 0.4]
-    run(estimate_keypoints, *options)
-    printed, bars = capsys.readouterr()
+    printed = estimate(*options)
     count, half = len(images), len(images) // 2
     visible, infrared = (16, 8) if dataset == "sysu" else (half, half)
     kinds = f"{visible} visible, {infrared} infrared"
     assert f"{count} images ({kinds}); heatmaps go into {tmp_path / 'set-heatmaps'}\n" in printed
     assert f"heatmaps of {count} images, {count} made now, 0 there already\n" in printed
-    assert f"{count}/{count}" in bars
+    assert f"{count}/{count}" in printed  # a bar
     assert max(model.batches) == 5
     folder = tmp_path / "set-heatmaps"
     assert sorted(bytes_of(folder)) == [f"{path.relative_to(root).as_posix()}.npz" for path in images]
@@ -125,8 +108,7 @@ def test_all_images_of_a_data_set(dataset, drawn, model, tmp_path, capsys):
     before = bytes_of(folder)
     (folder / f"{images[0].relative_to(root)}.npz").unlink()
     (folder / f"{images[1].relative_to(root)}.npz").write_bytes(b"PK")
-    run(estimate_keypoints, *options)
-    assert f"heatmaps of {count} images, 2 made now, {count - 2} there already\n" in capsys.readouterr().out
+    assert f"heatmaps of {count} images, 2 made now, {count - 2} there already\n" in estimate(*options)
     assert bytes_of(folder) == before
 
 
@@ -139,12 +121,12 @@ def test_regdb_is_read_whatever_its_trials_list(regdb):
             path.unlink()  # of a user who has three trials
         else:  # trial 1 and 2 lack every other image of an identity, 3 those that both have
             path.write_text("".join(lines[0 if trial in "12" else 1 :: 2]))
-    found = estimate_keypoints.find_images("regdb", regdb)
+    found = find_images("regdb", regdb)
     assert set(found) == everything
     assert all(kind == (path.relative_to(regdb).parts[0] == "Thermal") for path, kind in found.items())
 
 
-def test_an_interrupted_run_goes_on(regdb, model, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on(regdb, model, tmp_path, monkeypatch):
     forward = StandIn.forward
 
     def interrupted(self: StandIn, **inputs: Any) -> Any:
@@ -154,11 +136,10 @@ def test_an_interrupted_run_goes_on(regdb, model, tmp_path, monkeypatch, capsys)
 
     options = ["--dataset", "regdb", "--root", regdb, "--output", tmp_path / "maps", "--device", "cpu", "--batch", 3]
     monkeypatch.setattr(StandIn, "forward", interrupted)
-    message = stopped(capsys, *options)
+    message = stopped(*options)
     assert f"what was made stays in {tmp_path / 'maps'}, and the same command goes on" in message
     monkeypatch.setattr(StandIn, "forward", forward)
-    run(estimate_keypoints, *options)
-    assert "heatmaps of 16 images, 10 made now, 6 there already\n" in capsys.readouterr().out
+    assert "heatmaps of 16 images, 10 made now, 6 there already\n" in estimate(*options)
 
 
 @pytest.mark.parametrize(
@@ -166,48 +147,42 @@ def test_an_interrupted_run_goes_on(regdb, model, tmp_path, monkeypatch, capsys)
     [
         (["--root", "nowhere"], "folder nowhere does not exist"),
         (["--dataset", "sysu"], "cam1 does not exist"),
-        (["--dataset", "synthetic"], "invalid choice: 'synthetic'"),
-        (["--score", "1.5"], "--score must lie between 0 and 1, got 1.5"),
-        (["--device", "abacus"], "--device must be one that this machine has, got 'abacus'"),
-        (["--batch", "0"], "batch must be at least 1, got 0"),
+        (["--dataset", "synthetic"], "'synthetic' is not one of sysu, regdb, llcm"),
+        (["--score", "1.5"], "Invalid value for '--score'"),
+        (["--device", "abacus"], "Invalid value for '--device'"),
+        (["--batch", "0"], "Invalid value for '--batch'"),
         (["--output", "ROOT"], "folder must be another one than the data set's"),
-        (["--output", "FILE"], "exists"),
+        (["--output", "FILE"], "is a file"),
         (["--output", "FILE/maps"], "FILE"),
     ],
 )
-def test_faults_are_named_in_one_sentence(change, text, regdb, model, tmp_path, monkeypatch, capsys):
+def test_faults_are_named_in_one_sentence(change, text, regdb, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("text")
     before = bytes_of(regdb)
     change = [value.replace("ROOT", str(regdb)) for value in change]
-    message = stopped(capsys, "--dataset", "regdb", "--root", regdb, "--device", "cpu", *change)
+    message = stopped("--dataset", "regdb", "--root", regdb, "--device", "cpu", *change)
     assert text in message
     assert "Traceback" not in message
     assert model.batches == []
     assert bytes_of(regdb) == before
 
 
-def test_an_image_that_cannot_be_read_is_named(regdb, model, capsys):
+def test_an_image_that_cannot_be_read_is_named(regdb, model):
     image = sorted(regdb.rglob("*.jpg"))[3]
     image.write_bytes(b"no image")
-    message = stopped(capsys, "--dataset", "regdb", "--root", regdb, "--device", "cpu")
+    message = stopped("--dataset", "regdb", "--root", regdb, "--device", "cpu")
     assert f"cannot read image {image}" in message
 
 
-def test_without_transformers_the_extra_is_named(regdb, tmp_path, hidden, capsys):
+def test_without_transformers_the_extra_is_named(regdb, tmp_path, hidden):
     hidden("transformers")
-    message = stopped(capsys, "--dataset", "regdb", "--root", regdb, "--output", tmp_path / "maps", "--device", "cpu")
+    message = stopped("--dataset", "regdb", "--root", regdb, "--output", tmp_path / "maps", "--device", "cpu")
     assert "needs transformers: pip install 'vireid[pose]'" in message
     assert not (tmp_path / "maps").exists()
 
 
 # Training and evaluation with a folder of heatmaps
-
-
-def tiny_run(root: Path, output: Path, *options: object) -> list[object]:
-    """Options of a training that takes a moment."""
-    base = ["--dataset", "regdb", "--root", root, "--output", output, "--accelerator", "cpu", "--size", 32, 16]
-    return [*base, "--epochs", 1, "--batches", 1, "--identities", 2, "--per-modality", 2, *options]
 
 
 def write_heatmaps(root: Path, folder: Path, count: int = 13) -> Path:
@@ -220,83 +195,77 @@ def write_heatmaps(root: Path, folder: Path, count: int = 13) -> Path:
     return folder
 
 
-def read_metrics(output: Path) -> dict[str, Any]:
-    return json.loads((output / "metrics.json").read_text())
+def train(root: Path, output: Path, *options: object) -> Any:
+    """The result of a training that takes a moment."""
+    small = "size=32,16 epochs=1 batches=1 identities=2 per_modality=2".split()
+    base = ["train", "g2da", "--dataset", "regdb", "--root", root, "--output", output, "--accelerator", "cpu"]
+    return CliRunner().invoke(command, [*map(str, [*base, *options]), *(x for v in small for x in ("--set", v))])
 
 
 def assert_trains_and_evaluates(root: Path, folder: Path, output: Path) -> None:
-    run(train_g2da, *tiny_run(root, output / "run", "--keypoints", folder))
-    options = ["--checkpoint", output / "run" / "checkpoint.pt", "--root", root, "--device", "cpu"]
-    run(evaluate, *options, "--keypoints", folder, "--output", output / "evaluation")
-    found = read_metrics(output / "run")
-    assert [row["direction"] for row in found["rows"]] == ["visible_to_infrared", "infrared_to_visible"]
-    assert {row["features"] for row in found["rows"]} == {"graph"}
-    assert read_metrics(output / "evaluation") == found
+    assert train(root, output / "run", "--keypoints", folder).exit_code == 0
+    options = [output / "run" / "checkpoint.pt", "--root", root, "--keypoints", folder, "--output", output / "again"]
+    assert CliRunner().invoke(command, ["evaluate", *map(str, options)]).exit_code == 0
+    found = [json.loads((output / name / "metrics.json").read_text()) for name in ("run", "again")]
+    assert [row["direction"] for row in found[0]["rows"]] == ["visible_to_infrared", "infrared_to_visible"]
+    assert {row["features"] for row in found[0]["rows"]} == {"graph"}
+    assert found[0] == found[1]
 
 
 def test_own_heatmaps_train_and_evaluate(regdb, tmp_path, monkeypatch):
-    folder, seen, forward = write_heatmaps(regdb, tmp_path / "maps"), [], train_g2da.G2DA.forward
+    folder, seen, forward = write_heatmaps(regdb, tmp_path / "maps"), [], G2DA.forward
 
-    def watched(self: nn.Module, images: Any, modality: Any, heatmaps: Any = None) -> Any:
+    def watched(self: G2DA, images: Any, modality: Any, heatmaps: Any = None) -> Any:
         seen.append(heatmaps)
         return forward(self, images, modality, heatmaps)
 
-    monkeypatch.setattr(train_g2da.G2DA, "forward", watched)
+    monkeypatch.setattr(G2DA, "forward", watched)
     assert_trains_and_evaluates(regdb, folder, tmp_path)
     data = RegDBDataset(regdb, "test")
     expected = np.stack([load_heatmaps(folder, path, root=regdb) for path in data.paths]).astype(np.float32)
-    assert [len(x) for x in seen] == [8, 8, 8]  # a batch of training, then the test images of either script
+    assert [len(x) for x in seen] == [8, 8, 8]  # a batch of training, then the test images of either command
     for x in seen[1:]:
         np.testing.assert_array_equal(x.numpy(), expected)
+    options = [tmp_path / "run" / "checkpoint.pt", "--root", regdb, "--keypoints", regdb / "keypoints.npz"]
+    result = CliRunner().invoke(command, ["evaluate", *map(str, options)])
+    assert "does not hold the key points that it was trained with" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "text"),
+    ("fault", "text"),
     [
-        ("no folder", FileNotFoundError, "maps"),
-        ("missing", FileNotFoundError, "maps holds no heatmaps of 1 of 8 images, first "),
-        ("damaged", ValueError, "path must be a whole vireid heatmaps file, cannot read "),
-        ("cut short", ValueError, "path must be a whole vireid heatmaps file, cannot read "),
-        ("changed image", ValueError, "was made from another image than"),
-        (
-            "17 key points",
-            ValueError,
-            "must hold the 13 key points of vireid.nn.PERSON_13, got 17; vireid.nn.merge_coco_keypoints",
-        ),
-        ("part grid", ValueError, "--keypoints must be left out with a grid of parts, got "),
-        ("nothing given", ValueError, "--keypoints must name the key points of the images"),
-        ("damaged coordinates", ValueError, "keypoints: path must be a whole vireid keypoints file, cannot read "),
+        ("no folder", "maps"),
+        ("missing", "maps holds no heatmaps of 1 of 8 images, first "),
+        ("damaged", "path must be a whole vireid heatmaps file, cannot read "),
+        ("cut short", "path must be a whole vireid heatmaps file, cannot read "),
+        ("changed image", "was made from another image than"),
+        ("17 key points", "must be the 13 key points of vireid.nn.PERSON_13, got 17 in "),
+        ("damaged coordinates", "keypoints: path must be a whole vireid keypoints file, cannot read "),
     ],
 )
-def test_faults_are_named_before_training(fault, error, text, regdb, tmp_path):
+def test_faults_are_named_before_training(fault, text, regdb, tmp_path):
     folder, options = tmp_path / "maps", ["--keypoints", tmp_path / "maps"]
-    files = [heatmap_path(folder, path, regdb) for path in RegDBDataset(regdb, "train").paths]
+    paths = RegDBDataset(regdb, "train").paths
+    files = [heatmap_path(folder, path, regdb) for path in paths]
     if fault != "no folder":
         write_heatmaps(regdb, folder, 17 if fault == "17 key points" else 13)
     if fault == "missing":
         files[3].unlink()
-        text += re.escape(str(RegDBDataset(regdb, "train").paths[3]))
-    elif fault == "damaged":
+        text += str(paths[3])
+    elif fault in ("damaged", "cut short"):
         for file in files:
-            file.write_bytes(b"PK")
-    elif fault == "cut short":
-        for file in files:
-            file.write_bytes(file.read_bytes()[:-30])
+            file.write_bytes(b"PK" if fault == "damaged" else file.read_bytes()[:-30])
     elif fault == "changed image":
-        for path in RegDBDataset(regdb, "train").paths:
+        for path in paths:
             Image.new("RGB", (16, 32)).save(path)
-    elif fault == "part grid":
-        options += ["--part-grid", 2, 2]
-    elif fault == "nothing given":
-        options = []
     elif fault == "damaged coordinates":
         (regdb / "keypoints.npz").write_bytes(b"PK")
         options = ["--keypoints", regdb / "keypoints.npz"]
-    pattern = text if fault == "missing" else re.escape(text)
-    with pytest.raises(error, match=pattern) as caught:
-        run(train_g2da, *tiny_run(regdb, tmp_path / "run", *options))
+    result = train(regdb, tmp_path / "run", *options)
+    assert result.exit_code == 1
+    assert text in result.stderr.splitlines()[-1]
     if fault in ("damaged", "cut short"):
-        assert str(folder) in str(caught.value)
+        assert str(folder) in result.stderr
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
@@ -311,31 +280,29 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_images_to_metrics(saved, regdb, tmp_path, capsys):
+def test_from_images_to_metrics(saved, regdb, tmp_path):
     options = ["--dataset", "regdb", "--root", regdb, "--model", saved, "--device", "cpu"]
-    run(estimate_keypoints, *options)
     folder = tmp_path / "regdb-heatmaps"
-    assert f"{folder}: heatmaps of 16 images, 16 made now, 0 there already\n" in capsys.readouterr().out
+    assert f"{folder}: heatmaps of 16 images, 16 made now, 0 there already\n" in estimate(*options)
     data = RegDBDataset(regdb, "all", size=(32, 16), keypoints=folder)  # the size of the files
     expected = pose.estimate_heatmaps(torch.stack([sample.image for sample in data]), model=str(saved), device="cpu")
     found = torch.stack([sample.keypoints for sample in data])
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert_trains_and_evaluates(regdb, folder, tmp_path)
     before = bytes_of(folder)
-    run(estimate_keypoints, *options)
-    assert "0 made now, 16 there already\n" in capsys.readouterr().out
+    assert "0 made now, 16 there already\n" in estimate(*options)
     assert bytes_of(folder) == before
 
 
 @pytest.mark.parametrize("name", ["./nothing", "folder", "usyd-community/vitpose-base-simple"])
-def test_weights_that_are_not_there_are_named(name, saved, regdb, tmp_path, monkeypatch, capsys):
+def test_weights_that_are_not_there_are_named(name, saved, regdb, tmp_path, monkeypatch):
     """Offline: a folder that is not there, one without weights, a name never downloaded."""
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    message = stopped(capsys, "--dataset", "regdb", "--root", regdb, "--model", name, "--device", "cpu")
+    message = stopped("--dataset", "regdb", "--root", regdb, "--model", name, "--device", "cpu")
     assert "model must be a folder with a config.json and a model.safetensors, or a name that can be" in message
     assert f"got {name!r}" in message
     assert not (tmp_path / "regdb-heatmaps").exists()
