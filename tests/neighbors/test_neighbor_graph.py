@@ -24,7 +24,7 @@ def rows_with_twins(seed, n, d, top):
     return torch.randint(-top, top + 1, (n, d), generator=torch.Generator().manual_seed(seed)).float()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     n=st.integers(1, 40),
@@ -41,7 +41,7 @@ def test_build_equals_a_plain_loop(seed, n, d, k, top):
     assert (len(g), g.k) == (n, min(k, n))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     n=st.integers(1, 40),

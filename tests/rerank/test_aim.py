@@ -1,66 +1,17 @@
 import functools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from measuring import LargestTensor
-from reference.neighbors import cosines, nearest
+from reference import reranking as oracle
 from vireid.rerank import _sparse
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
 
 VARIANTS = ("paper", "released")
-
-
-def keep(affinity, k1, *, of_itself=False):
-    result = []
-    for i, row in enumerate(affinity):
-        kept = nearest(row, k1, i if of_itself else None)
-        result.append([x if j in kept else 0.0 for j, x in enumerate(row)])
-    return result
-
-
-def expand(affinity, kept, k2):
-    result = []
-    for i, row in enumerate(affinity):
-        near = nearest(row, k2, i)
-        result.append([math.fsum(kept[n][j] for n in near) / len(near) for j in range(len(row))])
-    return result
-
-
-def unit(rows, noise=1e-7):
-    """Rows scaled to length 1; one whose entries are all rounding is a zero row."""
-    lengths = [math.sqrt(math.fsum(x * x for x in row)) if max(map(abs, row)) > noise else 0.0 for row in rows]
-    return [[x / length if length else 0.0 for x in row] for row, length in zip(rows, lengths, strict=True)]
-
-
-def times(a, b):
-    return [[math.fsum(x * b[n][j] for n, x in enumerate(row)) for j in range(len(b[0]))] for row in a]
-
-
-def transpose(a):
-    return [list(column) for column in zip(*a, strict=True)]
-
-
-def reference(query, gallery, *, k1, k2, variant, use_query_relations=False):
-    """Spec 2.5 with dense lists and plain loops."""
-    a_qg, a_gg = cosines(query, gallery), cosines(gallery, gallery)
-    left, right = keep(a_qg, k1), expand(a_gg, keep(a_gg, k1, of_itself=True), k2)
-    if use_query_relations:
-        a_qq, a_gq = cosines(query, query), transpose(a_qg)
-        among = expand(a_qq, keep(a_qq, k1, of_itself=True), k2)
-        if variant == "paper":
-            right = [*left, *right]
-        else:
-            right = [[*a, *b] for a, b in zip(keep(a_gq, k1), right, strict=True)]
-        left = [[*a, *b] for a, b in zip(among, left, strict=True)]
-    amended = times(left, right) if variant == "paper" else times(unit(left), transpose(unit(right)))
-    result = [[1 - a - b for a, b in zip(*rows, strict=True)] for rows in zip(a_qg, amended, strict=True)]
-    return torch.tensor(result, dtype=torch.float64)
 
 
 def features(seed, nq=9, ng=40, d=6, dtype=torch.float64):
@@ -75,13 +26,13 @@ def features(seed, nq=9, ng=40, d=6, dtype=torch.float64):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("use_query_relations", [False, True])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
-    nq=st.integers(1, 8),
-    ng=st.integers(1, 25),
-    k1=st.integers(1, 30),
-    k2=st.integers(1, 30),
+    nq=st.integers(1, 6),
+    ng=st.integers(1, 18),
+    k1=st.integers(1, 20),
+    k2=st.integers(1, 20),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     dense=st.sampled_from([0, 10**9]),
 )
@@ -95,7 +46,7 @@ def test_equals_the_plain_loops_with_ties_duplicates_and_zero_rows(
         got = aim(q, g, **options)
     assert got.dtype == dtype
     tolerance = 2e-5 if dtype == torch.float32 else 1e-11
-    torch.testing.assert_close(got.double(), reference(q, g, **options), rtol=0, atol=tolerance)
+    torch.testing.assert_close(got.double(), oracle.aim(q, g, **options), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("setting", AIM_SETTINGS)
@@ -110,7 +61,7 @@ def test_equals_the_plain_loops_on_clusters_in_the_papers_settings(variant, sett
         x, y = q.to(device, dtype), g.to(device, dtype)
         got = aim(x, y, **options)
         assert got.device == x.device
-        torch.testing.assert_close(got.cpu().double(), reference(x.cpu(), y.cpu(), **options), rtol=0, atol=tolerance)
+        torch.testing.assert_close(got.cpu().double(), oracle.aim(x.cpu(), y.cpu(), **options), rtol=0, atol=tolerance)
 
 
 def test_by_hand():
@@ -140,17 +91,6 @@ def test_exactly_k1_are_kept_of_ties_lowest_index_first():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), chosen=st.lists(st.integers(0, 8), min_size=1, max_size=9))
-def test_a_query_is_answered_the_same_whatever_others_are_there(variant, seed, chosen):
-    r = torch.Generator().manual_seed(seed)
-    q, g = torch.randn(9, 6, generator=r), torch.randn(30, 6, generator=r)
-    whole = aim(q, g, k1=5, k2=3, variant=variant)
-    some = aim(q[chosen], g, k1=5, k2=3, variant=variant)
-    torch.testing.assert_close(some, whole[chosen], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     d=st.integers(2, 70),
@@ -183,14 +123,8 @@ def test_the_whole_gallery_is_kept_without_removing():
             options = {"k2": 3, "variant": variant, "use_query_relations": relations}
             assert torch.equal(aim(q, g, k1=None, **options), aim(q, g, k1=len(g), **options))
     fitted = AIM(k1=None, k2=3).fit(g[:15]).extend(g[15:])
-    assert_close(fitted.distance(q), reference(q, g, k1=40, k2=3, variant="paper"), rtol=0, atol=1e-12)
+    assert_close(fitted.distance(q), oracle.aim(q, g, k1=40, k2=3, variant="paper"), rtol=0, atol=1e-12)
     assert fitted.settings == {"k1": None, "k2": 3, "variant": "paper"}
-
-
-def test_query_relations_make_it_depend_on_the_others():
-    q, g = torch.randn(9, 6), torch.randn(30, 6)
-    rank = functools.partial(aim, k1=5, k2=3, use_query_relations=True)
-    assert not torch.allclose(rank(q, g)[:1], rank(q[:1], g), atol=1e-3)
 
 
 @pytest.mark.parametrize("dense", [0, 10**9])  # always by entries, always by a matrix product
@@ -239,61 +173,26 @@ def test_zero_rows_and_one_image_give_no_nan(variant):
             assert torch.equal(got, torch.ones(len(q), len(g)))
 
 
-@pytest.mark.parametrize("relations", [False, True])
-def test_no_query(relations):
-    got = aim(np.empty((0, 3), np.float32), np.ones((4, 3), np.float32), k1=2, k2=1, use_query_relations=relations)
-    assert isinstance(got, np.ndarray)
-    assert got.shape == (0, 4)
-
-
-@pytest.mark.parametrize("relations", [False, True])
-def test_half_precision_numpy_autocast_and_gradients(relations):
-    q, g = torch.randn(5, 8), torch.randn(20, 8)
-    kept = q.clone(), g.clone()
-    rank = functools.partial(aim, k1=4, k2=2, use_query_relations=relations)
-    wanted = rank(q, g)
-    assert torch.equal(q, kept[0])
-    assert torch.equal(g, kept[1])
-    for half in (torch.float16, torch.bfloat16):
-        low = rank(q.to(half), g.to(half))
-        assert low.dtype == torch.float32
-        torch.testing.assert_close(low, rank(q.to(half).float(), g.to(half).float()), rtol=0, atol=1e-6)
-    array = rank(q.numpy(), g.numpy())
-    assert isinstance(array, np.ndarray)
-    np.testing.assert_array_equal(array, wanted.numpy())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = rank(q.requires_grad_(), g.requires_grad_())
-    assert torch.equal(mixed, wanted)
-    assert not mixed.requires_grad
-
-
 def test_uses_and_settings():
     assert aim.uses == AIM.uses == AIM(k1=4, k2=1).uses == "gallery"
     assert AIM_SETTINGS["sysu_multi_shot"] == {"k1": 20, "k2": 6}
     assert AIM(**AIM_SETTINGS["regdb"]).settings == {"k1": 8, "k2": 2, "variant": "paper"}
 
 
-@pytest.mark.parametrize("relations", [False, True])
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"gallery": torch.empty(0, 3)}, ValueError, r"gallery must hold at least one row, got shape \(0, 3\)"),
-        ({"gallery": torch.ones(4, 2)}, ValueError, r"gallery must have shape \(N, 3\), got \(4, 2\)"),
-        ({"query": torch.ones(3)}, ValueError, r"query must have shape \(N, d\), got \(3,\)"),
-        ({"query": [[1.0]]}, TypeError, "query must be a torch.Tensor or a numpy.ndarray, got list"),
-        ({"query": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "query must be floating point, got torch.int64"),
-        ({"query": torch.tensor([[1.0, 2.0, float("nan")]])}, ValueError, "query must be finite.*1 of 1 rows"),
-        ({"gallery": torch.tensor([[1.0, 2.0, float("inf")]])}, ValueError, "gallery must be finite.*row 0"),
-        ({"gallery": torch.ones(4, 3, device="meta")}, ValueError, "on one device, got cpu and meta"),
         ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
         ({"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
         ({"variant": "code"}, ValueError, "variant must be one of 'paper', 'released', got 'code'"),
     ],
 )
-def test_bad_input_is_named(change, error, text, relations):
-    arguments = {"query": torch.ones(2, 3), "gallery": torch.ones(4, 3), "k1": 2, "k2": 1} | change
+def test_bad_settings_are_named(change, error, text):
+    for relations in (False, True):
+        with pytest.raises(error, match=text):
+            aim(torch.ones(2, 3), torch.ones(4, 3), **({"k1": 2, "k2": 1} | change), use_query_relations=relations)
     with pytest.raises(error, match=text):
-        aim(**arguments, use_query_relations=relations)
+        AIM(**({"k1": 2, "k2": 1} | change))
 
 
 @pytest.mark.gpu
@@ -327,16 +226,3 @@ def test_query_relations_of_queries_beyond_the_range_of_the_gallerys_type(varian
     q[2, 1] = torch.nan
     with pytest.raises(ValueError, match="query must be finite"):
         aim(q, g, **options)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_topk_keeps_a_block_and_no_matrix(monkeypatch, variant):
-    r = torch.Generator().manual_seed(9)
-    q, g = torch.randn(400, 8, generator=r), torch.randn(2000, 8, generator=r)
-    fitted = AIM(k1=5, k2=2, variant=variant).fit(g)
-    expected = fitted.distance(q).sort(dim=1, stable=True).values
-    monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 2000 * 4 * 30)
-    with LargestTensor() as largest:
-        values, _ = fitted.topk(q, 10)
-    assert 2000 * 30 <= largest.elements < 400 * 2000 / 4
-    assert_close(values, expected[:, :10], rtol=0, atol=1e-5)

@@ -1,0 +1,26 @@
+"""Plain loops of the ranking metrics, query by query and image by image, from the protocols' text."""
+
+
+def rank_metrics(distance, q_ids, g_ids, q_cams, g_cams, exclude, cmc_over):
+    """CMC, mAP, mINP and the number of valid queries; 0 without one."""
+    length = len(g_ids) if cmc_over == "images" else len(set(g_ids))
+    hits, aps, inps = [0] * length, [], []
+    for q in range(len(q_ids)):
+        ranking = []
+        for g in sorted(range(len(g_ids)), key=lambda g: (distance[q][g], g)):
+            same_camera = exclude is not None and q_cams[q] == g_cams[g]
+            if same_camera and (exclude == "same_camera" or q_ids[q] == g_ids[g]):
+                continue
+            ranking.append(g_ids[g])
+        if q_ids[q] not in ranking:
+            continue
+        places = [i + 1 for i, identity in enumerate(ranking) if identity == q_ids[q]]
+        aps.append(sum((j + 1) / place for j, place in enumerate(places)) / len(places))
+        inps.append(len(places) / places[-1])
+        listed = ranking
+        if cmc_over == "identities":
+            listed = [identity for i, identity in enumerate(ranking) if identity not in ranking[:i]]
+        for r in range(listed.index(q_ids[q]), length):
+            hits[r] += 1
+    n = len(aps)
+    return n and ([h / n for h in hits], sum(aps) / n, sum(inps) / n, n)
