@@ -54,7 +54,7 @@ def test_heatmaps_as_fine_as_the_image_move_pixel_by_pixel(dtype, device):
             )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), crop=st.sampled_from([(40, 24), (36, 30), (50, 20)]))
 def test_heatmaps_and_coordinates_move_alike(seed, crop):
     """Drawing the moved coordinates is moving the drawn ones, at another resolution than the image's."""
@@ -90,7 +90,7 @@ def test_heatmaps_and_coordinates_move_alike(seed, crop):
 
 
 @given(seed=st.integers(0, 2**31 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_coordinates_by_hand(seed):
     corner, flipped = random_moves(5, seed)
     points = torch.rand(5, 13, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([20.0, 40.0, 1.0])

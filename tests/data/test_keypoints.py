@@ -32,13 +32,6 @@ def random_table(count: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     return rng.uniform(0, 20, (count, 13, 3)).astype(np.float32), np.array([[40, 20], [80, 40], [30, 60]])[:count]
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_synthetic(
-        tmp_path_factory.mktemp("data") / "drawn", identities=4, images_per_camera=1, size=(32, 16)
-    )
-
-
 @pytest.fixture
 def with_heatmaps(drawn: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A data set and a folder of heatmaps, of which each is one number everywhere: its image's place."""

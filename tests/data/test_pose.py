@@ -14,20 +14,13 @@ from PIL import Image
 from torch import nn
 
 from standins import StandIn, bytes_of, tiny
-from vireid.data import SYSUMM01Dataset, generate_synthetic
+from vireid.data import SYSUMM01Dataset
 from vireid.data.keypoints import heatmap_path, load_heatmaps
 from vireid.data.pose import _fingerprint, _to_network, cache_heatmaps, estimate_heatmaps
 from vireid.data.transforms import IMAGENET_STD, normalize
 from vireid.nn.skeleton import PERSON_13
 
 LEFT_HIP = 11  # COCO's
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_synthetic(
-        tmp_path_factory.mktemp("data") / "drawn", identities=4, images_per_camera=1, size=(32, 16)
-    )
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def data(drawn: Path, tmp_path: Path) -> SYSUMM01Dataset:
 # From image to heatmap
 
 
-@pytest.mark.parametrize("shape", [(48, 24), (40, 40), (20, 50), (64, 48), (1, 1)])
+@pytest.mark.parametrize("shape", [(48, 24), (20, 50), (64, 48), (1, 1)])
 def test_a_slope_keeps_its_place(shape, device):
     """Brightness that rises evenly is the same after both interpolations, so where it lands shows the geometry."""
     height, width = shape

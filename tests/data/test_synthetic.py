@@ -197,7 +197,7 @@ def test_a_joint_behind_an_obstacle_or_outside_is_not_visible(aside, monkeypatch
     monkeypatch.setattr(_rendering, "pose", lambda *arguments: walk(*arguments) + np.array([aside, 0, 0]))
     camera = _rendering.Camera.draw(np.random.default_rng(1), inverted=False)
     hidden = outside = 0
-    for k in range(150):
+    for k in range(75):
         rng = np.random.default_rng(k)
         labels, joints = _rendering._draw_labels(Person.draw(rng), camera, (48, 16), rng)
         canvas = np.asarray(labels)
@@ -211,7 +211,7 @@ def test_a_joint_behind_an_obstacle_or_outside_is_not_visible(aside, monkeypatch
             hidden += bool(around.all())
             assert visible or around.any()
             assert not (visible and around.all())
-    assert hidden > 5
+    assert hidden > 2
     assert (outside > 0) == (aside > 0)
 
 

@@ -92,7 +92,7 @@ def partly_unmatched():
     ],
     ids=["shared", "merged", "unmatched", "partly", "single"],
 )
-@pytest.mark.parametrize("block", [1, 30, 2**20])
+@pytest.mark.parametrize("block", [1, 30])
 def test_intervals_equal_plain_loops_with_the_same_draws(queries, block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     for metric, level, resamples, seed in (("mAP", 0.95, 60, 0), ("rank5", 0.5, 31, 3), ("mINP", 0.9, 1, 1)):
@@ -100,15 +100,15 @@ def test_intervals_equal_plain_loops_with_the_same_draws(queries, block, monkeyp
         assert got == pytest.approx(interval_by_loops(queries, metric, level, resamples, seed), abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", ["mAP", "rank1", "rank10"])
+@pytest.mark.parametrize("metric", ["mAP", "rank1"])
 def test_intervals_agree_with_scipy(metric):
     q = results(4, 300)
     of_queries = [[metric_of(metric, f, a, i) for f, a, i in zip(*t, strict=True)] for t in zip(*vars(q).values())]  # noqa: B905
     mean = 100 * np.mean(of_queries, axis=0)  # trials share the queries: the mean over trials is a mean over queries
     wanted = scipy.stats.bootstrap(
-        (mean,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(9)
+        (mean,), np.mean, n_resamples=10000, method="percentile", rng=np.random.default_rng(9)
     ).confidence_interval
-    low, high = row_of(q).interval(metric, resamples=20000)
+    low, high = row_of(q).interval(metric, resamples=10000)
     width = wanted.high - wanted.low
     assert low == pytest.approx(wanted.low, abs=0.05 * width)
     assert high == pytest.approx(wanted.high, abs=0.05 * width)
@@ -127,15 +127,15 @@ def test_merged_rows_resample_each_model_s_queries():
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """400 evaluations of 100 queries with a known chance of success: about 90 % of the intervals hold it."""
+    """200 evaluations of 100 queries with a known chance of success: about 90 % of the intervals hold it."""
     r = np.random.default_rng(0)
     inside = 0
-    for seed in range(400):
+    for seed in range(200):
         success = r.random((1, 100)) < 0.6
         row = row_of(QueryResults(np.where(success, 1, 2), success * 1.0, success * 1.0))
         low, high = row.interval("rank1", level=0.9, resamples=300, seed=seed)
         inside += low <= 60 <= high
-    assert 0.86 < inside / 400 < 0.95  # the standard error is 0.015; the values are whole percents, so a bit above
+    assert 0.85 < inside / 200 < 0.96  # the standard error is 0.02; the values are whole percents, so a bit above
 
 
 def test_draws_are_made_once_and_when_asked_for(monkeypatch):
@@ -282,13 +282,13 @@ def test_parameters_and_unmatched_queries_are_read_back(tmp_path):
 
 
 def test_a_file_of_ten_trials_is_small(tmp_path):
-    q = results(10, 3803)
+    q = results(10, 380)
     row = row_of(q)
     row = ReportRow(*("a", "b", "c", "query"), row.trials, ((0.123456789012345,) * 301,) * 10, queries=(q,))
     Report("x", (row,)).save(tmp_path / "r.json")
     assert (tmp_path / "r.json").stat().st_size < 20_000
     Report("x", (row,)).save(tmp_path / "q.json", per_query=True)
-    assert (tmp_path / "q.json").stat().st_size < 60 * 38030
+    assert (tmp_path / "q.json").stat().st_size < 60 * 3800
 
 
 def test_a_report_saved_without_the_newer_entries_is_read(tmp_path):
