@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.speed.measure import write_table
 from vireid._checks import check_count, check_positive
 from vireid.metrics import affinity_quality, feature_margin
-from vireid.plots._drawing import check_shape, finish, new_figure, to_numpy
+from vireid.plots._drawing import finish, new_figure, to_array, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,11 +104,11 @@ def affinity_quality_surface(sweep: AffinitySweep, path: str | os.PathLike[str] 
         ValueError: if the three parts are not of one shape (S, T) with S, T >= 2.
         ImportError: if matplotlib is not installed.
     """
-    x, a, y = to_numpy(sweep.feature), to_numpy(sweep.affinity), to_numpy(sweep.transferred)
+    y = to_numpy(sweep.transferred)
     if y.ndim != 2 or min(y.shape) < 2:
         raise ValueError(f"sweep.transferred must have shape (S, T) with S, T >= 2, got {y.shape}")
-    check_shape("sweep.feature", x, y.shape)
-    check_shape("sweep.affinity", a, y.shape)
+    x = to_array("sweep.feature", sweep.feature, "S T", S=y.shape[0], T=y.shape[1])
+    a = to_array("sweep.affinity", sweep.affinity, "S T", S=y.shape[0], T=y.shape[1])
     figure = new_figure(7.4, 3.3, layout=None)
     flat = figure.add_axes((0.075, 0.155, 0.40, 0.75))
     bar = figure.add_axes((0.495, 0.155, 0.018, 0.75))

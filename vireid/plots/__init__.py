@@ -10,10 +10,11 @@ appears whole or not at all. All of them need ``pip install 'vireid[plots]'``.
 """
 
 from vireid.plots.attention import attention_maps
+from vireid.plots.costs import cost_matrices
 from vireid.plots.embedding import embedding_map, tsne
 from vireid.plots.retrieval import cmc_curves, ranked_lists
 from vireid.plots.skeleton import skeleton_graph
-from vireid.plots.transport import cost_matrices, transport_plan
+from vireid.plots.transport import transport_plan
 
 __all__ = [
     "attention_maps",

@@ -1,9 +1,9 @@
-"""What the pictures share: colours, a figure to draw on, a framed image, checks, and the file at the end."""
+"""Shared helpers of the pictures: colors, checks, a canvas in inches, images on it, and the file at the end."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,53 +17,91 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, GREEN, RED, GRAY = "#1f4e9c", "#1a8f3c", "#d1242f", "#57606a"
-# Colour-blind safe, and told apart by line and marker in print as well.
+# Safe for the color-blind, and told apart by line and marker in print as well.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
 MODALITIES = {VISIBLE: "visible", INFRARED: "infrared"}
 
+_KINDS = {
+    "float": ("f", "be floating point"),
+    "integer": ("iu", "hold integers"),
+    "bool": ("b", "be bool"),
+    "number": ("fiu", "hold real numbers"),
+}
+
+# -- checks --------------------------------------------------------------------------------------------------------
+
 
 def to_numpy(values: Any) -> np.ndarray:
-    """``values`` as an array on the CPU, without gradient."""
+    """Return ``values`` as an array on the CPU, without gradient."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
 
 
-def check_shape(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise unless ``values`` are of ``shape``."""
-    if values.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {values.shape}")
+def to_array(
+    name: str,
+    values: Any,
+    shape: str,
+    kind: Literal["float", "integer", "bool", "number", "any"] = "number",
+    *,
+    finite: bool = False,
+    **sizes: int,
+) -> np.ndarray:
+    """Return ``values`` as an array; raise unless it has ``shape``, as in `vireid._checks.check_tensor`, not empty."""
+    array = to_numpy(values)
+    axes = [str(sizes.get(axis, axis)) for axis in shape.split()]
+    fits = array.ndim == len(axes) and all(
+        not axis.isdigit() or size == int(axis) for axis, size in zip(axes, array.shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        expected = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
+        empty = ", not empty" if fits else ""
+        raise ValueError(f"{name} must have shape {expected}{empty}, got {array.shape}")
+    if kind != "any" and array.dtype.kind not in _KINDS[kind][0]:
+        raise TypeError(f"{name} must {_KINDS[kind][1]}, got {array.dtype}")
+    if finite and not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got NaN or an infinity")
+    return array
 
 
-def check_modality(modality: Any, count: int) -> np.ndarray:
-    """``modality`` (count,) as an array of `MODALITIES`."""
-    modality = to_numpy(modality)
-    check_shape("modality", modality, (count,))
-    if not np.isin(modality, (VISIBLE, INFRARED)).all():
-        raise ValueError(f"modality must hold {VISIBLE} (visible) or {INFRARED} (infrared), got {modality}")
-    return modality
-
-
-def check_images(name: str, images: Any, dimensions: int = 4) -> np.ndarray:
-    """Checked images (B, 3, H, W), or (3, H, W) for three ``dimensions``, as float32 in [0, 1]."""
-    images = to_numpy(images)
-    if images.ndim != dimensions or images.shape[-3] != 3 or 0 in images.shape:
-        expected = "(B, 3, H, W) with B >= 1" if dimensions == 4 else "(3, H, W)"
-        raise ValueError(f"{name} must have shape {expected}, got {images.shape}")
+def to_images(name: str, images: Any, shape: str = "B 3 H W", **sizes: int) -> np.ndarray:
+    """Return checked images of ``shape`` as float32 in [0, 1]."""
+    images = to_array(name, images, shape, "any", finite=False, **sizes)
     if images.dtype == np.uint8:
         return images.astype(np.float32) / 255
     if images.dtype.kind != "f":
         raise TypeError(f"{name} must be uint8 or floating point, got {images.dtype}")
     if not ((images >= 0) & (images <= 1)).all():
-        raise ValueError(f"{name} must lie in [0, 1], not normalised, got {images.min()} to {images.max()}")
+        raise ValueError(f"{name} must lie in [0, 1], not normalized, got {images.min()} to {images.max()}")
     return images.astype(np.float32)
 
 
+def to_modality(modality: Any, count: int) -> np.ndarray:
+    """Return checked ``modality`` (count,) of `MODALITIES`."""
+    modality = to_array("modality", modality, "N", N=count)
+    if not np.isin(modality, (VISIBLE, INFRARED)).all():
+        raise ValueError(f"modality must hold {VISIBLE} (visible) or {INFRARED} (infrared), got {modality}")
+    return modality
+
+
+def to_points(name: str, points: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return checked x and y (*shape, 2), float64, and which of them (*shape) are seen in an image of ``size``."""
+    points = to_numpy(points)
+    if points.shape not in ((*shape, 2), (*shape, 3)):
+        raise ValueError(f"{name} must have shape {(*shape, 2)} or {(*shape, 3)}, got {points.shape}")
+    if points.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got {points.dtype}")
+    place = points[..., :2].astype(np.float64)
+    height, width = size
+    seen = ((place >= 0) & (place <= (width, height))).all(-1)  # not so for NaN
+    return place, seen & (points[..., 2] > 0) if points.shape[-1] == 3 else seen
+
+
 def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple[float, float]:
-    """``limits`` as the two ends of a scale of colours."""
+    """Return ``limits`` as the two ends of a scale of colors."""
     if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
         raise ValueError(f"{name} must be {expected}, got {limits!r}")
     low, high = limits
@@ -74,8 +112,11 @@ def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple
     return float(low), float(high)
 
 
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
 def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
-    """Figure of ``width`` × ``height`` inches."""
+    """Return a figure of ``width`` × ``height`` inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -83,36 +124,84 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> "Fig
     return Figure(figsize=(width, height), layout=layout, dpi=150)
 
 
-def new_canvas(width: float, height: float) -> tuple["Figure", Any]:
-    """Figure with one axes in units of inches, y downwards, that holds all of (0, 0) to (width, height)."""
+def new_canvas(width: float, height: float, title: str | None, middle: float | None = None) -> tuple["Figure", Any]:
+    """Return a figure with one axes in inches, y downwards, that holds (0, 0) to (width, height), titled at its top."""
     figure = new_figure(width + 0.2, height + 0.1, layout=None)
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.05, -0.05))
     axes.axis("off")
+    if title:
+        axes.text(width / 2 if middle is None else middle, 0.1, title, ha="center", va="center", fontsize=10)
     return figure, axes
 
 
-def framed(
-    axes: Any, image: np.ndarray, x: float, y: float, width: float, height: float, color: str, line: Any
+def draw_bar(figure: "Figure", x: float, y: float, width: float, height: float, scale: tuple[float, float, str]) -> Any:
+    """Draw a color bar with its upper left corner at (x, y) of the canvas; ``scale`` is its ends and its colors."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    low, high, colors = scale
+    wide, tall = figure.get_size_inches()  # `new_canvas` leaves a margin of 0.1 left and 0.05 above
+    axes = figure.add_axes(((x + 0.1) / wide, 1 - (y + height + 0.05) / tall, width / wide, height / tall))
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), colors), cax=axes)
+    bar.ax.tick_params(labelsize=7, length=2)
+    return bar
+
+
+def draw_image(axes: Any, image: np.ndarray, x: float, y: float, width: float, height: float, **style: Any) -> None:
+    """Draw ``image`` (3, H, W), or a map (H, W), with its upper left corner at (x, y)."""
+    image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+    axes.imshow(image, extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest", **style)
+
+
+def draw_outline(axes: Any, x: float, y: float, width: float, height: float) -> None:
+    """Draw a thin line around an image or a matrix."""
+    corners = (x, x + width, x + width, x, x), (y, y, y + height, y + height, y)
+    axes.plot(*corners, color=GRAY, linewidth=0.8, solid_joinstyle="miter", zorder=3)
+
+
+def draw_frame(
+    axes: Any, x: float, y: float, width: float, height: float, color: str, line: Any = "-", inches: float = 0.036
 ) -> None:
-    """Draw ``image`` (3, H, W) with its upper left corner at (x, y), a frame around it."""
+    """Draw a frame, ``inches`` wide, around the outside of a box."""
     from matplotlib.patches import Rectangle
 
-    axes.imshow(image.transpose(1, 2, 0), extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest")
-    edge = 0.018  # half the frame's width, so that it lies around the image, not on it
-    axes.add_patch(
-        Rectangle(
-            (x - edge, y - edge),
-            width + 2 * edge,
-            height + 2 * edge,
-            fill=False,
-            edgecolor=color,
-            linestyle=line,
-            linewidth=2 * edge * 72,
-            clip_on=False,
-            zorder=3,
-        )
-    )
+    half = inches / 2
+    style: dict[str, Any] = {"fill": False, "edgecolor": color, "linestyle": line, "linewidth": 72 * inches}
+    corner, size = (x - half, y - half), (width + inches, height + inches)
+    axes.add_patch(Rectangle(corner, *size, clip_on=False, zorder=3, **style))
+
+
+def draw_first(axes: Any, image: np.ndarray, x: float, y: float, size: tuple[float, float], modality: Any) -> None:
+    """Draw the image that begins a row, framed blue, its modality, if any, written beside it."""
+    draw_image(axes, image, x, y, *size)
+    draw_frame(axes, x, y, *size, BLUE)
+    if modality is not None:
+        name = MODALITIES[int(modality)]
+        axes.text(x - 0.07, y + size[1] / 2, name, rotation=90, ha="right", va="center", fontsize=8, color=BLUE)
+
+
+def draw_nodes(axes: Any, places: np.ndarray, colors: list[str], marker: str = "o") -> None:
+    """Draw nodes of a graph at ``places`` (n, 2), above all lines."""
+    if len(places):
+        axes.scatter(*places.T, s=13, c=colors, marker=marker, edgecolors="#202020", linewidths=0.6, zorder=6)
+
+
+def text_width(names: Sequence[str], size: float) -> float:
+    """Return the inches that the longest of the names takes at ``size`` points."""
+    new_figure(1, 1)  # matplotlib is there, or the extra is named
+    from matplotlib.cbook import is_math_text
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font, shown = FontProperties(size=size), [show_name(name) for name in names]
+    widths = [text_to_path.get_text_width_height_descent(text, font, is_math_text(text))[0] for text in shown if text]
+    return float(max(widths, default=0)) / 72
+
+
+def show_name(name: str) -> str:
+    """Return a node's name as it is written in a picture."""
+    return name.replace("_", " ").strip()
 
 
 def finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":

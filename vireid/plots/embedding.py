@@ -1,4 +1,4 @@
-"""Features as points in the plane, coloured by identity (SAAI, Fig. 5)."""
+"""Features as points in the plane, colored by identity (SAAI, Fig. 5)."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_finite, check_positive, to_matrix
-from vireid.plots._drawing import COLORS, GRAY, MODALITIES, check_modality, check_shape, finish, new_figure, to_numpy
+from vireid.plots._drawing import COLORS, GRAY, MODALITIES, finish, new_figure, to_array, to_modality
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def tsne(
     seed: int = 0,
     title: str | None = None,
 ) -> "Figure":
-    """Draw features by t-SNE: colours are identities, circles visible, triangles infrared images (SAAI, Fig. 5).
+    """Draw features by t-SNE: colors are identities, circles visible, triangles infrared images (SAAI, Fig. 5).
 
     Rows are scaled to length 1, so that distances go with the cosine (a squared one is twice 1 - cos). The projection
     starts from the first two principal components: on one machine, the same features and seed give the same picture.
@@ -45,26 +45,24 @@ def tsne(
         labels: (N,) identities.
         modality: (N,) `vireid.VISIBLE` or `vireid.INFRARED`.
         path: where to write the figure as well.
-        identities: shown at most, chosen evenly among those of ``labels`` in ascending order **(ours: the paper does
-            not say which it shows)**. The others take no part in the projection.
+        identities: shown at most, chosen evenly among those of ``labels`` in ascending order (our choice: the paper
+            does not say which it shows). The others take no part in the projection.
         perplexity: of t-SNE, about the number of neighbours that an image counts; below the number of images shown.
         seed: of t-SNE's draws.
         title: line above the picture.
 
     Raises:
         TypeError: if the features are not floating point.
-        ValueError: if shapes do not go together, no row is left or all are one, a number is out of range, features are
-            not finite, or a modality is unknown.
+        ValueError: if shapes do not go together, no row is left or all are equal, a number is out of range, features
+            are not finite, or a modality is unknown.
         ImportError: if matplotlib or scikit-learn is not installed.
     """
     check_count("identities", identities)
     check_positive("perplexity", perplexity)
     check_count("seed", seed, minimum=0)
     given = dict(features) if isinstance(features, Mapping) else {"": features}
-    labels = to_numpy(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers of shape (N,), got {labels.dtype} of shape {labels.shape}")
-    modality = check_modality(modality, len(labels))
+    labels = to_array("labels", labels, "N", "integer")
+    modality = to_modality(modality, len(labels))
     found = np.unique(labels)
     chosen = found[np.linspace(0, len(found) - 1, min(identities, len(found))).round().astype(int)]
     rows = np.flatnonzero(np.isin(labels, chosen))
@@ -94,7 +92,7 @@ def embedding_map(
 
     Args:
         points: (N, 2) coordinates, or name -> (N, 2) of one panel each. Axes have no ticks, and one scale for x and y.
-        labels: (N,) identities, a colour each.
+        labels: (N,) identities, one color each.
         modality: (N,) `vireid.VISIBLE`, drawn as circles, or `vireid.INFRARED`, drawn as triangles.
         path: where to write the figure as well.
         title: line above the picture.
@@ -107,24 +105,19 @@ def embedding_map(
     panels = dict(points) if isinstance(points, Mapping) else {"": points}
     if not panels:
         raise ValueError("points must hold at least one panel, got none")
-    labels = to_numpy(labels)
-    if labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"labels must have shape (N,) with N >= 1, got {labels.shape}")
-    modality = check_modality(modality, len(labels))
+    labels = to_array("labels", labels, "N", "any")
+    modality = to_modality(modality, len(labels))
     for name, xy in panels.items():
         argument = f"points[{name!r}]" if isinstance(points, Mapping) else "points"
-        panels[name] = xy = to_numpy(xy)
-        check_shape(argument, xy, (len(labels), 2))
-        if not np.isfinite(xy).all():
-            raise ValueError(f"{argument} must be finite, got NaN or an infinity")
+        panels[name] = to_array(argument, xy, "N 2", finite=True, N=len(labels))
     found, identity = np.unique(labels, return_inverse=True)
-    colors = _colors(len(found))[identity]
     kinds = [kind for kind in _SHAPES if (modality == kind).any()]
 
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
     side = {1: 4.6, 2: 3.6, 3: 2.8}[columns]  # so that two or three are as wide together as a page
     figure = new_figure(side * columns, side * lines + 0.3)
+    colors = _colors(len(found))
     grid: Any = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -132,31 +125,37 @@ def embedding_map(
         for kind in kinds:
             shown, (shape, area) = modality == kind, _SHAPES[kind]
             axes.scatter(
-                *xy[shown].T, c=colors[shown], marker=shape, s=area, linewidths=0.4, edgecolors="white", alpha=0.9
+                *xy[shown].T,
+                c=colors[identity[shown]],
+                marker=shape,
+                s=area,
+                linewidths=0.4,
+                edgecolors="white",
+                alpha=0.9,
             )
         axes.set(xticks=[], yticks=[])
         axes.set_title(name, fontsize=10)
         axes.set_aspect("equal", adjustable="datalim")
     if title:
         figure.suptitle(title, fontsize=10)
-    _legend(figure, _colors(len(found)), kinds)
+    _legend(figure, colors, kinds)
     return finish(figure, path)
 
 
 def _project(argument: str, rows: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
-    """t-SNE of ``rows`` (N, d) in the plane, (N, 2)."""
+    """Return the t-SNE (N, 2) of ``rows`` (N, d)."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError("vireid.plots.tsne needs scikit-learn: pip install 'vireid[plots]'") from error
     if (rows == rows[0]).all():
-        raise ValueError(f"{argument} must differ between images, all that are shown are one")
+        raise ValueError(f"{argument} must differ between images, all that are shown are equal")
     # Euclidean: sklearn squares what it is given, and a squared distance of rows of length 1 is 2 (1 - cos).
     return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows))
 
 
 def _colors(count: int) -> np.ndarray:
-    """(count, 3) colours: those of the other pictures, or hues around the circle, neighbours of unlike lightness."""
+    """Return (count, 3) colors: those of the other pictures, or hues in turn, neighbors of unlike lightness."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
     if count <= len(COLORS):
@@ -167,7 +166,7 @@ def _colors(count: int) -> np.ndarray:
 
 
 def _legend(figure: "Figure", colors: np.ndarray, kinds: list[int]) -> None:
-    """Below the panels: which shape is which modality, and what the colours are."""
+    """Draw, below the panels, which shape is which modality and what the colors are."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 

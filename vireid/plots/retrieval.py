@@ -9,21 +9,21 @@ from torch import Tensor
 
 from vireid._checks import check_count
 from vireid.plots._drawing import (
-    BLUE,
     COLORS,
     GRAY,
     GREEN,
     LINES,
     MARKERS,
-    MODALITIES,
     RED,
-    check_modality,
-    check_shape,
+    draw_first,
+    draw_frame,
+    draw_image,
     finish,
-    framed,
     new_canvas,
     new_figure,
-    to_numpy,
+    to_array,
+    to_images,
+    to_modality,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def cmc_curves(
     *,
     max_rank: int = 20,
 ) -> "Figure":
-    """Draw cumulative matching characteristics, one line per method; the legend states each one's rank-1.
+    """Draw cumulative matching characteristics, one line per method; the legend states its rank-1.
 
     Args:
         curves: name -> (R,) matching rate at rank 1, 2, …, R in [0, 1] (`RankMetrics.cmc`); drawn in the order given.
@@ -52,10 +52,8 @@ def cmc_curves(
     check_count("max_rank", max_rank)
     if not curves:
         raise ValueError("curves must hold at least one curve, got none")
-    values = {name: to_numpy(curve) for name, curve in curves.items()}
+    values = {name: to_array(f"curves[{name!r}]", curve, "R") for name, curve in curves.items()}
     for name, cmc in values.items():
-        if cmc.ndim != 1 or len(cmc) == 0:
-            raise ValueError(f"curves[{name!r}] must have shape (R,) with R >= 1, got {cmc.shape}")
         if not ((cmc >= 0) & (cmc <= 1)).all():
             raise ValueError(f"curves[{name!r}] must lie in [0, 1], got {cmc.min()} to {cmc.max()}")
     beside = max(map(len, values)) > 24  # names with their parameters would cover the curves
@@ -101,8 +99,8 @@ def ranked_lists(
     """Draw each query beside the gallery images it ranks first: right ones framed green, wrong ones red and dashed.
 
     Args:
-        queries: (Q, 3, H, W) uint8 query images, RGB.
-        hits: (Q, R, 3, H, W) uint8 gallery images, nearest first; the top R = 10 in most papers.
+        queries: (Q, 3, H, W) RGB, uint8 or floating point in [0, 1]; not normalized.
+        hits: (Q, R, 3, H, W) gallery images, likewise, nearest first; the top R = 10 in most papers.
         correct: (Q, R) bool, whether the gallery image shows the query's identity.
         path: where to write the figure as well.
         distance: (Q, R), written below each gallery image.
@@ -110,55 +108,41 @@ def ranked_lists(
         title: line above the picture.
 
     Raises:
-        TypeError: if the images are not uint8 or ``correct`` is not bool.
-        ValueError: if shapes do not go together, Q or R is 0, or a modality is another number.
+        TypeError: if the images are neither uint8 nor floating point, or ``correct`` is not bool.
+        ValueError: if shapes do not go together, Q or R is 0, an image leaves [0, 1], or a modality is another number.
         ImportError: if matplotlib is not installed.
     """
-    queries, hits, correct = to_numpy(queries), to_numpy(hits), to_numpy(correct)
-    for name, images in (("queries", queries), ("hits", hits)):
-        if images.dtype != np.uint8:
-            raise TypeError(f"{name} must be uint8 images, got {images.dtype}")
-    if correct.dtype != np.bool_:
-        raise TypeError(f"correct must be bool, got {correct.dtype}")
-    if queries.ndim != 4 or queries.shape[1] != 3 or 0 in queries.shape:
-        raise ValueError(f"queries must have shape (Q, 3, H, W) with Q >= 1, got {queries.shape}")
+    queries = to_images("queries", queries, "Q 3 H W")
     count, _, height, width = queries.shape
-    if hits.ndim != 5 or 0 in hits.shape or (hits.shape[0], *hits.shape[2:]) != queries.shape:
-        raise ValueError(f"hits must have shape ({count}, R, 3, {height}, {width}) with R >= 1, got {hits.shape}")
+    hits = to_images("hits", hits, "Q R 3 H W", Q=count, H=height, W=width)
     ranks = hits.shape[1]
-    check_shape("correct", correct, (count, ranks))
+    correct = to_array("correct", correct, "Q R", "bool", Q=count, R=ranks)
     if distance is not None:
-        distance = to_numpy(distance)
-        check_shape("distance", distance, (count, ranks))
+        distance = to_array("distance", distance, "Q R", Q=count, R=ranks)
         digits = 3 if np.abs(distance).max() < 10 else 1
     if modality is not None:
-        modality = check_modality(modality, count)
+        modality = to_modality(modality, count)
 
-    # One axes in units of inches holds everything: image cells are 0.62 wide, as high as the images ask for.
+    # in inches: cells are 0.62 wide, as high as the images ask for
     cell_w, gap, query_gap = 0.62, 0.13, 0.34
     cell_h = cell_w * height / width
     row_h = cell_h + (0.30 if distance is not None else gap)
     left, top, bottom = (0.0 if modality is None else 0.24), (0.50 if title else 0.30), 0.30
     total_w = left + cell_w + query_gap + ranks * (cell_w + gap) - gap
     total_h = top + count * row_h + bottom - (gap if distance is None else 0.06)
-    figure, axes = new_canvas(total_w, total_h)
+    figure, axes = new_canvas(total_w, total_h, title)
     columns = left + cell_w + query_gap + np.arange(ranks) * (cell_w + gap)
     small: dict[str, Any] = {"ha": "center", "fontsize": 8, "color": GRAY}
-
-    if title:
-        axes.text(total_w / 2, 0.12, title, ha="center", va="center", fontsize=10)
     axes.text(left + cell_w / 2, top - 0.07, "query", va="bottom", **small)
     for rank, x in enumerate(columns, start=1):
         axes.text(x + cell_w / 2, top - 0.07, str(rank), va="bottom", **small)
     for q in range(count):
         y = top + q * row_h
-        framed(axes, queries[q], left, y, cell_w, cell_h, BLUE, "-")
-        if modality is not None:
-            name = MODALITIES[int(modality[q])]
-            axes.text(left - 0.07, y + cell_h / 2, name, rotation=90, ha="right", va="center", fontsize=8, color=BLUE)
+        draw_first(axes, queries[q], left, y, (cell_w, cell_h), None if modality is None else modality[q])
         for rank, x in enumerate(columns):
             color, line = (GREEN, "-") if correct[q, rank] else (RED, (0, (2.2, 1.1)))
-            framed(axes, hits[q, rank], x, y, cell_w, cell_h, color, line)
+            draw_image(axes, hits[q, rank], x, y, cell_w, cell_h)
+            draw_frame(axes, x, y, cell_w, cell_h, color, line)
             if distance is not None:
                 axes.text(x + cell_w / 2, y + cell_h + 0.06, f"{distance[q, rank]:.{digits}f}", va="top", **small)
     y = total_h - 0.1

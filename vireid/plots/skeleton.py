@@ -1,7 +1,6 @@
 """Skeleton graphs drawn over their images (G2DA, §III-C)."""
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +13,16 @@ from vireid.plots._drawing import (
     COLORS,
     GRAY,
     MODALITIES,
-    check_images,
-    check_modality,
+    draw_image,
+    draw_nodes,
+    draw_outline,
     finish,
     new_canvas,
-    to_numpy,
+    show_name,
+    text_width,
+    to_images,
+    to_modality,
+    to_points,
 )
 
 if TYPE_CHECKING:
@@ -43,12 +47,12 @@ def skeleton_graph(
     columns: int | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Draw the skeleton graph of each image over it: bones and key points, the person's left and right told by colour.
+    """Draw the skeleton graph of each image over it: bones and key points, the person's left and right told by color.
 
     A key point that is not visible, outside the image or NaN is left out with its bones.
 
     Args:
-        images: (B, 3, H, W) RGB, uint8 or floating point in [0, 1]; not normalised.
+        images: (B, 3, H, W) RGB, uint8 or floating point in [0, 1]; not normalized.
         keypoints: (B, K, 2) x and y in pixels of the images, or (B, K, 3) with a third number that is above 0 where the
             key point is visible, as `vireid.nn.gaussian_heatmaps` takes them: the edges of an image are at 0, W and H.
         path: where to write the figure as well.
@@ -65,15 +69,15 @@ def skeleton_graph(
             ``columns`` is below 1, or a bone ends at a key point that is not there.
         ImportError: if matplotlib is not installed.
     """
-    pictures = check_images("images", images, 4)
+    pictures = to_images("images", images)
     count, _, height, width = pictures.shape
     nodes = len(skeleton.names)
-    points, seen = check_points("keypoints", keypoints, (count, nodes), (height, width))
+    points, seen = to_points("keypoints", keypoints, (count, nodes), (height, width))
     for bone in skeleton.bones:
         if len(bone) != 2 or not all(0 <= end < nodes for end in bone):
             raise ValueError(f"skeleton.bones must be pairs from 0 to {nodes - 1}, got {bone}")
     if modality is not None:
-        modality = check_modality(modality, count)
+        modality = to_modality(modality, count)
     columns = (3 if names else 8) if columns is None else columns
     check_count("columns", columns)
 
@@ -88,15 +92,14 @@ def skeleton_graph(
     grid_w = columns * (cell_w + _GAP) - _GAP
     total_w = max(grid_w, 1.2, text_width([title or ""], 10))
     total_h = top + rows * row_h + (key if sides else 0)
-    _, axes = new_canvas(total_w, total_h)
-    if title:
-        axes.text(total_w / 2, 0.1, title, ha="center", va="center", fontsize=10)
+    _, axes = new_canvas(total_w, total_h, title)
     scale, tall = _WIDTH / width, _WIDTH * height / width
     for b in range(count):
         row, column = divmod(b, columns)
         x = (total_w - grid_w) / 2 + column * (cell_w + _GAP) + beside
         y = top + row * row_h + above + (cell_h - tall) / 2
-        draw_picture(axes, pictures[b], x, y, _WIDTH, tall)
+        draw_image(axes, pictures[b], x, y, _WIDTH, tall)
+        draw_outline(axes, x, y, _WIDTH, tall)
         placed = points[b] * scale + (x, y)
         if global_node:
             _draw_global(axes, (x + _WIDTH / 2, y - above / 2), placed[seen[b]])
@@ -114,67 +117,14 @@ def skeleton_graph(
     return finish(axes.figure, path)
 
 
-def check_points(
-    name: str, points: Any, shape: tuple[int, ...], size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Checked x and y (*shape, 2), float64, and which of them (*shape) are to be seen in an image of ``size``."""
-    points = to_numpy(points)
-    if points.shape not in ((*shape, 2), (*shape, 3)):
-        raise ValueError(f"{name} must have shape {(*shape, 2)} or {(*shape, 3)}, got {points.shape}")
-    if points.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must hold real numbers, got {points.dtype}")
-    place = points[..., :2].astype(np.float64)
-    height, width = size
-    seen = ((place >= 0) & (place <= (width, height))).all(-1)  # not so for NaN
-    if points.shape[-1] == 3:
-        seen &= points[..., 2] > 0
-    return place, seen
-
-
 def side_color(*names: str) -> str:
-    """Colour of a key point, or of a bone between two: that of the one side on which its ends lie, if any."""
+    """Return the color of a key point, or of a bone between two: that of the one side on which its ends lie, if any."""
     sides = {name.partition("_")[0] for name in names} & {"left", "right"}
     return MIDDLE if len(sides) != 1 else LEFT if "left" in sides else RIGHT
 
 
-def text_width(names: Sequence[str], size: float) -> float:
-    """Inches that the longest of the names takes at ``size`` points."""
-    try:
-        from matplotlib.cbook import is_math_text
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.textpath import text_to_path
-    except ImportError as error:
-        raise ImportError("vireid.plots needs matplotlib: pip install 'vireid[plots]'") from error
-    font, shown = FontProperties(size=size), [show_name(name) for name in names]
-    widths = [text_to_path.get_text_width_height_descent(text, font, is_math_text(text))[0] for text in shown if text]
-    return float(max(widths, default=0)) / 72
-
-
-def show_name(name: str) -> str:
-    """A node's name as it is written in a picture."""
-    return name.replace("_", " ").strip()
-
-
-def draw_picture(axes: Any, image: np.ndarray, x: float, y: float, width: float, height: float) -> None:
-    """Draw ``image`` (3, H, W) with its upper left corner at (x, y), a thin line around it."""
-    axes.imshow(image.transpose(1, 2, 0), extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest")
-    draw_frame(axes, x, y, width, height)
-
-
-def draw_frame(axes: Any, x: float, y: float, width: float, height: float) -> None:
-    """A thin line around a picture or a matrix."""
-    corners = (x, x + width, x + width, x, x), (y, y, y + height, y + height, y)
-    axes.plot(*corners, color=GRAY, linewidth=0.8, solid_joinstyle="miter", zorder=3)
-
-
-def draw_nodes(axes: Any, places: np.ndarray, colors: list[str], marker: str = "o") -> None:
-    """Nodes at ``places`` (n, 2), above all lines."""
-    if len(places):
-        axes.scatter(*places.T, s=13, c=colors, marker=marker, edgecolors=_DARK, linewidths=0.6, zorder=6)
-
-
 def _draw_graph(axes: Any, places: np.ndarray, seen: np.ndarray, skeleton: Skeleton) -> None:
-    """Bones, each with a dark rim, so that it shows on light and on dark cloth; then the key points."""
+    """Draw bones, each with a dark rim, so that it shows on light and on dark cloth; then the key points."""
     for i, j in skeleton.bones:
         if seen[i] and seen[j]:
             ends, color = places[[i, j]].T, side_color(skeleton.names[i], skeleton.names[j])
@@ -184,7 +134,7 @@ def _draw_graph(axes: Any, places: np.ndarray, seen: np.ndarray, skeleton: Skele
 
 
 def _draw_global(axes: Any, place: tuple[float, float], others: np.ndarray) -> None:
-    """The global node, a diamond, and its edges."""
+    """Draw the global node, a diamond, and its edges."""
     for x, y in others:
         axes.plot((place[0], x), (place[1], y), color="white", linewidth=1.1, alpha=0.7, zorder=3.5)
         axes.plot((place[0], x), (place[1], y), color=GRAY, linewidth=0.6, zorder=3.6)
@@ -195,7 +145,7 @@ def _draw_global(axes: Any, place: tuple[float, float], others: np.ndarray) -> N
 def _draw_names(
     axes: Any, places: np.ndarray, seen: np.ndarray, names: tuple[str, ...], x: float, y: float, tall: float
 ) -> None:
-    """Names beside the image, half of them on either side, each joined to its key point by a thin line."""
+    """Draw names beside the image, half of them on either side, each joined to its key point by a thin line."""
     order = np.flatnonzero(seen)[np.argsort(places[seen, 0], kind="stable")]
     half = (len(order) + 1) // 2
     for chosen, edge, away, ha in ((order[:half], x, -1, "right"), (order[half:], x + _WIDTH, 1, "left")):
@@ -208,7 +158,7 @@ def _draw_names(
 
 
 def _spread(levels: np.ndarray, middle: float, length: float) -> np.ndarray:
-    """Rising ``levels``, moved up and down until each is a name's step below the one before and beside the image."""
+    """Move rising ``levels`` up and down until each is a name's step below the one before and beside the image."""
     steps = np.arange(len(levels)) * _NAME_STEP
     room = max(length - _NAME_STEP, steps.max(initial=0))
     # less its steps, a level must not be below the one before it: the mean of the two ways to see to that
