@@ -29,7 +29,7 @@ class ReIDModule(pl.LightningModule):
     def __init__(self, num_classes: int, *, lr: float = 1e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = SAAI(SmallBackbone(), num_classes, size=(16, 8))
+        self.model = SAAI(SmallBackbone(), num_classes, size=(15, 7))
         self.criterion = SAAICriterion(self.model, center_separation=0.2, normalize_centers=True)
         self.augment = TrainAugmentation(SIZE, padding=4)
 

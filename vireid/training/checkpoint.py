@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,16 +100,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def save_checkpoint(fabric: "Fabric", path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint, modules and optimizers by their state dicts; every process must call it.
 
-    The file takes its name when it is complete and on the disk. Fabric writes through a file in the system's temporary
-    folder, whose move into another file system is not atomic, and for which `written_whole` makes up.
+    The file takes its name when it is complete and on the disk: Fabric by itself moves it from the system's temporary
+    folder, which is not atomic from one file system to another.
     """
-    if not fabric.is_global_zero:
-        fabric.save(path, dict(state))  # strategies that let only the first process write do nothing here
-        return
-    with written_whole(path) as temporary:
-        fabric.save(temporary, dict(state))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+    with written_whole(path) if fabric.is_global_zero else nullcontext(path) as temporary:
+        fabric.save(temporary, dict(state))  # does nothing in the other processes
+        if fabric.is_global_zero:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
@@ -127,8 +126,7 @@ def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, 
     if not resume and not path.exists():
         return None
     state = read_checkpoint(path)
-    old = _flat(state)
-    now = _flat(new)
+    old, now = ({**x["recipe"], **x["settings"], "images": x["images"]} for x in (state, new))
     if old.get("method") != now.get("method"):
         methods = f"{method_name(old.get('method'))}, not of {method_name(now.get('method'))}"
         raise ValueError(f"{path} is a checkpoint of {methods}; name another output")
@@ -137,10 +135,6 @@ def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, 
         changes = ", ".join(f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in differing)
         raise ValueError(f"{path} was trained with other settings ({changes}); name another output")
     return state if resume else None
-
-
-def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {**state["recipe"], **state["settings"], "images": state["images"]}
 
 
 def method_name(method: Any) -> str:

@@ -143,7 +143,7 @@ def fit(
     def save(epoch: int) -> None:
         if checkpoint is not None:
             parts = {"model": model, "criterion": criterion, "optimizer": stepper}
-            counts = {"num_classes": int(np.max(dataset.labels)) + 1, "epoch": epoch}
+            counts = {"num_classes": int(np.asarray(dataset.labels).max()) + 1, "epoch": epoch}
             save_checkpoint(fabric, checkpoint, {**parts, **kept, **counts})
 
     epochs = _progress(range(start, recipe.epochs), disable=not fabric.is_global_zero)

@@ -15,9 +15,6 @@ from vireid.nn import DualBNNeck
 
 __all__ = ["RECIPES", "Recipe"]
 
-_PLAIN = ("epochs", "seed")
-_POSITIVE = ("identities", "per_modality")
-_NUMBERS = ("lr", "momentum", "weight_decay", "gamma", "warmup")
 _AUGMENTATION = (
     *("flip", "erasing", "erasing_area", "erasing_aspect"),
     *("grayscale", "exchange", "exchange_visible", "exchange_infrared"),
@@ -91,13 +88,11 @@ class Recipe:
         for name in ("size", "milestones", "erasing_area"):  # lists, as JSON has them, become tuples
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "lr_shares", dict(self.lr_shares))
-        for name in _PLAIN:
-            check_count(name, getattr(self, name), minimum=0)
-        for name in _POSITIVE:
-            check_count(name, getattr(self, name))
+        for name, minimum in (("epochs", 0), ("seed", 0), ("identities", 1), ("per_modality", 1)):
+            check_count(name, getattr(self, name), minimum=minimum)
         if self.batches is not None:
             check_count("batches", self.batches)
-        for name in _NUMBERS:
+        for name in ("lr", "momentum", "weight_decay", "gamma", "warmup"):
             check_at_least_zero(name, getattr(self, name))
         for name, share in self.lr_shares.items():
             check_at_least_zero(f"lr_shares[{name!r}]", share)
