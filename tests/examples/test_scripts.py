@@ -42,7 +42,7 @@ def run(drawn, tmp_path, monkeypatch, capsys):
 def test_minimal_is_short_and_prints_a_row_per_way_to_rank(run):
     assert len((EXAMPLES / "minimal.py").read_text().splitlines()) <= 60
     out = run("minimal")
-    assert out.count("visible_to_infrared  backbone") == 2
+    assert out.count("visible_to_infrared: backbone") == 2
     assert "H2FT" in out
     assert "epoch 2: ce " in out
 
@@ -55,7 +55,7 @@ def test_a_model_of_ones_own_is_trained_evaluated_and_read_again(run, tmp_path):
 
 def test_features_of_other_code_are_re_ranked(run):
     out = run("rerank_features")
-    assert all(f"mine      {name}" in out for name in ("none", "AIM (k1=8, k2=2)", "k-reciprocal (k1=20, k2=6)"))
+    assert all(f": mine{name};" in out for name in ("", " + AIM (k1=8, k2=2)", " + k-reciprocal (k1=20, k2=6)"))
     assert "identity 0: its five nearest are of [" in out
 
 
@@ -73,4 +73,4 @@ runpy.run_path({str(EXAMPLES / "rerank_features.py")!r})
 @pytest.mark.filterwarnings("ignore:`isinstance")  # of its own use of PyTorch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_lightnings_trainer_trains(run):
-    assert "visible_to_infrared  backbone" in run("lightning_module")
+    assert "visible_to_infrared: backbone" in run("lightning_module")
