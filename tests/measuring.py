@@ -1,5 +1,6 @@
 """Instruments that several tests read."""
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,3 +18,22 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(t, Tensor):
                 self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
         return out
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the size of every tensor that an operation makes: its elements, or the entries of a sparse one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.sparse = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if not isinstance(x, Tensor):
+                continue
+            if x.layout == torch.strided:
+                self.seen.add(x.numel())
+            else:
+                self.sparse.add(x._nnz())
+        return result

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_aim import reference as aim_by_loops
 from test_examples import DRAWN, EXAMPLES, assert_same, load, read_metrics, run, tiny
 from torch import Tensor
 
@@ -19,6 +18,7 @@ import evaluate
 import train_cift
 import train_saai
 import training
+from reference.reranking import aim as aim_by_loops
 from vireid.data import generate_synthetic
 
 IDENTITY = {"id", "specific", "mutual", "total"}

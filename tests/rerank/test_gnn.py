@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_k_reciprocal import Sizes
 from torch.testing import assert_close
 
 from benchmarks.speed import postprocessing
+from measuring import Sizes
 from reference import reranking as oracle
 from vireid.rerank.gnn import gnn
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.speed import postprocessing
+from measuring import Sizes
 from reference import reranking as oracle
 from vireid.neighbors import _exact
 from vireid.rerank import _blocks, _sparse
@@ -128,25 +128,6 @@ def test_nearest_first_is_a_stable_sort(seed, rows, columns, kinds, n):
     values, indices = nearest_first(distance, n)
     assert torch.equal(values, wanted.values[:, :n])
     assert torch.equal(indices, wanted.indices[:, :n])
-
-
-class Sizes(TorchDispatchMode):
-    """Notes the size of every tensor that an operation makes: its elements, or the entries of a sparse one."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.sparse = set(), set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if not isinstance(x, torch.Tensor):
-                continue
-            if x.layout == torch.strided:
-                self.seen.add(x.numel())
-            else:
-                self.sparse.add(x._nnz())
-        return result
 
 
 @pytest.mark.parametrize("method", [k_reciprocal, gnn])
