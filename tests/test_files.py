@@ -204,8 +204,8 @@ def test_only_the_arrays_asked_for_are_read(tmp_path):
 
 
 def test_saving_and_loading_copy_no_array(tmp_path):
-    x = np.zeros((5_000_000, 1), dtype=np.float32)
-    for given in (x, np.zeros((20, 500_000), dtype=np.float32).T[::2]):
+    x = np.zeros((10_000_000, 1), dtype=np.float32)
+    for given in (x, np.zeros((20, 1_000_000), dtype=np.float32).T[::2]):
         tracemalloc.start()
         save_arrays(tmp_path / "a.npz", KIND, VERSION, {"x": given})
         peak = tracemalloc.get_traced_memory()[1]
