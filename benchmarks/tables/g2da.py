@@ -1,220 +1,227 @@
 """The README's tables of G2DA: its ablation (Table III), and its alignment D_ot added to CIFT and to SAAI.
 
-For each trial of RegDB (or of a data set in RegDB's layout) and each row, a training script of ``examples`` trains and
-evaluates in a process of its own; what is complete is not run again, and what was interrupted goes on. Then each run's
-metrics.json is read.
+For each trial of RegDB (or of a data set in RegDB's layout) and each row, a model is trained in a process of its own;
+what is complete is not run again, and what was interrupted goes on.
 
     python -m benchmarks.tables.g2da --root RegDB --output runs/g2da_table
     python -m benchmarks.tables.g2da --synthetic runs/synthetic --seeds 0 1 2 --reuse runs/cift_table runs/saai_table
-    python -m benchmarks.tables.g2da --root RegDB --variant "GW alone=--phi 0" -- --epochs 40
+    python -m benchmarks.tables.g2da --root RegDB --variant "GW only=--phi 0" -- --epochs 40
     python -m benchmarks.tables.g2da sweep --parameter phi --values 0 0.1 0.5 0.8 1 --root RegDB --figure phi.png
 
 With --root the nodes of the graph are the parts of a 4 x 3 grid, in place of key points. With --synthetic they are the
 key points of the synthetic pedestrians, which are drawn into that folder first, and the runs of a row differ by the
 training's seed. CIFT and SAAI align the parts of the grid in both.
 
-Options after ``--`` go to every training run. Into --output go <row>/<trial or seed>/ of each run, results.json and
-table.md; of ``sweep`` (the paper's Fig. 7), results.json and the runs that --table does not have already.
+Options after ``--`` go to every training run. Into --output go <row>/<trial or seed>/ of each run, results.csv and
+table.md; of ``sweep`` (the paper's Fig. 7), results.csv and the runs that --table does not have already.
 """
 
 import argparse
-import shlex
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
-import train_cift
-import train_g2da
-import train_saai
 from benchmarks.speed.measure import write_text
-from benchmarks.tables.g2da_table import compare, make_table
+from benchmarks.tables.records import (
+    Row,
+    Values,
+    accuracy_section,
+    difference_section,
+    of_table,
+    section,
+    trials_text,
+)
 from benchmarks.tables.runs import (
+    Plan,
     Run,
     add_row_options,
-    add_run_options,
-    add_sweep_options,
-    environment,
-    load_model,
+    evaluate,
     make_runs,
+    options_parser,
     parse,
-    parse_sweep,
     parse_variants,
-    read_metrics,
     reuse,
-    split_options,
-    summarize,
     train_all,
-    train_values,
-    write_json,
-    write_sweep,
+    uses_of,
+    ways_of,
+    write_results,
 )
-from vireid.protocols import DIRECTIONS
+from benchmarks.tables.sweep import add_sweep_options, check_sweep, sweep
 
-
-class Row(NamedTuple):
-    """A row of the tables: its name, the script that trains it, and its options."""
-
-    label: str
-    script: ModuleType
-    options: tuple[str, ...]
-
-
-ALIGNMENT = ("--alignment", "1")
-ROWS = {
-    "baseline": Row("B", train_g2da, ("--ablation", "baseline")),
-    "ot": Row("B + O", train_g2da, ("--ablation", "ot")),
-    "cl": Row("B + O + CL", train_g2da, ("--ablation", "cl")),
-    "graph": Row("B + O + CL + G", train_g2da, ("--ablation", "graph")),
-    "g2da": Row("B + O + CL + G + MF", train_g2da, ("--ablation", "g2da")),
-    "cri": Row("CIFT", train_cift, ()),
-    "cri_ot": Row("CIFT + D_ot", train_cift, ALIGNMENT),
-    "saai": Row("SAAI", train_saai, ()),
-    "saai_ot": Row("SAAI + D_ot", train_saai, ALIGNMENT),
+MODULE = "benchmarks.tables.g2da"
+ABLATION = {
+    "baseline": "B",
+    "ot": "B + O",
+    "cl": "B + O + CL",
+    "graph": "B + O + CL + G",
+    "g2da": "B + O + CL + G + MF",
 }
-PART_GRID = ("--part-grid", "4", "3")
+ALIGNED = {"cri_ot": "cri", "saai_ot": "saai"}
+ALIGNMENT = ("--alignment", "1")
+ROWS = {row: Plan(label, "g2da", ("--ablation", row)) for row, label in ABLATION.items()} | {
+    "cri": Plan("CIFT", "cift"),
+    "cri_ot": Plan("CIFT + D_ot", "cift", ALIGNMENT),
+    "saai": Plan("SAAI", "saai"),
+    "saai_ot": Plan("SAAI + D_ot", "saai", ALIGNMENT),
+}
 SYMBOLS = {"epsilon": "ε", "phi": "φ", "threshold": "θ", "contrastive": r"$\lambda_c$", "transport": r"$\lambda_o$"}
 
 
-# -------------------------------------------------------------------------------------------------- runs
-
-
-def data_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The data and the numbers of the runs, as `make_runs` takes them."""
-    if arguments.synthetic is None:
-        return {"root": arguments.root, "trials": arguments.trials or [1, 2, 3]}
-    return {"root": arguments.synthetic, "trials": arguments.seeds or [0, 1, 2], "synthetic": True}
-
-
-def parts_of(script: ModuleType, data: Mapping[str, Any]) -> tuple[str, ...]:
-    """The grid of parts, for G2DA on data without key points."""
-    return PART_GRID if script is train_g2da and not data.get("synthetic") else ()
-
-
-def plan_runs(
-    rows: Mapping[str, Row], extra: Sequence[str], data: Mapping[str, Any], output: Path, folders: Sequence[Path]
-) -> list[Run]:
-    """All runs, trial by trial; one that is complete with equal settings in one of ``folders`` is taken from there.
-
-    Raises:
-        ValueError: for an option that is set here.
-    """
-    runs = []
-    for script in dict.fromkeys(row.script for row in rows.values()):
-        flags = {name: row.options for name, row in rows.items() if row.script is script}
-        runs += make_runs(script, flags, (*parts_of(script, data), *extra), output=output, **data)
-    order = list(rows)
-    runs.sort(key=lambda run: (data["trials"].index(run.trial), order.index(run.row)))
-    return [found_in(folders, run) for run in runs]
-
-
-def found_in(folders: Sequence[Path], run: Run) -> Run:
-    """The complete run of the same row and equal settings in the first of ``folders`` that has it, else the run."""
-    others = (reuse(run, folder / run.row) for folder in folders)
-    return next((other for other in others if other is not run), run)
-
-
-def setting_of(data: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """What results.json says of the data and the machine."""
-    accelerator = runs[0].arguments.accelerator
-    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    numbers = {"seeds" if data.get("synthetic") else "trials": list(data["trials"])}
-    dataset = "synthetic" if data.get("synthetic") else "regdb"
-    return {"dataset": dataset, **numbers, "accelerator": accelerator, **environment("cuda" if cuda else "cpu")}
-
-
-# -------------------------------------------------------------------------------------------------- evaluation
-
-
-def look_at_graph(run: Run) -> dict[str, Any]:
-    """What the checkpoint of a G2DA with graph has learned.
+def look_at_graph(run: Run) -> dict[str, float]:
+    """Return what the checkpoint of a G2DA with graph has learned.
 
     ``replaced``: percent of the channels that message fusion replaces; ``gamma``: smallest and largest scale, which it
-    goes by; ``omega``: weight of each node, the global one last.
+    goes by; ``omega``: smallest and largest weight of a node.
     """
-    model: Any = load_model(run, "cpu")
+    model: Any = run.model
     attention, scale = model.attention, model.attention.norm.weight.detach()
     share = float((~attention.kept()).double().mean()) if attention.heads > 1 else 0.0  # one head has none to ask
-    gamma = [float(scale.min()), float(scale.max())]
-    return {"replaced": 100 * share, "gamma": gamma, "omega": model.aggregation.weight.tolist()}
+    found = {"replaced": 100 * share}
+    for name, values in {"gamma": scale, "omega": model.aggregation.weight.detach()}.items():
+        found |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
+    return found
 
 
-def evaluate_all(labels: Mapping[str, str], runs: Sequence[Run]) -> dict[str, Any]:
-    """Every row of the tables over all trials, the differences between rows trial by trial, and the learned graphs."""
-    metrics: dict[str, list[dict[str, Any]]] = {row: [] for row in labels}
-    graphs = []
+def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run]) -> list[Row]:
+    """Return the rows of all tables, over all trials."""
+    rows: dict[str, Row] = {}
+    graphs: dict[str, Row] = {}
     for run in tqdm(runs, desc="evaluation"):
-        kinds = read_metrics(run.folder / "metrics.json")
-        metrics[run.row].append(kinds)
-        if "graph" in kinds:
-            graphs.append({"row": run.row, "name": labels[run.row], "trial": run.trial, **look_at_graph(run)})
-    rows = []
-    for row, label in labels.items():
-        for kind, values in metrics[row][0].items():
-            dagger = kind == "backbone" and "transferred" in metrics[row][0]
-            name = label.replace("CIFT", "CIFT†") if dagger else label
-            results = summarize([trial[kind] for trial in metrics[row]])
-            rows.append({"row": row, "name": name, "features": kind, "uses": values["uses"], "results": results})
-    ablation = {run.row: run.config["ablation"] for run in runs if run.script is train_g2da}
-    return {"rows": rows, "differences": compare(rows, ablation), "graphs": graphs}
+        label, ways = plans[run.row].label, ways_of(run)
+        for kind, rerank in ways.items():
+            name = label.replace("CIFT", "CIFT†") if kind == "backbone" and "transferred" in ways else label
+            key = f"{run.row}/{kind}"
+            rows.setdefault(key, Row("accuracy", key, name, uses_of(kind))).add(
+                run.trial, evaluate(run.features, rerank)
+            )
+        if "graph" in ways:
+            graph = graphs.setdefault(run.row, Row("graph", run.row, label))
+            graph.add(run.trial, {"": look_at_graph(run)})
+    order = {row: n for n, row in enumerate(plans)}
+    return [*sorted(rows.values(), key=lambda row: order[row.key.split("/")[0]]), *graphs.values()]
 
 
-# -------------------------------------------------------------------------------------------------- sweep
+# -------------------------------------------------------------------------------------------------- table
 
 
-def sweep(given: Sequence[str]) -> None:
-    """Train G2DA with each value of one option in each trial; write results.json and draw the figure."""
-    arguments, extra = parse_sweep_options(given)
-    data = data_of(arguments)
-    swept = train_values(train_g2da, arguments, (*parts_of(train_g2da, data), *extra), **data)
-    records = []
-    for value, run in tqdm(swept, desc="evaluation"):
-        kind, values = next(iter(read_metrics(run.folder / "metrics.json").items()))  # it ranks in one way
-        record = {"value": value, "seed" if data.get("synthetic") else "trial": run.trial}
-        record |= {"replaced": look_at_graph(run)["replaced"]} if kind == "graph" else {}
-        records += [{**record, "direction": direction, **values[direction]} for direction in DIRECTIONS]
-    option = f"--{arguments.parameter}"
-    content = {
-        "benchmark": f"G2DA: sensitivity to {option}",
-        "command": shlex.join(["python", "-m", "benchmarks.tables.g2da", "sweep", *given]),
-        "parameter": arguments.parameter,
-        "settings": swept[0][1].config,  # of the first value and trial
-        **setting_of(data, [run for _, run in swept]),
-        "records": records,
-    }
-    write_sweep(arguments, content, SYMBOLS.get(arguments.parameter, option), ("rank1", "mAP"))
+def pairs(keys: Iterable[str], variants: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Return the keys of each two rows that are compared.
+
+    Args:
+        keys: row/kind of features of all rows.
+        variants: row of the ablation that each further row is a variant of.
+    """
+    kinds = dict(key.split("/") for key in keys)  # the last one: rows of the ablation rank in one way each
+    steps = [(row, before) for before, row in itertools.pairwise(ABLATION)] + [("g2da", "baseline")]
+    for row, other in steps:
+        yield f"{row}/{kinds.get(row)}", f"{other}/{kinds.get(other)}"
+    for key in keys:
+        row, kind = key.split("/")
+        if row in ALIGNED:
+            yield key, f"{ALIGNED[row]}/{kind}"
+    for row, other in variants.items():
+        yield f"{row}/{kinds.get(row)}", f"{other}/{kinds.get(other)}"
+
+
+def make_table(about: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """Return table.md.
+
+    Args:
+        about: "data", "trials" (the seeds of the synthetic data) and "variants", such as "gw: ot, full_rate: g2da".
+        rows: of all tables.
+    """
+    synthetic = about["data"] == "synthetic"
+    run = "seed" if synthetic else "trial"
+    which = "Synthetic pedestrians, seeds of the training" if synthetic else "Trials"
+    found = {row.key: row for row in of_table(rows, "accuracy")}
+    models = {key: key.split("/")[0] for key in found}
+    others = {*ALIGNED, *ALIGNED.values()}
+    variants = dict(text.split(": ") for text in about.get("variants", "").split(", ") if text)
+    graphs = [
+        (trial, row.name, {metric: float(values[trial]) for (_, metric), values in row.values.items()})
+        for row in of_table(rows, "graph")
+        for trial in row.values["", "replaced"]
+    ]
+    trials = list(dict.fromkeys(trial for trial, *_ in graphs))
+    lines = [
+        [
+            name,
+            trial,
+            f"{graph['replaced']:.2f}",
+            *(f"{graph[f'{x}_min']:.3f} to {graph[f'{x}_max']:.3f}" for x in ("gamma", "omega")),
+        ]
+        for trial, name, graph in sorted(graphs, key=lambda graph: trials.index(graph[0]))
+    ]
+    return "".join(
+        [
+            f"{trials_text(about['trials'], run=run, which=which)}\n",
+            accuracy_section(
+                "The ablation (Table III)", [row for key, row in found.items() if models[key] in ABLATION]
+            ),
+            accuracy_section(
+                "D_ot added to CIFT and to SAAI, which ranks without AIM (our choice)",
+                [row for key, row in found.items() if models[key] in others],
+            ),
+            accuracy_section(
+                "Further rows", [row for key, row in found.items() if models[key] not in {*ABLATION, *others}]
+            ),
+            difference_section(found, pairs(list(found), variants), run),
+            section(
+                "The graphs: channels that message fusion replaces, γ that it goes by, and the nodes' weights",
+                ("", run, "replaced %", "γ", "ω"),
+                lines,
+                1,
+            ),
+        ]
+    )
 
 
 # -------------------------------------------------------------------------------------------------- command line
 
 
-def add_options(parser: argparse.ArgumentParser, output: str) -> None:
-    """Options of both commands; ``output`` is --output's default."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the data."""
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--root", type=Path, help="folder of RegDB, or of data in its layout")
     data.add_argument("--synthetic", type=Path, metavar="FOLDER", help="the synthetic pedestrians, drawn there")
     parser.add_argument("--trials", type=int, nargs="+", help="of --root, 1-10 (default: 1 2 3)")
     parser.add_argument("--seeds", type=int, nargs="+", help="with --synthetic, of the training (default: 0 1 2)")
-    add_run_options(parser, output)
 
 
-def check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Trials go with data that have some, seeds with those that are drawn."""
+def data_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the data and the numbers of the runs, as `make_runs` takes them."""
     if arguments.synthetic is not None and arguments.trials is not None:
         parser.error("--trials goes with --root; the runs with --synthetic differ by --seeds")
     if arguments.root is not None and arguments.seeds is not None:
         parser.error("--seeds goes with --synthetic; the runs with --root differ by --trials")
+    if arguments.synthetic is None:
+        return {"root": arguments.root, "trials": arguments.trials or [1, 2, 3]}
+    return {"root": arguments.synthetic, "trials": arguments.seeds or [0, 1, 2], "synthetic": True}
 
 
-def parse_table(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Own options, and those after ``--`` for every run."""
-    own, extra = split_options(given)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, "runs/g2da_table")
+def evaluate_sweep(run: Run) -> Values:
+    """Return the accuracies of a run, which ranks in one way."""
+    return evaluate(run.features)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Train what is missing, write results.csv and table.md; or a sweep."""
+    given = sys.argv[1:] if given is None else given
+    sweeping = bool(given) and given[0] == "sweep"
+    parser = options_parser(__doc__, "runs/g2da_sweep" if sweeping else "runs/g2da_table")
+    add_options(parser)
+    if sweeping:
+        add_sweep_options(parser, "g2da", "runs/g2da_table", "epsilon, phi, threshold, contrastive")
+        arguments, extra = parse(parser, given[1:])
+        check_sweep(parser, arguments, "g2da")
+        symbol = SYMBOLS.get(arguments.parameter, f"--{arguments.parameter}")
+        data = data_of(parser, arguments)
+        sweep("g2da", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep, **data)
+        return
     add_row_options(parser, ROWS)
     parser.add_argument(
         "--reuse",
@@ -224,54 +231,29 @@ def parse_table(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="FOLDER",
         help="--output of this or another table, whose complete runs of the same row and equal settings are taken",
     )
-    arguments = parse(parser, own, ["trials", "seeds", "rows"])
-    check_options(parser, arguments)
+    arguments, extra = parse(parser, given)
     for folder in arguments.reuse:
         if not folder.is_dir():
             parser.error(f"--reuse must name folders, found none at {folder}")
-    return arguments, extra
-
-
-def parse_sweep_options(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Own options, and those after ``--`` for every run."""
-    own, extra = split_options(given)
-    parser = argparse.ArgumentParser(prog="g2da.py sweep", description="The paper's Fig. 7: one option's values.")
-    add_options(parser, "runs/g2da_sweep")
-    add_sweep_options(parser, train_g2da, "runs/g2da_table", "epsilon, phi, threshold, contrastive")
-    arguments = parse_sweep(parser, own, train_g2da, ["trials", "seeds"])
-    check_options(parser, arguments)
-    return arguments, extra
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    """Train what is missing, write results.json and table.md; or a sweep."""
-    given = sys.argv[1:] if given is None else given
-    if given and given[0] == "sweep":
-        sweep(given[1:])
-        return
-    arguments, extra = parse_table(given)
     output: Path = arguments.output
-    rows = {row: ROWS[row] for row in arguments.rows}
-    variants = parse_variants(train_g2da, arguments.variant, ROWS)
-    rows |= {row: Row(name, train_g2da, options) for row, (name, options) in variants.items()}
-    labels = {row: own.label for row, own in rows.items()}
-    data = data_of(arguments)
-    runs = plan_runs(rows, extra, data, output, arguments.reuse)
+    data = data_of(parser, arguments)
+    variants = parse_variants("g2da", arguments.variant, ROWS)
+    plans = {row: ROWS[row] for row in arguments.rows} | variants
+    runs = make_runs(plans, extra, output=output, **data)
+    runs = [reuse(run, [folder / run.row for folder in arguments.reuse]) for run in runs]
     train_all(runs, arguments.jobs)
-    content = {
-        "benchmark": "G2DA: ablation, and its alignment added to CIFT and SAAI",
-        "command": shlex.join(["python", "-m", "benchmarks.tables.g2da", *given]),
-        "labels": labels,
-        "settings": {run.row: run.config for run in reversed(runs)},  # of the first trial
-        **setting_of(data, runs),
-        **evaluate_all(labels, runs),
-        "reused": [str(run.folder) for run in runs if run.folder != output / run.row / str(run.trial)],
+    rows = evaluate_all(plans, runs)
+    own = {run.row: run.settings["ablation"] for run in runs if run.row in variants}
+    about = {
+        "trials": ", ".join(map(str, data["trials"])),
+        "data": "synthetic" if data.get("synthetic") else data["root"].resolve().name,
+        "variants": ", ".join(f"{row}: {other}" for row, other in own.items()),
+        "reused": ", ".join(str(run.folder) for run in runs if output not in run.folder.parents),
     }
-    table = make_table(content)
-    write_json(output / "results.json", content)
+    table = make_table(about, rows)
+    write_results(output, MODULE, given, rows, **about)
     write_text(output / "table.md", table)
     print(table)
-    print(f"wrote {output / 'results.json'} and table.md")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Runs of the tables that are written instead of trained, or trained in this process."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from vireid import INFRARED, VISIBLE
+from vireid.data.features import save_features
+
+pytest.importorskip("lightning_fabric", reason="the tables need the extra train")
+pytest.importorskip("tqdm", reason="the tables need the extra train")
+
+from benchmarks.tables import runs, train
+from vireid.training import build
+
+TINY = ["--epochs", "1", "--batches", "2", "--identities", "2", "--per-modality", "2"]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Options of a training that takes no time."""
+    return TINY
+
+
+def write_run(run, *, replaced=0):
+    """Write what a training leaves, without one: a model as built, and features drawn from the run's name.
+
+    Args:
+        run: to write.
+        replaced: nodes of a graph whose channels are below θ.
+    """
+    torch.manual_seed(sum(map(ord, f"{run.row}{run.trial}")))
+    model, criterion = build(run.method, 4, run.recipe.size, run.settings)
+    if getattr(model, "attention", None) is not None:
+        with torch.no_grad():
+            model.attention.norm.weight[: 945 * replaced] = 0.01
+            model.aggregation.weight.copy_(0.1 * torch.arange(model.attention.nodes) - 0.2)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": {}, "num_classes": 4}
+    state |= {"recipe": run.recipe.to_dict(), "settings": run.kept, "images": 9, "epoch": run.recipe.epochs}
+    torch.save(state, run.folder / "checkpoint.pt")
+    transfer = getattr(model, "transfer", None)
+    ids, modality = torch.arange(4).repeat_interleave(6), torch.tensor([VISIBLE, INFRARED]).repeat(12)
+    dim = 8 if transfer is None else transfer.dim
+    features = torch.randn(4, dim).repeat_interleave(6, 0) + 2.5 * torch.randn(24, dim)
+    save_features(run.folder / "features.npz", features, ids, modality, modality)
+
+
+@contextmanager
+def in_place_of_training(train):
+    """Train by ``train`` within the block; gives the list of the runs that were, and of data that were drawn."""
+    done = []
+
+    def note(run, **_):
+        done.append((run.row, run.trial))
+        train(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "train", note)
+        patch.setattr(runs, "generate_synthetic", lambda root, **options: done.append(("drawn", str(root))))
+        yield done
+
+
+def train_here(run):
+    """Train in this process: importing torch once is enough."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    train.train(json.loads(json.dumps(runs.job_of(run))), "cpu")
+
+
+@pytest.fixture(scope="session")
+def writing():
+    """Context manager in which runs are written instead of trained."""
+    return lambda: in_place_of_training(lambda run: write_run(run, replaced=run.trial + 1 if run.row == "g2da" else 0))
+
+
+@pytest.fixture(scope="session")
+def training_here():
+    """Context manager in which runs are trained in this process."""
+    return lambda: in_place_of_training(train_here)
+
+
+@pytest.fixture
+def written(writing):
+    with writing() as done:
+        yield done
+
+
+@pytest.fixture
+def trained_here(training_here):
+    with training_here() as done:
+        yield done
