@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import vireid
+from places import ROOT
 from vireid import rerank as rerankers
 from vireid.cli.app import vireid as command
 from vireid.cli.rerankers import METHODS, settings_of
@@ -52,31 +53,29 @@ def test_help_names_every_setting_and_default(run):
 
 
 def examples(run):
-    """The examples of every help, without their line breaks."""
-    for path in [(), *commands()]:
-        text = run(*path, "-h")[0]
-        assert text == run(*path, "--help")[0]
-        lines = text.replace("\\\n", " ").splitlines()
-        yield from (line.split()[1:] for line in lines if line.split()[:1] == ["vireid"])
+    """The examples of every help and of the documentation, without their line breaks and comments."""
+    texts = [run(*path, "-h")[0] for path in [(), *commands()]]
+    assert texts == [run(*path, "--help")[0] for path in [(), *commands()]]
+    pages = ("docs/command-line.md", "docs/pictures.md", "docs/key-points.md", "README.md")
+    texts += [(ROOT / page).read_text(encoding="utf-8") for page in pages]
+    lines = [line.partition("#")[0].split() for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    found = [line[1:] for line in lines if line[:1] == ["vireid"] and line[1].islower() and "trial*.npz" not in line]
+    return list(dict.fromkeys(map(tuple, found)))
 
 
-def test_examples_of_the_help_are_accepted(run, file, tmp_path, monkeypatch):
+def test_examples_are_accepted(run, file, tmp_path, monkeypatch):
     """Each example line parses: what stops it then is a file or the data, no option."""
     monkeypatch.chdir(tmp_path)
-    for name in ("features", "trial1", "trial2", "trial3"):
-        (tmp_path / f"{name}.npz").write_bytes(file.read_bytes())
-    (tmp_path / "exp").mkdir()
-    (tmp_path / "runs" / "cift").mkdir(parents=True)
-    for name in ("exp/rand_perm_cam.mat", "checkpoint.pt", "runs/cift/checkpoint.pt", "metrics.json", "report.json"):
-        (tmp_path / name).write_bytes(b"unreadable")
-    (tmp_path / "other.json").write_bytes(b"unreadable")
+    found = examples(run)
+    for path in {tmp_path / word for example in found for word in example if "." in word}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.read_bytes() if path.suffix == ".npz" else b"unreadable")
 
     def stopped(*_, **__):
         raise ValueError("stopped")
 
     for name in ("launch", "open_dataset"):
         monkeypatch.setattr(f"vireid.training.{name}", stopped)
-    found = {tuple(example): None for example in examples(run) if example[0].islower()}
     leaves = {path for path, leaf in commands().items() if leaf}
     assert leaves == {path for path in leaves for example in found if example[: len(path)] == path}
     for example in found:
