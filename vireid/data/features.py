@@ -245,14 +245,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object, object]:
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})
-            wanted = {*_NEEDED, "image_numbers"} & set(stored.keys())
-            found = {name: stored.get_tensor(name) for name in wanted}
+            names = set(stored.keys())
+            found = {name: stored.get_tensor(name) for name in (*_NEEDED, "image_numbers") if name in names}
     except (SafetensorError, RuntimeError, MemoryError) as error:
         raise ValueError(f"is no .safetensors file, or damaged: {error}") from error
     if "features" in found and found["features"].dtype == torch.bfloat16:
         found["features"] = found["features"].float()
-    names = metadata.pop("names", None)
-    return found, names if names is None else _json("names", names), metadata
+    listed = metadata.pop("names", None)
+    return found, listed if listed is None else _json("names", listed), metadata
 
 
 def _json(name: str, text: str) -> object:
