@@ -20,7 +20,7 @@ _KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be 
 
 
 def check_tensor(
-    name: str, x: Any, shape: str, *, kind: Literal["float", "integer", "bool", "any"] = "float", **sizes: int
+    name: str, x: object, shape: str, *, kind: Literal["float", "integer", "bool", "any"] = "float", **sizes: int
 ) -> None:
     """Raise unless ``x`` is a tensor of ``shape``, written in the letters of the docstrings.
 
@@ -50,42 +50,21 @@ def check_tensor(
         raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
 
 
-def check_integers(name: str, x: Any, length: int) -> None:
-    """Raise unless ``x`` is an integer tensor of shape (``length``,)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.shape != (length,):
-        raise ValueError(f"{name} must have shape ({length},), one entry a row, got {tuple(x.shape)}")
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got {x.dtype}")
-
-
-def check_mask(name: str, mask: Any, like: Tensor) -> None:
-    """Raise unless ``mask`` is a bool tensor (B, n) on the device of ``like`` (B, n, …)."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-    if mask.shape != like.shape[:2]:
-        raise ValueError(f"{name} must have shape {tuple(like.shape[:2])}, got {tuple(mask.shape)}")
-    if mask.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {mask.device}")
-
-
-def check_module(name: str, module: Any) -> None:
+def check_module(name: str, module: object) -> None:
     """Raise unless ``module`` is a `torch.nn.Module`."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
 
 
-def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
+def check_count(name: str, value: object, *, minimum: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = index(value)  # a NumPy integer counts as one
-    if value < minimum:
+    if index(value) < minimum:  # a NumPy integer counts as one
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def check_size(name: str, size: Any, *, minimum: tuple[int, int] = (1, 1)) -> None:
+def check_size(name: str, size: object, *, minimum: tuple[int, int] = (1, 1)) -> None:
     """Raise unless ``size`` is (H, W), integers of at least ``minimum``."""
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         raise ValueError(f"{name} must be (H, W), got {size!r}")
@@ -100,20 +79,20 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: object) -> None:
     """Raise unless ``value`` is a real number, which a bool is not."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
-def check_at_least_zero(name: str, value: Any) -> None:
+def check_at_least_zero(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite number of at least zero."""
     check_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
-def check_option(name: str, value: Any, options: Collection[Any]) -> None:
+def check_option(name: str, value: object, options: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``options``."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
@@ -128,8 +107,8 @@ def check_finite(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got NaN or an infinity in {count}")
 
 
-def to_tensor(name: str, x: Any) -> Tensor:
-    """``x`` as a tensor without gradient; a NumPy array shares its memory where PyTorch can do that."""
+def to_tensor(name: str, x: object) -> Tensor:
+    """Return ``x`` as a tensor without gradient; a NumPy array shares its memory where PyTorch can do that."""
     if isinstance(x, Tensor):
         return x.detach()
     if not isinstance(x, np.ndarray):
@@ -150,8 +129,8 @@ def to_matrix(name: str, x: object, *, columns: int | None = None) -> Tensor:
     return x
 
 
-def check_pair(query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
-    """``query`` (Nq, d) and ``gallery`` (Ng, d), Ng at least 1, as finite tensors on one device."""
+def check_pair(query: object, gallery: object) -> tuple[Tensor, Tensor]:
+    """Return ``query`` (Nq, d) and ``gallery`` (Ng, d), Ng at least 1, as finite tensors on one device."""
     q = to_matrix("query", query)
     g = to_matrix("gallery", gallery, columns=q.shape[1])
     if not len(g):
@@ -163,8 +142,8 @@ def check_pair(query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
     return q, g
 
 
-def to_integers(name: str, x: Any, length: int, device: torch.device) -> Tensor:
-    """``x`` as an int64 tensor (``length``,) on ``device``."""
+def to_integers(name: str, x: object, length: int, device: torch.device) -> Tensor:
+    """Return ``x`` as an int64 tensor (``length``,) on ``device``."""
     x = to_tensor(name, x)
     check_tensor(name, x, "N", kind="integer", N=length)
     return x.to(device, torch.int64)

@@ -196,7 +196,7 @@ def test_takes_tensors_and_lists_and_feeds_a_loader():
         ({"rank": 2, "replicas": 2}, ValueError, "rank must be below replicas = 2, got 2"),
         ({"rank": -1}, ValueError, "rank must be at least 0, got -1"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"modality": [0, 1]}, ValueError, "modality must have one entry a label, 12, got 2"),
+        ({"modality": [0, 1]}, ValueError, "modality must have one entry per label, 12, got 2"),
         ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got [0, 1, 2]"),
         ({"labels": np.zeros(12)}, TypeError, "labels must hold integers, got float64"),
         ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (N,), got (12, 1)"),

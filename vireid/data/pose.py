@@ -229,7 +229,7 @@ def _input_size(model: nn.Module) -> tuple[int, int]:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """A digest of all that the heatmaps of an image follow from."""
+    """Return a digest of all that the heatmaps of an image follow from."""
     config: Any = model.config
     digest = hashlib.sha256(json.dumps(_settings(config.to_dict()), sort_keys=True, default=str).encode())
     for name, x in sorted(model.state_dict().items()):
@@ -239,7 +239,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what says where it came from: the same model saved and loaded again is the same."""
+    """Return a configuration without its origin: the same model saved and loaded again is the same."""
     origin = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     return {k: _settings(v) if isinstance(v, dict) else v for k, v in config.items() if k not in origin}
 
@@ -258,7 +258,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _seen(lengths: Tensor, network: tuple[int, int], margin: float) -> Tensor:
-    """(B, 2) height and width of what the network sees of images of ``lengths`` (B, 2), in images' lengths."""
+    """Return height and width (B, 2) of what the network sees of images of ``lengths`` (B, 2), in images' lengths."""
     lengths = lengths.float()
     height = torch.maximum(lengths[:, 0], lengths[:, 1] * network[0] / network[1]) * margin
     return torch.stack([height, height * network[1] / network[0]], 1) / lengths
@@ -270,7 +270,7 @@ def _seen(lengths: Tensor, network: tuple[int, int], margin: float) -> Tensor:
 
 
 def _to_network(images: Tensor, network: tuple[int, int], margin: float) -> Tensor:
-    """(B, 3, h, w) float32 in 0 … 1: images (B, 3, H, W) as the network sees them."""
+    """Return images (B, 3, H, W) as the network sees them, (B, 3, h, w) float32 in 0 … 1."""
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     lengths = torch.tensor([images.shape[2:]])
     seen = _seen(lengths, network, margin)
@@ -284,7 +284,7 @@ def _to_network(images: Tensor, network: tuple[int, int], margin: float) -> Tens
 
 
 def _predict(model: nn.Module, pixels: Tensor, lengths: Tensor, size: tuple[int, int], margin: float) -> Tensor:
-    """(B, 13, h, w) heatmaps of images that were ``lengths`` (B, 2) high and wide, from ``pixels`` of `_to_network`."""
+    """Return heatmaps (B, 13, h, w) of images of ``lengths`` (B, 2) from the ``pixels`` of `_to_network`."""
     weight, config = next(model.parameters()), cast(Any, model.config)
     inputs = {"pixel_values": normalize(pixels.to(weight.device)).to(weight.dtype)}
     if getattr(config.backbone_config, "num_experts", 1) > 1:

@@ -1,7 +1,6 @@
 """Batches of P identities × (K visible + K infrared) images, drawn reproducibly from one seed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +23,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
       all were taken. So a batch repeats an image only where the identity has fewer than K, and only as often as needed.
 
     An identity without an image of one of the modalities cannot fill its share and is left out (listed in
-    ``left_out``). The order depends on ``seed`` and the epoch alone: an epoch that is iterated twice is the same twice,
+    ``left_out``). The order depends only on ``seed`` and the epoch: an epoch that is iterated twice is the same twice,
     so call `set_epoch` before each.
 
     With ``replicas`` > 1 all ranks compute the same global order, and rank r takes its batches r, r + replicas, …: the
@@ -36,7 +35,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         modality: (N,) integer, 0 visible, 1 infrared.
         identities: P, the identities in a batch; 8 as in CIFT and AGW.
         per_modality: K, the images of an identity in each modality; 4 as in CIFT and AGW.
-        batches: batches an epoch *on each rank*. By default the images of the larger modality, divided by P·K and by
+        batches: batches per epoch *on each rank*. By default the images of the larger modality, divided by P·K and by
             ``replicas`` and rounded up: each of them is seen about once, exactly once where all identities have equally
             many and the divisions leave no rest.
         seed: of the sampler's own generator; neither NumPy's nor PyTorch's global state is used.
@@ -65,7 +64,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
     ) -> None:
         label, mode = _integers("labels", labels), _integers("modality", modality)
         if len(label) != len(mode):
-            raise ValueError(f"modality must have one entry a label, {len(label)}, got {len(mode)}")
+            raise ValueError(f"modality must have one entry per label, {len(label)}, got {len(mode)}")
         if not np.isin(mode, (VISIBLE, INFRARED)).all():
             raise ValueError(f"modality must be 0 (visible) or 1 (infrared), got {np.unique(mode).tolist()}")
         check_count("identities", identities)
@@ -104,7 +103,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Batches an epoch on this rank."""
+        """Return the number of batches per epoch on this rank."""
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -130,7 +129,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
 
 
 def _identity_order(rng: np.random.Generator, classes: int, identities: int, batches: int) -> np.ndarray:
-    """(batches, identities) class numbers: full walks of all classes one after the other, no class twice in a batch."""
+    """Return (batches, identities) class numbers: full walks of all classes in turn, no class twice in a batch."""
     length = batches * identities
     order = np.empty(0, dtype=np.int64)
     while len(order) < length:  # a turn is a whole walk over the identities
@@ -145,7 +144,7 @@ def _identity_order(rng: np.random.Generator, classes: int, identities: int, bat
     return order[:length].reshape(batches, identities)
 
 
-def _integers(name: str, values: Any) -> np.ndarray:
+def _integers(name: str, values: Tensor | np.ndarray | Sequence[int]) -> np.ndarray:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (N,), got {array.shape}")

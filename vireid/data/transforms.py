@@ -30,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images: Tensor, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Images in float32 with ``mean`` subtracted and divided by ``std``, channel by channel.
+    """Return images in float32 with ``mean`` subtracted and divided by ``std``, channel by channel.
 
     Args:
         images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1.
@@ -49,7 +49,7 @@ def normalize(images: Tensor, *, mean: Sequence[float] = IMAGENET_MEAN, std: Seq
 
 
 def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, infrared: float = 0.5) -> Tensor:
-    """Channel augmentation of CAJ (Ye et al., ICCV 2021), drawn for each image on its own.
+    """Exchange channels as CAJ does (Ye et al., ICCV 2021), drawn for each image by itself.
 
     - A visible image becomes, with probability ``visible``, one of its own channels copied to all three; R, G and B are
       equally likely. CAJ trains on two visible views, the original and the exchanged: 1.0 is its second view, 0.5 gives

@@ -245,7 +245,7 @@ def group_images(images: Images, rows: np.ndarray) -> Groups:
 
 
 def image_name(person: int, camera: int, number: int) -> str:
-    """Return what messages call an image."""
+    """Return the name of an image in messages."""
     return f"image {number} of identity {person} in camera {camera}"
 
 

@@ -99,32 +99,32 @@ class ReportRow:
 
     @property
     def method(self) -> str:
-        """The re-ranking's name with its parameters, such as "aim (k1=4, k2=1)"."""
+        """Return the re-ranking's name with its parameters, such as "aim (k1=4, k2=1)"."""
         given = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
         return f"{self.rerank} ({given})" if given else self.rerank
 
     @property
     def mean(self) -> dict[str, float]:
-        """Each metric's mean over the trials, percent."""
+        """Return each metric's mean over the trials, percent."""
         return {name: float(np.mean([t[name] for t in self.trials])) for name in METRICS}
 
     @property
     def std(self) -> dict[str, float]:
-        """Each metric's sample standard deviation over the trials (n - 1), percent; 0 for a single trial."""
+        """Return each metric's sample standard deviation over the trials (n - 1), percent; 0 for a single trial."""
         if len(self.trials) == 1:
             return dict.fromkeys(METRICS, 0.0)
         return {name: float(np.std([t[name] for t in self.trials], ddof=1)) for name in METRICS}
 
     @property
     def query_counts(self) -> tuple[tuple[int, int], ...] | None:
-        """(queries, those with a true match) of each trial, None if unknown. The metrics are over the latter."""
+        """Return (queries, those with a true match) of each trial, None if unknown. The metrics are over the latter."""
         if not self.queries:
             return self.saved_counts
         return tuple((len(first), int((first > 0).sum())) for q in self.queries for first in q.first_match)
 
     @property
     def cmc(self) -> list[float]:
-        """Mean CMC curve over the trials, shares in [0, 1]; a shorter curve goes on at its last value."""
+        """Return the mean CMC curve over the trials, shares in [0, 1]; a shorter curve goes on at its last value."""
         length = max(len(c) for c in self.cmcs)
         return np.mean([np.pad(c, (0, length - len(c)), mode="edge") for c in self.cmcs], axis=0).tolist()
 
@@ -170,7 +170,7 @@ class ReportRow:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]] | None:
-        """Each metric's `interval` with its defaults; None where the row does not hold what they need."""
+        """Return each metric's `interval` with its defaults; None where the row does not hold what they need."""
         if not self.queries and self.saved_intervals is None:
             return None
         return {name: self.interval(name) for name in METRICS}

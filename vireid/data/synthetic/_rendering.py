@@ -123,7 +123,7 @@ def _draw_labels(
             draw.rectangle((0, y, canvas.width, canvas.height), fill=Label.OCCLUDER)
         else:
             draw.rectangle((x, 0, x + rng.uniform(0.1, 0.3) * canvas.width, canvas.height), fill=Label.OCCLUDER)
-    # Pillow cuts off the fractions of what it draws, so that it is centred, on average, on its place from the edges.
+    # Pillow cuts off the fractions of what it draws, so that it is centered, on average, on its place from the edges.
     points = paint.points
     inside = ((points >= 0) & (points < canvas.size)).all(1)
     column, row = np.clip(points.astype(int), 0, np.array(canvas.size) - 1).T

@@ -123,7 +123,7 @@ def generate_synthetic(
 
 
 def _is_finished(root: Path, manifest: dict[str, Any]) -> bool:
-    """Whether ``root`` holds what ``manifest`` describes; raises if anything else is there."""
+    """Return whether ``root`` holds what ``manifest`` describes; raise if anything else is there."""
     if not root.exists() and not root.is_symlink():
         return False
     if not root.is_dir():
@@ -147,12 +147,12 @@ def _is_finished(root: Path, manifest: dict[str, Any]) -> bool:
 
 
 def _rng(seed: int, *key: int) -> np.random.Generator:
-    """A generator of its own for each thing drawn, so that nothing depends on how much else was drawn before."""
+    """Return a generator of its own for each thing drawn, so that nothing depends on how much else was drawn before."""
     return np.random.default_rng(np.random.SeedSequence([seed, *key]))
 
 
 class _Shot(NamedTuple):
-    """One image: who, by which camera, the how-manieth, and its path below the data set's folder."""
+    """One image: identity, camera, number among theirs, and path below the data set's folder."""
 
     identity: int
     camera: int
@@ -165,7 +165,7 @@ class _Shot(NamedTuple):
 
 
 def _shots(layout: str, identity: int, count: int) -> Iterator[_Shot]:
-    """All images of one identity."""
+    """Yield all images of one identity."""
     for camera in range(1, 7) if layout == "sysu" else (1, 3):
         infrared = camera in _INFRARED_CAMERAS
         for number in range(1, count + 1):
