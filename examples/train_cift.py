@@ -1,83 +1,57 @@
-"""Train CIFT or a row of its ablation, evaluate it with the exact protocol, and write what was found.
+"""Train CIFT, evaluate it by the data set's protocol, and write what was found.
 
-    python examples/train_cift.py                          # draws synthetic pedestrians, trains, evaluates
-    python examples/train_cift.py --dataset regdb --root RegDB --trial 3 --ablation baseline
-    python examples/train_cift.py --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet \
-        --size 288 144 --epochs 120 --optimizer sgd --lr 0.1 --backbone-lr 0.1 --schedule steps --precision 16-mixed
+    python examples/train_cift.py                                      # draws synthetic pedestrians first
+    python examples/train_cift.py --dataset regdb --root RegDB --epochs 40
 
-Into --output go checkpoint.pt (whole, after each epoch), TensorBoard logs, metrics.json, cmc.png and ranked.png.
+Into --output go checkpoint.pt (after each epoch), TensorBoard logs, metrics.json, cmc.png and ranked.png. This script
+shows the wiring; ``vireid train cift`` has all other options, its ablation among them.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-import common
-import training
 from vireid.losses import CRILoss
-from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion, feature_size
-from vireid.nn import GFT, H2FT, FeatureTransfer
-
-ABLATION = {
-    "baseline": "backbone alone",
-    "gft": "+ graph feature transfer over the whole batch",
-    "ubs": "+ unbalanced scenario simulation: GFT on 1:N groups",
-    "h2g": "+ homogeneous and heterogeneous graphs: H2FT",
-    "cri": "+ counterfactual relation intervention: CIFT",
-}
-
-# What a checkpoint keeps: the options that decide what is trained, and how.
-SETTINGS = (*training.SETTINGS, *training.TRANSFER_SETTINGS, *training.ALIGNMENT_SETTINGS)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The options, with the defaults of the embedded example."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common.add_data_options(parser)
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--ablation", choices=list(ABLATION), default="cri", help="; ".join(f"{k}: {v}" for k, v in ABLATION.items())
-    )
-    training.add_backbone_options(group)
-    training.add_transfer_options(group)
-    training.add_alignment_options(parser)
-    training.add_training_options(parser, output=Path("runs/cift"))
-    return parser.parse_args()
-
-
-def build_model(config: dict[str, Any], identities: int) -> tuple[nn.Module, nn.Module]:
-    """Model and criterion of a row of the ablation, from the plain values that a checkpoint keeps."""
-    backbone = common.build_backbone(config["backbone"], config.get("weights"))
-    row, dim, k = config["ablation"], feature_size(backbone), config["k"]
-    if row not in ABLATION:
-        raise ValueError(f"ablation must be one of {', '.join(ABLATION)}, got {row!r}")
-    if row == "baseline":
-        return Baseline(backbone, identities), training.with_alignment(BaselineCriterion(), config)
-    if row in ("gft", "ubs"):
-        transfer: FeatureTransfer = GFT(dim, k=k, tau=config["tau_het"], unbalanced=row == "ubs")
-    else:
-        transfer = H2FT(dim, k=k, tau_hom=config["tau_hom"], tau_het=config["tau_het"])
-    model = CIFT(backbone, identities, transfer=transfer)
-    cri = CRILoss(dim, samples=config["samples"], detach_values=config["detach_values"]) if row == "cri" else None
-    return model, training.with_alignment(CIFTCriterion(model, cri=cri), config)
-
-
-def distances(model: nn.Module, arguments: argparse.Namespace | None = None) -> dict[str, common.Distance | None]:
-    """The ways a trained model ranks: by its backbone features, and by transferred ones; no option changes them."""
-    ways: dict[str, common.Distance | None] = {"backbone": None}
-    if isinstance(model, CIFT):
-        ways["transferred"] = model.transfer.distance
-    return ways
-
-
-METHOD = training.Method("cift", SETTINGS, build_model, distances)
+from vireid.models import CIFT, CIFTCriterion, feature_size
+from vireid.nn import H2FT, SmallBackbone
+from vireid.training import RECIPES, evaluate, extract_features, fit, launch, open_dataset, write_results
 
 
 def main() -> None:
     """Train and evaluate as the command line says."""
-    training.run(parse_arguments(), METHOD)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="synthetic", help="synthetic, sysu, regdb or llcm")
+    parser.add_argument("--root", type=Path, help="folder of the data set (default: runs/synthetic)")
+    parser.add_argument("--output", type=Path, default=Path("runs/cift"))
+    parser.add_argument("--epochs", type=int, default=RECIPES["small"].epochs)
+    parser.add_argument("--batches", type=int, help="per epoch (default: every image about once, at least 64)")
+    given = parser.parse_args()
+
+    recipe = RECIPES["small"].replace(epochs=given.epochs, batches=given.batches)
+    fabric = launch(recipe, output=given.output)
+    train = open_dataset(given.dataset, "train", root=given.root, size=recipe.size)
+    test = open_dataset(given.dataset, "test", root=given.root, size=recipe.size)
+
+    backbone = SmallBackbone()
+    dim = feature_size(backbone)
+    model = CIFT(backbone, train.num_classes, transfer=H2FT(dim, k=4, tau_hom=0.4, tau_het=0.2))
+    criterion = CIFTCriterion(model, cri=CRILoss(dim))
+
+    # The settings tell `load_model` and `vireid evaluate` how to build the model again.
+    settings = {"method": "cift", "dataset": given.dataset, "trial": 1}
+    fit(model, criterion, train, recipe=recipe, fabric=fabric, output=given.output, settings=settings)
+
+    features = extract_features(model, test)
+    report = evaluate(test, features, {"backbone": None, "transferred": model.transfer.distance})
+    print(report)
+    write_results(
+        given.output,
+        report,
+        test,
+        features,
+        model.transfer.distance,
+        name=given.dataset,
+        trained_on=f"{given.dataset}, trial 1",
+    )
 
 
 if __name__ == "__main__":

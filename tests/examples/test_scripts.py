@@ -1,15 +1,29 @@
 """Every example as a user runs it, on a few drawn people."""
 
 import importlib.util
+import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from places import EXAMPLES
 from vireid.data import generate_synthetic
+from vireid.rerank import AIM
+from vireid.training import (
+    METHODS,
+    build,
+    evaluate,
+    extract_features,
+    fit,
+    launch,
+    load_checkpoint,
+    open_dataset,
+    ranking_ways,
+)
 
 needs_lightning = pytest.mark.skipif(
     importlib.util.find_spec("pytorch_lightning") is None, reason="pytorch-lightning is not installed"
@@ -67,6 +81,31 @@ for package in ("PIL", "kornia", "lightning_fabric", "matplotlib", "tqdm", "clic
 runpy.run_path({str(EXAMPLES / "rerank_features.py")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("method", ["cift", "saai", "g2da"])
+def test_a_training_script_wires_its_method_and_writes_what_it_found(method, run, drawn, tmp_path):
+    """Its model is the one of the method's default settings, and the checkpoint gives the same figures again."""
+    out = run(f"train_{method}", "--epochs", 1, "--batches", 2, "--root", drawn, "--output", tmp_path / method)
+    found = json.loads((tmp_path / method / "metrics.json").read_text())
+    assert {path.name for path in (tmp_path / method).iterdir()} == {
+        *("checkpoint.pt", "logs", "metrics.json", "cmc.png", "ranked.png")
+    }
+    assert (found["dataset"], found["trained_on"]) == ("synthetic", "synthetic, trial 1")
+    again = load_checkpoint(tmp_path / method / "checkpoint.pt")
+    recipe = METHODS[method].recipe.replace(epochs=1, batches=2)
+    assert (again.method, again.recipe) == (method, recipe)
+    points = drawn / "keypoints.npz" if method == "g2da" else None
+    data = {split: open_dataset("synthetic", split, size=(64, 32), keypoints=points) for split in ("train", "test")}
+    features = extract_features(again.model, data["test"])
+    ways = ranking_ways(again.model, {"AIM": AIM(k1=8, k2=2)} if method == "saai" else None)
+    report = evaluate(data["test"], features, ways)
+    assert found["rows"] == report.to_dict()["rows"]
+    assert all(row.features in out for row in report.rows)
+
+    fabric = launch(recipe, accelerator="cpu")
+    model = fit(*build(method, 8, recipe.size), data["train"], recipe=recipe, fabric=fabric)
+    assert torch.equal(extract_features(model, data["test"]), features)
 
 
 @needs_lightning
