@@ -5,7 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_finite, check_option, same_kind, to_matrix, to_tensor
+from vireid._checks import (
+    Array,
+    ArrayT,
+    check_count,
+    check_finite,
+    check_option,
+    check_tensor,
+    same_kind,
+    to_matrix,
+    to_tensor,
+)
 from vireid.neighbors._exact import prepare, rescore
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
 from vireid.neighbors._scores import Metric
@@ -100,14 +110,10 @@ class ApproximateIndex:
                 return same_kind(values, query), same_kind(indices, query)
             m = min(m, GPU_MAX_K)
         dtype = torch.promote_types(torch.promote_types(q.dtype, g.given.dtype), torch.float32)
-        values = torch.empty(len(q), k, dtype=dtype, device=q.device)
-        indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
-        step = max(1, _CANDIDATES // m)
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            for start in range(0, len(q), step):
-                part = slice(start, start + step)
-                values[part], indices[part] = self._nearest(q[part], k, m)
-        return same_kind(values, query), same_kind(indices, query)
+            found = [self._nearest(part, k, m) for part in q.split(max(1, _CANDIDATES // m))]
+        values, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return same_kind(values.to(dtype), query), same_kind(indices, query)
 
     def _nearest(self, query: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
         """Values in float64 and indices (b, k) of the best of m candidates."""
@@ -147,9 +153,8 @@ def recall(approximate: Array, exact: Array) -> float:
     """
     found, true = to_tensor("approximate", approximate), to_tensor("exact", exact)
     for name, x in (("approximate", found), ("exact", true)):
-        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"{name} must hold integers, got {x.dtype}")
-        if x.ndim != 2 or not x.numel():
+        check_tensor(name, x, "Nq k", kind="integer")
+        if not x.numel():
             raise ValueError(f"{name} must have shape (Nq, k) with at least one entry, got {tuple(x.shape)}")
     if len(found) != len(true):
         raise ValueError(f"approximate and exact must have one row per query, got {len(found)} and {len(true)}")
@@ -188,7 +193,7 @@ def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
         if not index.is_trained:
             index.train(rows)
         index.add(rows)
-        index.search(rows[:1], 1)  # a factory text that asks for 0 lists is noticed here
+        index.search(rows[:1], 1)  # a factory that asks for 0 lists is noticed here
     except RuntimeError as error:
         text = f"gallery must be fit to train {factory!r}, got shape {tuple(x.shape)}: {_reason(error)}"
         raise ValueError(text) from error

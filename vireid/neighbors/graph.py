@@ -57,7 +57,7 @@ class NeighborGraph:
 
     @property
     def k(self) -> int:
-        """Neighbours of each image, itself included: as many as `build` was asked for, or all N if there are fewer."""
+        """Neighbors of each image, itself included: as many as `build` was asked for, or all N if there are fewer."""
         return self.indices.shape[1]
 
     def __len__(self) -> int:
@@ -136,7 +136,10 @@ class NeighborGraph:
             ValueError: if ``k`` is below 1 or above the graph's.
             TypeError: if ``k`` is no integer.
         """
-        k = self._columns(k)
+        k = self.k if k is None else k
+        check_count("k", k)
+        if k > self.k:
+            raise ValueError(f"k must be at most the graph's {self.k}, got {k}")
         indptr = torch.arange(0, len(self) * k + 1, k, device=self.indices.device)
         return indptr, self.indices[:, :k].reshape(-1), self.values[:, :k].reshape(-1)
 
@@ -226,46 +229,33 @@ class NeighborGraph:
         """
         missing = {"features", "indices", "values", "k"} - set(arrays)
         if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} must be there, got {', '.join(sorted(arrays)) or ''}")
-        x = arrays["features"]
+            raise ValueError(f"{', '.join(sorted(missing))} must be there, got {', '.join(sorted(arrays))}")
+        x, k = arrays["features"], arrays["k"]
         if x.ndim != 2 or not len(x) or x.dtype not in (np.int16, np.float16, np.float32, np.float64):
             raise ValueError(f"features must be (N, d) floating point, got {x.dtype} {x.shape}")
-        if arrays["k"].shape != () or arrays["k"].dtype != np.int64 or arrays["k"] < 1:
-            raise ValueError(f"k must be an int64 of at least 1, got {arrays['k']!r}")
-        k, kind = int(arrays["k"]), np.float64 if x.dtype == np.float64 else np.float32
-        for name, dtype in (("indices", np.int64), ("values", kind)):
-            shape = (len(x), min(k, len(x)))
-            if arrays[name].shape != shape or arrays[name].dtype != dtype:
-                wanted = f"{np.dtype(dtype)} {shape}"
-                raise ValueError(f"{name} must be {wanted}, got {arrays[name].dtype} {arrays[name].shape}")
+        if k.shape != () or k.dtype != np.int64 or k < 1:
+            raise ValueError(f"k must be an int64 of at least 1, got {k!r}")
+        shape = len(x), min(int(k), len(x))
+        for name, kind in (("indices", np.int64), ("values", np.float64 if x.dtype == np.float64 else np.float32)):
+            found = arrays[name]
+            if found.shape != shape or found.dtype != kind:
+                raise ValueError(f"{name} must be {np.dtype(kind)} {shape}, got {found.dtype} {found.shape}")
         features, indices, values = (torch.from_numpy(arrays[name]) for name in ("features", "indices", "values"))
         if features.dtype == torch.int16:
             features = features.view(torch.bfloat16)
         check_finite("features", features)
         check_finite("values", values)
-        _check_neighbors(indices, values)
-        return cls(features, indices, values, k=k)
-
-    def _columns(self, k: int | None) -> int:
-        if k is None:
-            return self.k
-        check_count("k", k)
-        if k > self.k:
-            raise ValueError(f"k must be at most the graph's {self.k}, got {k}")
-        return int(k)
-
-
-def _check_neighbors(indices: Tensor, values: Tensor) -> None:
-    n = len(indices)
-    if int(indices.min()) < 0 or int(indices.max()) >= n:
-        raise ValueError(f"indices must be in [0, {n}), got {int(indices.min())} to {int(indices.max())}")
-    if not torch.equal(indices[:, 0], torch.arange(n)) or not bool((values[:, 0] == 1).all()):
-        raise ValueError("indices must name the image itself first, with value 1")
-    for part in indices.split(max(1, _PAIRS // indices.shape[1])):
-        if bool((part.sort(dim=1).values.diff(dim=1) == 0).any()):
-            raise ValueError("indices must name a neighbor once")
-    if bool((values[:, 2:] > values[:, 1:-1]).any()):
-        raise ValueError("values must descend")
+        lowest, highest = (int(x) for x in indices.aminmax())
+        if lowest < 0 or highest >= len(x):
+            raise ValueError(f"indices must be in [0, {len(x)}), got {lowest} to {highest}")
+        if not torch.equal(indices[:, 0], torch.arange(len(x))) or not bool((values[:, 0] == 1).all()):
+            raise ValueError("indices must name the image itself first, with value 1")
+        for part in indices.split(max(1, _PAIRS // shape[1])):
+            if bool((part.sort(dim=1).values.diff(dim=1) == 0).any()):
+                raise ValueError("indices must name a neighbor once")
+        if bool((values[:, 2:] > values[:, 1:-1]).any()):
+            raise ValueError("values must descend")
+        return cls(features, indices, values, k=int(k))
 
 
 def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +296,7 @@ def _may_enter(block: Rows, rows: Rows, found: Found, threshold: Tensor) -> Tens
 
 
 def _itself_first(itself: Tensor, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Neighbours (b, k) and their cosines with the row itself moved to the front."""
+    """Neighbors (b, k) and their cosines with the row itself moved to the front."""
     mine = indices == itself[:, None]
     mine[:, -1] |= ~mine.any(1)  # pushed out by k duplicates, or a zero row: it takes the last one's place
     indices = torch.where(mine, itself[:, None], indices)

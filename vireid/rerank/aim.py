@@ -1,7 +1,7 @@
 """AIM, the affinity inference module of SAAI, in sparse form."""
 
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,15 +59,7 @@ class AIM(GalleryReranker):
         check_option("variant", variant, ("paper", "released"))
         self.k1, self.k2, self.variant = None if k1 is None else int(k1), int(k2), variant
         self._kept = sys.maxsize if self.k1 is None else self.k1
-
-    @property
-    def _neighbors(self) -> int:
-        return max(self._kept, self.k2)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The constructor's keyword arguments."""
-        return {"k1": self.k1, "k2": self.k2, "variant": self.variant}
+        self._neighbors = max(self._kept, self.k2)
 
     def _prepare(self, graph: NeighborGraph) -> None:
         expanded = _expanded(graph, self._kept, self.k2)

@@ -1,6 +1,7 @@
 """Base of the re-rankers that look at a query and the gallery only: fit once, rank any number of queries."""
 
 import copy
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -27,29 +28,26 @@ class GalleryReranker(ABC):
     Queries and gallery must be on one device and may differ in type; the gallery's, at least float32, is computed in.
     Memory is that of the gallery, its unit rows and its graph, and one block of queries against the gallery.
 
-    A subclass holds its settings and says which graph of the gallery it needs (`_neighbors`), what it makes of it
-    (`_prepare`), and how a block of queries is compared with the gallery (`_distance`). The last two are called
-    without gradients and with autocast off.
+    A subclass holds its constructor's arguments under their names and says which graph of the gallery it needs
+    (`_neighbors`), what it makes of it (`_prepare`), and how a block of queries is compared with the gallery
+    (`_distance`). The last two are called without gradients and with autocast off.
     """
 
     uses: ClassVar[str] = "gallery"
     """Scope of a query's ranking beyond itself; reports print it."""
 
     _graph: NeighborGraph | None = None
+    _neighbors: int
+    """Number of neighbors needed of each gallery image, the image itself included."""
 
     @property
-    @abstractmethod
-    def _neighbors(self) -> int:
-        """Number of neighbors needed of each gallery image, the image itself included."""
-
-    @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Parameters by name; reports print them."""
+        """Keyword arguments of the constructor; reports print them."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    @abstractmethod
     def _prepare(self, graph: NeighborGraph) -> None:
         """Compute from the gallery's graph what `_distance` needs."""
+        return
 
     @abstractmethod
     def _distance(self, query: Rows) -> Tensor:
@@ -76,9 +74,8 @@ class GalleryReranker(ABC):
         Raises:
             ValueError, TypeError: if ``gallery`` is empty, not a floating-point matrix, or not finite.
         """
-        g = to_matrix("gallery", gallery)
-        check_finite("gallery", g)
-        return self._take(NeighborGraph.build(self._features("gallery", g.clone()), self._neighbors))
+        g = to_matrix("gallery", gallery).clone()
+        return self._take(NeighborGraph.build(self._features("gallery", g), self._neighbors))
 
     def extend(self, gallery: Array) -> Self:
         """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph.
@@ -91,7 +88,6 @@ class GalleryReranker(ABC):
             ValueError, TypeError: if ``gallery`` has another size, type or device than what is there, or is not finite.
         """
         g = to_matrix("gallery", gallery, columns=self.graph.features.shape[1])
-        check_finite("gallery", g)
         return self._take(self.graph.extend(self._features("gallery", g)))
 
     def distance(self, query: ArrayT) -> ArrayT:

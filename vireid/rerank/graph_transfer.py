@@ -44,11 +44,8 @@ class GraphTransfer(GalleryReranker):
         if not isinstance(module, FeatureTransfer):
             raise TypeError(f"module must be an H2FT or a GFT, got {type(module).__name__}")
         self.module = module
+        self._neighbors = module.k
         self.__name__ = type(module).__name__  # what reports call it
-
-    @property
-    def _neighbors(self) -> int:
-        return self.module.k
 
     @property
     def settings(self) -> dict[str, Any]:

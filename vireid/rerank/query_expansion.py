@@ -1,14 +1,11 @@
 """Query expansion: a query is replaced by the mean of itself and its nearest gallery images."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
 from vireid._ops import normalize_rows
-from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, search
 from vireid.neighbors._scores import products
 from vireid.rerank._blocks import uses
@@ -34,22 +31,12 @@ class QueryExpansion(GalleryReranker):
         [[1, 0]]
     """
 
+    _neighbors = 1  # nothing is asked about the gallery's own neighbors
+
     def __init__(self, *, n: int = 5, alpha: float = 0.0) -> None:
         check_count("n", n)
         check_at_least_zero("alpha", alpha)
         self.n, self.alpha = int(n), float(alpha)
-
-    @property
-    def _neighbors(self) -> int:
-        return 1  # nothing is asked about the gallery's own neighbors
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The constructor's keyword arguments."""
-        return {"n": self.n, "alpha": self.alpha}
-
-    def _prepare(self, graph: NeighborGraph) -> None:
-        pass
 
     def _distance(self, query: Rows) -> Tensor:
         gallery = self.graph.rows

@@ -1,7 +1,5 @@
 """SIM: the Jaccard distance of neighbor sets within the gallery (after Jia et al., IJCAI 2020)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -38,15 +36,7 @@ class SIM(GalleryReranker):
         check_count("k2", k2)
         check_share("lambda_value", lambda_value)
         self.k1, self.k2, self.lambda_value = int(k1), int(k2), float(lambda_value)
-
-    @property
-    def _neighbors(self) -> int:
-        return self.k2
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The constructor's keyword arguments."""
-        return {"k1": self.k1, "k2": self.k2, "lambda_value": self.lambda_value}
+        self._neighbors = self.k2
 
     def _prepare(self, graph: NeighborGraph) -> None:
         index = graph.indices.sort(dim=1).values
