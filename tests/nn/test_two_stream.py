@@ -62,26 +62,6 @@ def test_in_training_a_stem_sees_its_modality_alone(kinds, device):
             assert_close(p.grad, q.grad, rtol=0, atol=1e-9)
 
 
-def test_order_is_irrelevant_and_gradients_reach_the_images():
-    net, images, modality = two_streams(), torch.rand(7, 3, 9, 8).double().requires_grad_(), torch.tensor(MIXED)
-    order = torch.randperm(7)
-    weights = torch.randn(7, 5, 3, 2).double()
-    maps = net(images, modality)
-    (grad,) = torch.autograd.grad((maps * weights).sum(), images)
-    shuffled = net(images[order], modality[order])
-    assert_close(shuffled, maps[order], rtol=0, atol=1e-10)
-    (again,) = torch.autograd.grad((shuffled * weights[order]).sum(), images)
-    assert_close(again, grad, rtol=0, atol=1e-10)
-
-
-def test_gradcheck():
-    net = TwoStream(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 2)).double()
-    with torch.no_grad():
-        net.stems[1].weight.normal_()
-    modality = torch.tensor([1, 0, 1])
-    assert torch.autograd.gradcheck(lambda x: net(x, modality), (torch.rand(3, 3, 3, 2).double().requires_grad_(),))
-
-
 def test_the_infrared_stem_is_a_copy_with_weights_of_its_own():
     first = stem()
     net = TwoStream(first, nn.Identity())
@@ -101,23 +81,10 @@ def test_what_it_says_of_its_map():
     assert TwoStream(stem(), trunk).grid == (1, 1)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_an_empty_batch(training):
-    net = two_streams().train(training)
-    maps = net(torch.rand(0, 3, 9, 8).double(), torch.zeros(0, dtype=torch.long))
-    assert maps.shape == (0, 5, 3, 2)
-    assert all(torch.isfinite(t).all() for t in net.state_dict().values())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_and_memory_format(dtype, device):
+def test_the_memory_format_is_kept(device):
     net = two_streams().float().to(device).eval()
     images, modality = torch.rand(7, 3, 9, 8, device=device), torch.tensor(MIXED, device=device, dtype=torch.uint8)
     expected = net(images, modality)
-    with torch.autocast(device.type, dtype=dtype):
-        maps = net(images, modality)
-    assert maps.dtype == dtype
-    assert_close(maps.float(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
     net.to(memory_format=torch.channels_last)
     seen = []
     net.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -129,10 +96,6 @@ def test_bad_input():
     net, images = two_streams(), torch.rand(3, 3, 9, 8).double()
     with pytest.raises(ValueError, match=r"modality must hold 0.*1.* got another number in 2 of 3 rows"):
         net(images, torch.tensor([2, 0, -1]))
-    with pytest.raises(ValueError, match=r"modality must have shape \(3,\)"):
-        net(images, torch.tensor([0, 1]))
-    with pytest.raises(TypeError, match=r"modality must hold integers, got torch\.bool"):
-        net(images, torch.tensor([True, False, True]))
     with pytest.raises(TypeError, match=r"trunk must be a torch\.nn\.Module, got function"):
         TwoStream(stem(), lambda x: x)
     with pytest.raises(ValueError, match="modality must be one of 0, 1, got 2"):
