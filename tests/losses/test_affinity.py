@@ -69,6 +69,18 @@ def test_scores_equal_aim_on_the_papers_batch_in_float32(variant, device):
             assert_close(scores[query][:, gallery], wanted, rtol=0, atol=2e-5)
 
 
+def test_a_query_orthogonal_to_what_it_keeps_gains_nothing_by_rounding():
+    """Cosines of 1e-8 instead of 0 are not scaled to length 1."""
+    g = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(64, 8, generator=g))
+    x = torch.cat([basis[:, :1], basis[:, 1:3] @ torch.randn(2, 7, generator=g)], 1).T
+    modality = (torch.arange(8) > 0).long()
+    assert 0 < (x[:1] @ x[1:].T).abs().max() < 1e-5
+    scores = affinity_inference_scores(x, modality, k1=3, variant="released")[0, 1:]
+    assert_close(scores, torch.zeros(7), rtol=0, atol=1e-5)
+    assert_close(scores[None], 1 - aim(x[:1], x[1:], k1=3, k2=1, variant="released"), rtol=0, atol=1e-5)
+
+
 def test_scores_by_hand():
     """The gallery's cosines: 0.6 and 0 with the first, 0.8. Â = (1, 0.6, 0), (0, 1, 0.8), (0, 0.8, 1)."""
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.6, 0.8], [0.0, 3.0]])

@@ -29,7 +29,7 @@ def affinity_inference_scores(
         k1: entries kept per row, ties by lowest index; more than the gallery means all of it.
         k2: gallery images averaged over, the image itself first; more than the gallery means all of it.
         variant: "paper": d* = Â_qg Ã_gg. "released", as in the authors' code: the rows of both are scaled to length 1
-            first, and the product is with the transpose.
+            first, and the product is with the transpose. Rows of rounding only count as zero rows (our choice).
         amend: False leaves d* out, an ablation: the scores are the cosines A_qg; k1, k2 and variant have no effect.
 
     Returns:
@@ -100,7 +100,13 @@ def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: 
         expanded = near @ within / near.sum(1, keepdim=True)  # Ã_gg
         if variant == "paper":
             return cosine + kept @ expanded, gallery
-        return cosine + normalize_rows(kept) @ normalize_rows(expanded).T, gallery
+        noise = (x.shape[1] + 16) * torch.finfo(cosine.dtype).eps / 2
+        return cosine + _unit(kept, noise) @ _unit(expanded, noise).T, gallery
+
+
+def _unit(rows: Tensor, noise: float) -> Tensor:
+    """``rows`` scaled to length 1; one without an entry above ``noise``, the rounding of a cosine, becomes 0."""
+    return normalize_rows(rows.masked_fill((rows.abs() <= noise).all(1, keepdim=True), 0))
 
 
 def _nearest(cosine: Tensor, allowed: Tensor) -> Tensor:
