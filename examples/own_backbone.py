@@ -21,7 +21,7 @@ DIM = 64
 
 
 class Output(NamedTuple):
-    """What `extract_features` needs is ``features``; the rest is for the criterion."""
+    """Output of `MyModel`: `extract_features` reads ``features``, the criterion all."""
 
     features: Tensor
     transfer: H2FTOutput

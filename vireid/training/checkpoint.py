@@ -71,7 +71,7 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Mo
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read what a checkpoint of `fit` holds: tensors and plain values only, on the CPU.
+    """Read a checkpoint of `fit`, tensors and plain values only, onto the CPU.
 
     Returns:
         State dicts "model", "criterion" and "optimizer"; "recipe" and "settings" as plain values; "epoch",
@@ -138,5 +138,5 @@ def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, 
 
 
 def method_name(method: Any) -> str:
-    """Return what messages call the method of a checkpoint."""
+    """Return the name of a checkpoint's method for messages."""
     return "a model of one's own" if method is None else repr(method)

@@ -82,7 +82,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     workers: int = 0,
 ) -> nn.Module:
-    """Train a model, or go on training it.
+    """Train a model, or continue its training.
 
     Batches hold P identities × K images of each modality. Each epoch draws from PyTorch's global generator, which is
     seeded anew from the recipe's seed, the epoch and the process: a resumed run ends with the same bits as one that
