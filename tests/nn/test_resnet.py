@@ -1,6 +1,4 @@
 import importlib.util
-import sys
-import warnings
 
 import pytest
 import torch
@@ -9,44 +7,15 @@ from torch.testing import assert_close
 
 from vireid.nn.resnet import resnet50
 
-KEPT_ALIVE = []  # a torch.library.Library takes its operators with it when it is collected
-
-
-def import_torchvision():
-    """Import torchvision, also its CUDA build beside a CPU build of torch, whose compiled operators cannot load."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import torchvision
-        except RuntimeError as error:
-            if "operator torchvision::" not in str(error):
-                raise
-            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-            library = torch.library.Library("torchvision", "DEF")
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            KEPT_ALIVE.append(library)
-            import torchvision
-    return torchvision
-
-
-@pytest.fixture(scope="module", params=["torchvision", "timm"])
-def source(request):
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # timm imports it as well
-    pytest.importorskip(request.param)
-    return request.param
-
 
 @pytest.fixture(scope="module")
 def whole(source):
     """The library's own network, classifier included, with running statistics that are not the initial ones."""
     torch.manual_seed(0)
     if source == "torchvision":
-        net = import_torchvision().models.resnet50(weights=None)
+        from torchvision import models
+
+        net = models.resnet50(weights=None)
     else:
         import timm
 

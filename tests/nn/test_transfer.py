@@ -29,7 +29,7 @@ def batch(
 
 
 def sizes(largest: int = 5) -> st.SearchStrategy[tuple[int, int]]:
-    """Images of each modality: balanced or not, one modality alone, one row, two rows."""
+    """Images of each modality: balanced or not, only one modality, one row, two rows."""
     return st.tuples(st.integers(0, largest), st.integers(0, largest)).filter(any)
 
 
@@ -47,7 +47,7 @@ def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training, repea
         x = x[copied.to(x.device)]
     module = randomized(H2FT(6, k=k, tau_hom=0.4, tau_het=0.2), seed).to(device).train(training)
     v = values_of(module, x)
-    # two rows that a training batch normalises are v and -v: every cosine is 1 or -1, nothing is near a tie
+    # two rows that a training batch normalizes are v and -v: every cosine is 1 or -1, nothing is near a tie
     f_q, f_g, a_het, a_hom = ref.h2ft(v, v, modality.cpu(), k=k, tau_hom=0.4, tau_het=0.2)
     out = module(x, modality)
     assert_close(out.values.cpu(), v, **EXACT)
@@ -225,16 +225,6 @@ def test_h2ft_transfer_equals_the_loop_over_single_queries(device, seed, nq, ng,
     assert_close(distance.cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
 
 
-def test_h2ft_transfer_is_one_group_of_the_forward_pass():
-    """A training batch of one query and a gallery of the other modality is the test-time graph."""
-    x, _ = batch(4, 1, 9)
-    module = randomized(H2FT(6)).eval()
-    out = module(x, torch.tensor([VISIBLE] + [INFRARED] * 9))
-    f_q, f_g = module.transfer(x[:1], x[1:])
-    assert_close(f_q, out.query[:1], **EXACT)
-    assert_close(f_g, out.gallery[1:], **EXACT)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_h2ft_transfer_does_not_depend_on_the_other_queries(dtype, device):
     """With more dimensions than images f_q tells its neighbors: they are the rows it is a combination of."""
@@ -290,23 +280,18 @@ def test_the_recorder_sees_a_large_tensor():
     assert largest.elements == 10_000
 
 
-def test_h2ft_inference_keeps_no_gallery_by_gallery_matrix():
-    """What it works in are blocks of a fixed size: with more images the bound is a smaller part of their square."""
-    x = torch.randn(8_008, 8)
-    module = H2FT(8).eval()
-    with LargestTensor() as largest:
-        f_q, f_g = module.transfer(x[:8], x[8:])
-        distance = module.distance(x[:8], x[8:])
-    assert (f_q.shape, f_g.shape, distance.shape) == ((8, 8), (8_000, 8), (8, 8_000))
-    assert 8_000 * 8 <= largest.elements < 8_000 * 8_000 / 4
+def test_inference_keeps_no_gallery_by_gallery_matrix_and_no_cubic_tensor():
+    """Blocks have a fixed size: with more images the bound is a smaller part of their square, 64 million.
 
-
-def test_gft_distance_keeps_no_cubic_tensor():
-    """64 queries by 8,000 images by 64 numbers are 33 million, the gallery's own matrix 64 million."""
+    64 queries by 8,000 images by 64 numbers are 33 million.
+    """
     x = torch.randn(8_064, 64)
+    h2ft, gft = H2FT(64), GFT(64)
     with LargestTensor() as largest:
-        distance = GFT(64).distance(x[:64], x[64:])
-    assert distance.shape == (64, 8_000)
+        f_q, f_g = h2ft.transfer(x[:64], x[64:])
+        distances = h2ft.distance(x[:64], x[64:]), gft.distance(x[:64], x[64:])
+    assert (f_q.shape, f_g.shape) == ((64, 64), (8_000, 64))
+    assert [distance.shape for distance in distances] == [(64, 8_000)] * 2
     assert 64 * 8_000 <= largest.elements < 8_000 * 8_000 / 4
 
 
@@ -376,10 +361,9 @@ def test_a_zero_row_counts_itself_with_cosine_one_and_is_kept(name, k):
     assert_close(module.distance(query, gallery), ref.cosine_distance(f_q, f_g), **EXACT)
 
 
-@pytest.mark.parametrize("k", range(1, 7))
-@pytest.mark.parametrize("ng", range(1, 6))
+@pytest.mark.parametrize(("ng", "k"), [(1, 1), (1, 2), (1, 3), (3, 1), (3, 2), (3, 3), (3, 4), (3, 5), (5, 4), (5, 7)])
 def test_inference_at_every_boundary_of_k(ng, k):
-    """k below, at and above the gallery's size, and with room for the query alone."""
+    """k below, at and above the gallery's size, and with room for the query only."""
     x, _ = batch(11, 3, ng)
     h2ft, gft = H2FT(6, k=k, value=nn.Identity()), GFT(6, k=k, value=nn.Identity())
     f_q, f_g, _ = ref.h2ft_transfer(x[:3], x[3:], k=k, tau_hom=0.4, tau_het=0.2)
@@ -482,13 +466,15 @@ def test_gft_distance_where_a_query_displaces_gallery_neighbors():
         assert_close(module.transfer(query[rows], gallery), (f_q, f_g), **EXACT)
 
 
-def test_gft_transfer_is_the_forward_pass_over_query_and_gallery():
+@pytest.mark.parametrize("make", [H2FT, GFT])
+def test_transfer_is_the_forward_pass_over_query_and_gallery(make):
+    """A training batch of one query and a gallery of the other modality is the test-time graph."""
     x, _ = batch(4, 1, 9)
-    module = randomized(GFT(6)).eval()
+    module = randomized(make(6)).eval()
     out = module(x, torch.tensor([VISIBLE] + [INFRARED] * 9))
     f_q, f_g = module.transfer(x[:1], x[1:])
     assert_close(f_q, out.query[:1], **EXACT)
-    assert_close(f_g[0], out.gallery[1:], **EXACT)
+    assert_close(f_g.view(9, 6), out.gallery[1:], **EXACT)
 
 
 @pytest.mark.parametrize(("nq", "ng"), [(150, 37), (37, 150)])

@@ -1,9 +1,7 @@
 import copy
-import importlib.util
 
 import pytest
 import torch
-from test_resnet import import_torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -144,19 +142,11 @@ def test_bad_cuts():
         TwoStream.from_resnet(SmallBackbone())
 
 
-@pytest.fixture(scope="module", params=["torchvision", "timm"])
-def source(request):
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # timm imports it as well
-    pytest.importorskip(request.param)
-    return request.param
-
-
 def raw(source: str, name: str) -> nn.Module:
     if source == "torchvision":
-        return getattr(import_torchvision().models, name)(weights=None)
+        from torchvision import models
+
+        return getattr(models, name)(weights=None)
     import timm
 
     return timm.create_model(name, pretrained=False)
