@@ -1,11 +1,14 @@
 """Properties that every protocol has."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from vireid.data import Features
 from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, dataset_name
+from vireid.rerank import AIM
 
 PROTOCOLS = [SYSUMM01(sampling="agw", trials=2), *(make(way) for make in (RegDB, LLCM) for way in DIRECTIONS)]
 each = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: f"{type(p).__name__}-{p.direction}")
@@ -70,6 +73,70 @@ def test_arrays_that_are_needed_are_named(protocol, arrays, numbers):
     if protocol.name != "RegDB":
         with pytest.raises(TypeError, match="image_numbers must be given"):
             protocol.evaluate(*arrays.values())
+
+
+def claims(uses):
+    rerank = functools.partial(lambda q, g: -(q @ g.T))
+    rerank.uses = uses
+    return rerank
+
+
+@each
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"ids": np.ones(3, dtype=int)}, ValueError, r"ids must have shape \(48,\), got \(3,\)"),
+        ({"ids": np.ones(48)}, TypeError, r"ids must hold integers.*; integers are needed, e.g. ids.astype\(int\)"),
+        ({"ids": torch.ones(48)}, TypeError, r"integers are needed, e.g. ids.long\(\)"),
+        ({"modality": np.ones(48, bool)}, TypeError, r"got bool; integers are needed, e.g. modality.astype\(int\)"),
+        ({"features": np.full((48, 2), np.nan)}, ValueError, "features must be finite"),
+        ({"features": np.ones((48, 0))}, ValueError, r"at least one column, got shape \(48, 0\)"),
+        ({"features": np.ones((48, 2), int)}, TypeError, "features must be floating point"),
+        ({"rerank": AIM}, TypeError, r"an object such as AIM\(k1=…, k2=…\), got the class AIM"),
+        ({"rerank": "aim"}, TypeError, r"rerank must be None or callable with \(query, gallery\), got str"),
+        ({"rerank": lambda q, g: None}, TypeError, "rerank's distance must be .*got NoneType"),
+        ({"rerank": lambda q, g: (q @ g.T, None)}, TypeError, "rerank's distance must be .*got tuple"),
+        ({"rerank": lambda q, g: q @ g.T * np.nan}, ValueError, "distance must be finite"),
+        ({"rerank": lambda q, g: q[:1] @ g.T}, ValueError, r"rerank must return a distance \(\d+, \d+\), got \(1, "),
+        ({"rerank": claims("everything")}, ValueError, "rerank's uses must be one of 'query', .*'everything'"),
+    ],
+)
+def test_bad_input_is_named(protocol, change, error, text, arrays, numbers):
+    with pytest.raises(error, match=text):
+        protocol.evaluate(**(arrays | {"image_numbers": numbers} | change))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS[1:], ids=lambda p: f"{p.name}-{p.direction}")
+def test_modalities_that_are_missing_or_unknown_are_named(protocol, arrays, numbers):
+    given = arrays | {"image_numbers": numbers}
+    with pytest.raises(ValueError, match=r"modality must hold both, got 48 visible \(0\) and 0 infrared \(1\) images"):
+        protocol.evaluate(**(given | {"modality": arrays["modality"] * 0}))
+    with pytest.raises(ValueError, match=r"modality must be 0 \(visible\) or 1 \(infrared\), got \[1, 2\]"):
+        protocol.evaluate(**(given | {"modality": arrays["modality"] + 1}))
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOLS[0], *PROTOCOLS[3:]], ids=lambda p: f"{p.name}-{p.direction}")
+def test_bad_cameras_and_numbers_are_named(protocol, arrays, numbers):
+    given = arrays | {"image_numbers": numbers}
+    last = 6 if protocol.name.startswith("SYSU") else 9
+    with pytest.raises(ValueError, match=f"cameras must be the data set's numbers 1 to {last}, got {last + 1}"):
+        protocol.evaluate(**(given | {"cameras": arrays["cameras"] * 0 + last + 1}))
+    with pytest.raises(
+        ValueError, match="image_numbers must be unique within identity and camera, got twice: image 1"
+    ):
+        protocol.evaluate(**(given | {"image_numbers": numbers * 0 + 1}))
+
+
+@pytest.mark.parametrize("make", [RegDB, LLCM])
+def test_bad_options_are_named(make):
+    with pytest.raises(ValueError, match="direction must be one of 'visible_to_infrared', 'infrared_to_visible', got"):
+        make("vis_to_nir")
+
+
+@pytest.mark.parametrize("make", [LLCM, functools.partial(SYSUMM01, sampling="agw")])
+def test_trials_are_at_least_one(make):
+    with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
+        make(trials=0)
 
 
 def test_a_modality_that_contradicts_the_cameras_is_named(arrays, numbers):
