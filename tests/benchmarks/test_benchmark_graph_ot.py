@@ -15,7 +15,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("data", ["matched", "unrelated"])
+@pytest.mark.parametrize("data", ["matched", "unrelated", "weighted"])
 def test_the_command(data, tmp_path, capsys):
     output = tmp_path / "graph_ot.csv"
     benchmark.main(["--quick", "--data", data, "--output", str(output)])

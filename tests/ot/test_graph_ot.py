@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import ot
 import vireid.ot._functions
+import vireid.ot.simplex
 from reference.ot import brute_force, distances, objectives, pot
 from vireid.ot import GraphOT, graph_ot
 from vireid.ot.problem import Problems
@@ -211,6 +212,15 @@ def test_the_network_simplex_finds_what_assignments_find(loss, monkeypatch):
         assert torch.equal(simplex.plan.argmax(2), order.argsort(1))
         assert_close(simplex.plan, assigned.plan, rtol=0, atol=1e-9)
         assert_close(simplex.cost, assigned.cost, rtol=0, atol=1e-9)
+
+
+def test_large_plans_do_without_the_four_index_tensor(monkeypatch):
+    x, y = unrelated(2, 8, 6, 12)
+    expected = graph_ot(x, y)
+    monkeypatch.setattr(vireid.ot.simplex, "SMALL", 0)
+    out = graph_ot(x, y)
+    assert_close(out.cost, expected.cost, rtol=0, atol=1e-12)
+    assert_close(out.plan, expected.plan, rtol=0, atol=1e-12)
 
 
 def test_equal_weights_are_as_none(device):
