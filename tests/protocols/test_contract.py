@@ -121,9 +121,7 @@ def test_bad_cameras_and_numbers_are_named(protocol, arrays, numbers):
     last = 6 if protocol.name.startswith("SYSU") else 9
     with pytest.raises(ValueError, match=f"cameras must be the data set's numbers 1 to {last}, got {last + 1}"):
         protocol.evaluate(**(given | {"cameras": arrays["cameras"] * 0 + last + 1}))
-    with pytest.raises(
-        ValueError, match="image_numbers must be unique within identity and camera, got twice: image 1"
-    ):
+    with pytest.raises(ValueError, match="image_numbers must be unique within identity and camera, got twice: image 1"):
         protocol.evaluate(**(given | {"image_numbers": numbers * 0 + 1}))
 
 

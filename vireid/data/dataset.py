@@ -41,11 +41,6 @@ class KeypointSample(NamedTuple):
     """A `Sample` of a dataset that was given key points.
 
     Attributes:
-        image: (3, H, W) uint8, RGB.
-        label: identity, 0 … C-1.
-        modality: 0 visible, 1 infrared.
-        camera: number of the camera, from 1.
-        index: position in the dataset.
         keypoints: float32; coordinates (K, 3) as pixels x, y of ``image`` and a number above 0 where visible, or
             heatmaps (K, h, w) over the image, whichever the dataset was given.
     """

@@ -4,14 +4,7 @@ import re
 from pathlib import Path
 
 from vireid import INFRARED, VISIBLE
-from vireid.data.dataset import (
-    ImageDataset,
-    Record,
-    identity_folders,
-    read_identities,
-    read_index,
-    visible_entries,
-)
+from vireid.data.dataset import ImageDataset, Record, identity_folders, read_identities, read_index, visible_entries
 
 __all__ = ["LLCMDataset"]
 

@@ -145,6 +145,7 @@ def _identity_order(rng: np.random.Generator, classes: int, identities: int, bat
 
 
 def _integers(name: str, values: Tensor | np.ndarray | Sequence[int]) -> np.ndarray:
+    """Return ``values`` as an int64 array (N,)."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (N,), got {array.shape}")

@@ -132,16 +132,9 @@ class Protocol:
         cameras: Array | None = None,
         image_numbers: Array | None = None,
     ) -> Tensor:
-        """Return the indices (Ng,), on the CPU, of one trial's gallery.
+        """Return the indices (Ng,), on the CPU, of one trial's gallery; the arrays are those of `evaluate`.
 
         A drawn gallery is in the order of identity, camera, draw; one of all images in the order given.
-
-        Args:
-            trial: 0 to ``trials`` - 1.
-            ids: (N,) identities of all test images.
-            modality: (N,) 0 visible, 1 infrared.
-            cameras: (N,) camera numbers.
-            image_numbers: (N,) see `evaluate`.
 
         Raises:
             ValueError: for a trial out of range, values that are none of the data set's, or images that are missing or
