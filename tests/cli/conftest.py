@@ -102,15 +102,14 @@ def regdb(tmp_path_factory) -> Path:
 def saved(tmp_path_factory) -> dict[str, Path]:
     """An untrained checkpoint of each of `MODELS`, as of trial 1 of RegDB."""
     pytest.importorskip("kornia", reason="needs the extra train")
-    from vireid.training import Recipe, build, settings_of
+    from vireid.training import Recipe, build
 
     paths = {}
     for number, (name, (method, changes)) in enumerate(MODELS.items()):
         torch.manual_seed(number)
-        settings = {key: x for key, x in (settings_of(method) | changes).items() if x is not None}
-        trial = settings.pop("trial", 1)
-        model, _ = build(method, 5, SIZE, settings)
-        settings |= {"method": method, "dataset": "regdb", "trial": trial}
+        own = {key: x for key, x in changes.items() if key != "trial"}  # others are a checkpoint's by default
+        model, _ = build(method, 5, SIZE, own)
+        settings = {"method": method, "dataset": "regdb", "trial": 1, **changes}
         paths[name] = tmp_path_factory.mktemp("runs") / name / "checkpoint.pt"
         paths[name].parent.mkdir()
         state = {"model": model.state_dict(), "criterion": {}, "optimizer": {}, "recipe": Recipe(size=SIZE).to_dict()}

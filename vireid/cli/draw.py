@@ -1,5 +1,6 @@
 """``vireid draw``: pictures of a trained model, of its data and of reports."""
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,24 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import (
-    PICTURES,
-    Command,
-    Data,
-    InputFile,
-    OutputFile,
-    Rules,
-    check_device,
-    data_options,
-    device_option,
-)
+from vireid.cli.options import PICTURES, Command, Data, InputFile, OutputFile, Rules, data_options
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
 
     from vireid.cli.graphs import Alignment
-    from vireid.training import Checkpoint
     from vireid.training.datasets import Dataset
 
 __all__ = ["draw"]
@@ -43,16 +33,18 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
     """Add a picture to the group; with ``images`` it has the options that say which ones."""
 
     def decorate(command: Command) -> Command:
-        made: Any = command
-        if images:
-            made = device_option(made)
-            made = click.option("--split", type=click.Choice(["test", "all"]), default="test", show_default=True)(made)
-            made = data_options(made)
-        output = click.option(
-            "--output", type=OutputFile(*PICTURES), default=f"{name}.png", show_default=True, help="Picture to write."
+        @functools.wraps(command)
+        def run(output: Path, **given: Any) -> None:
+            command(output=output, **given)
+            click.echo(f"wrote {output}")
+
+        wrapped: Any = data_options("test", "all")(run) if images else run
+        kind, default = OutputFile(*PICTURES), f"{name}.png"
+        wrapped = click.option("--output", type=kind, default=default, show_default=True, help="Picture to write.")(
+            wrapped
         )
         epilog = "\b\nExamples:\n" + "\n".join(f"  vireid draw {name} {example}".rstrip() for example in examples)
-        draw.command(name, short_help=short, epilog=epilog)(output(made))
+        draw.command(name, short_help=short, epilog=epilog)(wrapped)
         return command
 
     return decorate
@@ -60,17 +52,6 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
 
 _checkpoint = click.argument("checkpoint", type=InputFile(".pt"))
 _count = click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, help="Number of images.")
-
-
-def _open(checkpoint: Path, device: str) -> "Checkpoint":
-    check_device(device)
-    from vireid.training import load_checkpoint
-
-    return load_checkpoint(checkpoint, device=device)
-
-
-def _drawn(output: Path) -> None:
-    click.echo(f"wrote {output}")
 
 
 def evenly(values: "np.ndarray", count: int) -> "np.ndarray":
@@ -100,32 +81,30 @@ def read_pairs(dataset: "Dataset", people: Iterable[int], count: int | None = No
 @_checkpoint
 @_count
 @click.option("--scale", type=click.Choice(["common", "map"]), default="common", show_default=True, help="Of colors.")
-def attention(checkpoint: Path, images: int, scale: Any, data: Data, split: str, device: str, output: Path) -> None:
+def attention(checkpoint: Path, images: int, scale: Any, data: Data, output: Path) -> None:
     """Draw where each prototype looks in evenly chosen people's images, visible and infrared by turns (SAAI, Fig. 6).
 
     CHECKPOINT is one of vireid train saai.
     """
-    found = _open(checkpoint, device)
     import torch
 
-    from vireid.cli.trained import open_images
+    from vireid.cli.trained import open_trained
     from vireid.data import EvalTransform
     from vireid.plots import attention_maps
 
+    found = open_trained(checkpoint, data)
     model: Any = found.model
     if getattr(model, "pooling", None) is None:
         raise click.UsageError(
             f"{checkpoint} holds a model without prototypes, which has no attention maps: take one that vireid train "
             "saai trained with its parts."
         )
-    _, dataset = open_images(found, data, split)
-    shown = read_pairs(dataset, evenly(both_kinds(dataset), (images + 1) // 2), images)
+    shown = read_pairs(found.images, evenly(both_kinds(found.images), (images + 1) // 2), images)
     with torch.no_grad():
-        x = EvalTransform()(shown.image.to(device))
-        maps = model(x, shown.modality.to(device)).similarity.sigmoid()
+        x = EvalTransform()(shown.image.to(data.device))
+        maps = model(x, shown.modality.to(data.device)).similarity.sigmoid()
         h, w = model.backbone(x).shape[-2:]
     attention_maps(shown.image, maps, output, size=(h, w), modality=shown.modality, scale=scale)
-    _drawn(output)
 
 
 @_picture("tsne", "Features by t-SNE, a panel per checkpoint.", "checkpoint.pt --name CIFT --identities 15")
@@ -141,35 +120,32 @@ def tsne(
     perplexity: float,
     seed: int,
     data: Data,
-    split: str,
-    device: str,
     output: Path,
 ) -> None:
     """Draw the features of evenly chosen people by t-SNE, a panel for each of the CHECKPOINTS (SAAI, Fig. 5)."""
     names = names or panel_names(checkpoints)
     if not len(set(names)) == len(names) == len(checkpoints):
         raise click.UsageError(f"--name must be given per checkpoint, each another one, got {', '.join(names)}.")
-    first = _open(checkpoints[0], device)
     import numpy as np
     from torch.utils.data import Subset
 
-    from vireid.cli.trained import open_images, trained_on
+    from vireid.cli.trained import load, open_images, trained_on
     from vireid.plots import tsne
     from vireid.training import extract_features
 
     features = {}
-    for name, path in zip(names, checkpoints, strict=True):
-        found = _open(path, device)
-        if split == "test" and trained_on(found.settings) != trained_on(first.settings):
+    opened = [load(path, data.device) for path in checkpoints]
+    first = opened[0]
+    for name, path, found in zip(names, checkpoints, opened, strict=True):
+        if data.split == "test" and trained_on(found.settings) != trained_on(first.settings):
             text = f"{path} was trained on {trained_on(found.settings)}: it may have seen the people that are shown"
             click.echo(f"Note: {text}", err=True)
-        _, dataset = open_images(first, data, split, size=found.recipe.size)
+        _, dataset = open_images(first.method, first.settings, data, found.recipe.size)
         rows = np.flatnonzero(np.isin(dataset.ids, evenly(np.unique(dataset.ids), identities)))
         shown: Any = Subset(dataset, rows.tolist())
         features[name] = extract_features(found.model, shown, workers=data.workers)
     ids, modality = dataset.ids[rows], dataset.modality[rows]
     tsne(features, ids, modality, output, identities=identities, perplexity=perplexity, seed=seed)
-    _drawn(output)
 
 
 def panel_names(paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -203,8 +179,6 @@ def skeleton(
     global_node: bool,
     threshold: float,
     data: Data,
-    split: str,
-    device: str,
     output: Path,
 ) -> None:
     """Draw key points and bones over evenly chosen people's images, visible and infrared by turns (G2DA).
@@ -212,17 +186,14 @@ def skeleton(
     CHECKPOINT says whose data are shown; without it they are the synthetic ones, or those of --dataset.
     """
     from vireid.cli.graphs import locate
-    from vireid.cli.trained import keypoints_of, open_images
+    from vireid.cli.trained import open_images
     from vireid.plots import skeleton_graph
-    from vireid.training import Checkpoint, Recipe, read_checkpoint
+    from vireid.training import read_checkpoint
 
     settings = {} if checkpoint is None else dict(read_checkpoint(checkpoint)["settings"])
     if settings.get("part_grid"):
         raise click.UsageError(f"{checkpoint} was trained with --part-grid: it has parts of a grid, no skeleton.")
-    nobody: Any = None
-    found = Checkpoint(nobody, "g2da", settings, Recipe(), 0, 0)
-    keypoints_of("g2da", settings, data.dataset or settings.get("dataset", "synthetic"), data)
-    _, dataset = open_images(found, data, split, size=size)
+    _, dataset = open_images("g2da", settings, data, size)
     shown = read_pairs(dataset, evenly(both_kinds(dataset), (images + 1) // 2), images)
     skeleton_graph(
         shown.image,
@@ -233,27 +204,27 @@ def skeleton(
         global_node=global_node,
         columns=2 if names else None,  # two of one person side by side
     )
-    _drawn(output)
 
 
-def _pair(checkpoint: Path, identity: int | None, data: Data, split: str, device: str) -> "tuple[Alignment, Any, str]":
+def _pair(checkpoint: Path, identity: int | None, data: Data) -> "tuple[Alignment, Any, str]":
     """Return two images of a person, aligned; the images (2, 3, H, W); a title."""
-    found = _open(checkpoint, device)
     from vireid.cli.graphs import align
-    from vireid.cli.trained import open_images
+    from vireid.cli.trained import open_trained
+    from vireid.training import settings_of
 
+    found = open_trained(checkpoint, data)
     if found.method != "g2da":
         raise click.UsageError(f"{checkpoint} is of vireid train {found.method}: take one of vireid train g2da.")
-    _, dataset = open_images(found, data, split)
-    people = both_kinds(dataset)
+    people = both_kinds(found.images)
     identity = int(people[0]) if identity is None else identity
     if identity not in people:
         listed = ", ".join(map(str, people[:10])) + (", …" if len(people) > 10 else "")
         raise click.UsageError(
             f"--identity must have a visible and an infrared image, as {listed} have, got {identity}."
         )
-    shown = read_pairs(dataset, [identity])
-    pair = align(found.model, found.settings, shown.image, shown.modality, getattr(shown, "keypoints", None))
+    shown = read_pairs(found.images, [identity])
+    settings = {**settings_of("g2da"), **found.settings}
+    pair = align(found.model, settings, shown.image, shown.modality, getattr(shown, "keypoints", None))
     return pair, shown.image, f"identity {identity}: $D_{{ot}}$ = {pair.cost:.3f} with φ = {pair.phi:g}"
 
 
@@ -265,62 +236,45 @@ _identity = click.option(
 @_picture("plan", "Transport plan between two images of a person (G2DA).", "checkpoint.pt --identity 10")
 @_checkpoint
 @_identity
-def plan(checkpoint: Path, identity: int | None, data: Data, split: str, device: str, output: Path) -> None:
+def plan(checkpoint: Path, identity: int | None, data: Data, output: Path) -> None:
     """Draw the plan T between the graphs of two images of one person (G2DA, Eq. 4 to 7).
 
     CHECKPOINT is one of vireid train g2da.
     """
-    pair, images, title = _pair(checkpoint, identity, data, split, device)
+    pair, images, title = _pair(checkpoint, identity, data)
     from vireid.plots import transport_plan
 
-    visible, infrared = pair.points
-    transport_plan(
-        images[0],
-        images[1],
-        pair.plan,
-        output,
-        points_visible=visible,
-        points_infrared=infrared,
-        names=pair.names,
-        title=title,
-    )
-    _drawn(output)
+    places = dict(zip(("points_visible", "points_infrared"), pair.points, strict=True))
+    transport_plan(images[0], images[1], pair.plan, output, names=pair.names, title=title, **places)
 
 
 @_picture("costs", "Distances of two images' nodes, and the costs of the plan (G2DA).", "checkpoint.pt --identity 10")
 @_checkpoint
 @_identity
-def costs(checkpoint: Path, identity: int | None, data: Data, split: str, device: str, output: Path) -> None:
+def costs(checkpoint: Path, identity: int | None, data: Data, output: Path) -> None:
     """Draw the distances within and between the graphs of two images of one person, and the plan's costs (G2DA).
 
     CHECKPOINT is one of vireid train g2da.
     """
-    pair, _, title = _pair(checkpoint, identity, data, split, device)
+    pair, _, title = _pair(checkpoint, identity, data)
     from vireid.plots import cost_matrices
 
     visible, infrared = pair.nodes
     cost_matrices(visible, infrared, pair.plan, output, loss=pair.structure, names=pair.names, title=title)
-    _drawn(output)
 
 
 @_picture("ranked", "Queries with their ten nearest images.", "checkpoint.pt --queries 5", "checkpoint.pt --rerank gnn")
 @_checkpoint
 @click.option("--queries", type=click.IntRange(min=1), default=8, show_default=True, help="Number of queries.")
 @rerank_options(text="[none; of SAAI aim]")
-def ranked(
-    checkpoint: Path, queries: int, reranking: Reranking, data: Data, split: str, device: str, output: Path
-) -> None:
+def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, output: Path) -> None:
     """Draw evenly chosen queries with their ten nearest images of the other modality, in the last way of ranking."""
-    found = _open(checkpoint, device)
-    from vireid.cli.trained import open_images, ways_of
-    from vireid.training import extract_features
+    from vireid.cli.trained import open_trained
     from vireid.training.inference import draw_ranked
 
-    name, dataset = open_images(found, data, split)
-    ways = ways_of(found.model, found.method, name, reranking, Rules(None, None, None, None))
-    features = extract_features(found.model, dataset, workers=data.workers)
-    draw_ranked(output, dataset, features, list(ways.values())[-1], queries=queries)
-    _drawn(output)
+    found = open_trained(checkpoint, data)
+    ways = found.ways(reranking, Rules(None, None, None, None))
+    draw_ranked(output, found.images, found.features(data), list(ways.values())[-1], queries=queries)
 
 
 @_picture("cmc", "CMC curves of reports.", "metrics.json", "report.json other.json --max-rank 50", images=False)
@@ -338,4 +292,3 @@ def cmc(reports: tuple[Path, ...], max_rank: int, output: Path) -> None:
             name = f"{row.direction.replace('_', ' ')}, {way}"
             curves[name if len(reports) == 1 else f"{path.stem}: {name}"] = row.cmc
     cmc_curves(curves, output, max_rank=max_rank)
-    _drawn(output)

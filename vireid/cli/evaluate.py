@@ -1,6 +1,5 @@
 """``vireid evaluate``: a feature file or a checkpoint, ranked by a data set's protocol."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,21 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import (
-    Data,
-    DatasetName,
-    Folder,
-    InputFile,
-    OutputFile,
-    Rules,
-    bar,
-    check_device,
-    common_options,
-    data_options,
-    protocol_options,
-    read_features,
-    refuse,
-)
+from vireid.cli import options
+from vireid.cli.options import Data, DatasetName, InputFile, OutputFile, Rules, refuse
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -64,25 +50,33 @@ AIM's k1 and k2, unless given, are the paper's: 4 and 1 for SYSU-MM01 single-sho
 @click.command(short_help="Evaluate feature files or a checkpoint by a data set's protocol.", epilog=_EXAMPLES)
 @click.argument("files", nargs=-1, required=True, type=InputFile())
 @click.option("--protocol", type=DatasetName("sysu", "regdb", "llcm"), help="Feature files: whose rules apply.")
-@protocol_options
+@options.protocol_options
 @click.option("--permutations", type=InputFile(), help="Feature files: SYSU-MM01's exp/rand_perm_cam.mat.")
 @rerank_options(text="[none; for a checkpoint of SAAI aim]")
 @click.option("--name", callback=_check_name, help="Feature files: their name in the report. Default: the first one's.")
-@data_options
-@click.option("--split", type=click.Choice(["test", "all"]), help="Checkpoint: all takes every identity as a test one.")
+@options.data_options("test", "all")
 @click.option("--flip", is_flag=True, help="Checkpoint: mean of the features of an image and of its mirror image.")
-@click.option("--output", type=Folder(), help="Checkpoint: also write metrics.json, cmc.png and ranked.png there.")
+@click.option(
+    "--output", type=options.FOLDER, help="Checkpoint: also write metrics.json, cmc.png and ranked.png there."
+)
 @click.option("--json", "json_file", type=OutputFile(".json"), help="Also write the report with every trial.")
 @click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line per row.")
 @click.option("--latex", is_flag=True, help="Print rows of a LaTeX table instead.")
-@common_options
+@options.progress_option
 def evaluate(
     files: tuple[Path, ...],
+    protocol: str | None,
+    permutations: Path | None,
+    name: str | None,
+    rules: Rules,
+    reranking: Reranking,
+    data: Data,
+    flip: bool,
+    output: Path | None,
     json_file: Path | None,
     csv_file: Path | None,
     latex: bool,
-    device: str,
-    **options: Any,
+    progress: bool | None,
 ) -> None:
     """Evaluate FILES by a data set's protocol: CMC, mAP and mINP as in print.
 
@@ -99,74 +93,44 @@ def evaluate(
     The column "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or transductive
     (other queries too). Compare rows of one kind only.
     """
-    work = _checkpoint if files[0].suffix == ".pt" else _features
-    report, results = work(files, outputs=(json_file, csv_file), device=device, **options)
+    outputs = [path for path in (json_file, csv_file) if path is not None]
+    write: Callable[[Path], None] | None = None
+    if files[0].suffix == ".pt":
+        refuse("", "a checkpoint, whose data set says it", {"protocol": protocol, "permutations": permutations})
+        refuse("", "a checkpoint", {"name": name})
+        report, write = _checkpoint(files, rules, reranking, data, flip)
+    else:
+        used = {"dataset": data.dataset, "root": data.root, "trial": data.trial, "keypoints": data.keypoints}
+        used |= {"split": "all" if data.split == "all" else None, "flip": flip or None, "output": output}
+        refuse("", "feature files", used | {"workers": data.workers or None})
+        protocols, reranking = _chosen(files, protocol, permutations, rules, reranking)
+        report = _features(files, protocols, reranking, name or files[0].stem, outputs, data.device, progress)
     try:  # the table first: a full disk must not lose the figures, nor a reader that has left the files
         click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
     finally:
-        for output in (json_file, csv_file):
-            if output is not None:
-                report.save(output)
-        if results is not None:
-            results()
+        for path in outputs:
+            report.save(path)
+        if write is not None and output is not None:
+            write(output)
 
 
 def _checkpoint(
-    files: tuple[Path, ...],
-    *,
-    protocol: str | None,
-    permutations: Path | None,
-    name: str | None,
-    progress: bool | None,
-    rules: Rules,
-    reranking: Reranking,
-    data: Data,
-    split: str | None,
-    flip: bool,
-    output: Path | None,
-    outputs: tuple[Path | None, ...],
-    device: str,
-) -> "tuple[Report, Callable[[], None] | None]":
-    """Evaluate a checkpoint; returns the report and what writes the other results."""
+    files: tuple[Path, ...], rules: Rules, reranking: Reranking, data: Data, flip: bool
+) -> "tuple[Report, Callable[[Path], None]]":
+    """Evaluate a checkpoint; returns the report and what writes the other results into a folder."""
     if len(files) > 1:
         raise click.UsageError(f"a checkpoint is evaluated by itself, got {len(files)} files.")
-    refuse("", "a checkpoint, whose data set says it", {"protocol": protocol, "permutations": permutations})
-    refuse("", "a checkpoint", {"name": name})
-    check_device(device)
+    from vireid.cli.trained import open_trained
 
-    from vireid.cli.trained import evaluate_model, open_images, trained_on, write_results
-    from vireid.training import extract_features, load_checkpoint
-
-    found = load_checkpoint(files[0], device=device)
-    rules.check("--dataset", data.dataset or found.settings.get("dataset", "synthetic"))
-    dataset, images = open_images(found, data, split or "test")
-    click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
-    x = extract_features(found.model, images, flip=flip, workers=data.workers)
-    report, distance = evaluate_model(found.model, found.method, dataset, images, x, rules, reranking)
-    if output is None:
-        return report, None
-    return report, lambda: write_results(output, report, dataset, images, x, distance, found.settings)
+    found = open_trained(files[0], data, rules)
+    click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {found.trained_on}")
+    return found.evaluate(found.features(data, flip=flip), rules, reranking)
 
 
-def _features(
-    files: tuple[Path, ...],
-    *,
-    protocol: str | None,
-    permutations: Path | None,
-    name: str | None,
-    progress: bool | None,
-    rules: Rules,
-    reranking: Reranking,
-    data: Data,
-    split: str | None,
-    flip: bool,
-    output: Path | None,
-    outputs: tuple[Path | None, ...],
-    device: str,
-) -> "tuple[Report, None]":
-    """Evaluate feature files."""
-    others = {**dataclasses.asdict(data), "workers": data.workers or None, "split": split, "output": output}
-    refuse("", "feature files", {**others, "flip": flip or None})
+def _chosen(
+    files: tuple[Path, ...], protocol: str | None, permutations: Path | None, rules: Rules, reranking: Reranking
+) -> tuple[list[Any], Reranking]:
+    """Return the protocols and the re-ranking of feature files, checked."""
     if protocol is None:
         raise click.UsageError("Missing option '--protocol', the data set whose rules apply to feature files.")
     rules.check("--protocol", protocol)
@@ -183,23 +147,33 @@ def _features(
         raise click.UsageError("a file was given twice: each is one trial.")
     if len(files) > 1 and protocol != "regdb":
         raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
-    reranking = reranking.completed(protocol, rules)
-    check_device(device)
+    return rules.protocols(protocol, permutations), reranking.completed(protocol, rules)
 
+
+def _features(
+    files: tuple[Path, ...],
+    protocols: list[Any],
+    reranking: Reranking,
+    name: str,
+    outputs: list[Path],
+    device: str,
+    progress: bool | None,
+) -> "Report":
+    """Evaluate feature files."""
+    options.check_device(device)
     import numpy as np
 
     from vireid.protocols import Report
 
-    protocols = rules.protocols(protocol, permutations)
     reports, counts = [], []
-    with bar(len(files) * sum(each.trials for each in protocols), "trials", progress) as shown:
+    with options.bar(len(files) * sum(each.trials for each in protocols), "trials", progress) as shown:
         ranked = _Counted(reranking, shown.update)
         for file in files:
-            found = read_features(file, *outputs)
+            found = options.read_features(file, *outputs)
             counts.append(np.bincount(found.modality, minlength=2).tolist())
             for each in protocols:
                 try:
-                    reports.append(_evaluated(each, found, device, rerank=ranked, features_name=name or files[0].stem))
+                    reports.append(_evaluated(each, found, device, rerank=ranked, features_name=name))
                 except ValueError as error:
                     taken = found.image_numbers is None and "image_numbers must" in str(error)
                     hint = "; the file has no image_numbers, they were taken from its names" if taken else ""
@@ -207,16 +181,16 @@ def _features(
     if any(count != counts[0] for count in counts):
         sizes = ", ".join(f"{file} {c[VISIBLE]} and {c[INFRARED]}" for file, c in zip(files, counts, strict=True))
         click.echo(f"Note: the files hold different numbers of visible and infrared images: {sizes}", err=True)
-    return Report.merge(reports), None
+    return Report.merge(reports)
 
 
-def _evaluated(protocol: Any, found: "Features", device: str, **options: Any) -> "Report":
+def _evaluated(protocol: Any, found: "Features", device: str, **named: Any) -> "Report":
     """Return the report of a feature file, ranked on ``device``."""
     import torch
 
     numbers = None if protocol.name == "RegDB" else found.places() if protocol.name == "LLCM" else found.numbers()
     x = torch.from_numpy(found.features).to(device)
-    report: Report = protocol.evaluate(x, found.ids, found.modality, found.cameras, numbers, **options)
+    report: Report = protocol.evaluate(x, found.ids, found.modality, found.cameras, numbers, **named)
     return report
 
 

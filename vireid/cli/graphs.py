@@ -9,14 +9,8 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
 class Alignment(NamedTuple):
     """The graphs of a visible and an infrared image, and the plan between them.
 
-    Attributes:
-        points: (2, K, 2 or 3), where the nodes are, but for the global one.
-        nodes: (2, K + 1, d).
-        names: of the K + 1 nodes.
-        plan: (K + 1, K + 1) T.
-        cost: D_ot.
-        phi: φ of D_ot.
-        structure: difference of structure in D_ot.
+    ``points`` (2, K, 2 or 3) are the places of the nodes, but for the global one, ``nodes`` (2, K + 1, d) their
+    features, ``names`` those of all K + 1; ``plan`` is T and ``cost`` D_ot with ``phi`` and ``structure``.
     """
 
     points: "Tensor"
@@ -37,13 +31,8 @@ def align(
 ) -> Alignment:
     """Align two images (2, 3, H, W), visible and infrared, as the model's training did.
 
-    Args:
-        model: a G2DA.
-        settings: that it was trained with.
-        images: uint8.
-        modality: (2,).
-        keypoints: coordinates or heatmaps, unless the model has a grid of parts. A node that one of the two images
-            lacks is left out of both.
+    ``keypoints`` are coordinates or heatmaps, unless the model has a grid of parts. A node that one of the two images
+    lacks is left out of both.
     """
     import torch
 

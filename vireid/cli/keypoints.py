@@ -1,13 +1,12 @@
 """``vireid keypoints``: heatmaps of the key points of all images of a data set, made once, for G2DA."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import DatasetName, Folder, check_device, device_option
+from vireid.cli.options import FOLDER, DatasetName, check_device, device_option
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
@@ -26,8 +25,8 @@ Examples:
 
 @click.command(short_help="Estimate the key points of a data set's images.", epilog=_EXAMPLES)
 @click.option("--dataset", type=DatasetName("sysu", "regdb", "llcm"), required=True)
-@click.option("--root", type=Folder(), required=True, help="Folder of the data set, in its published layout.")
-@click.option("--output", type=Folder(), help="Folder for the heatmaps. Default: beside --root, ROOT-heatmaps.")
+@click.option("--root", type=FOLDER, required=True, help="Folder of the data set, in its published layout.")
+@click.option("--output", type=FOLDER, help="Folder for the heatmaps. Default: beside --root, ROOT-heatmaps.")
 @click.option(
     "--model",
     default="usyd-community/vitpose-base-simple",
@@ -113,11 +112,7 @@ def describe(scores: "np.ndarray", modality: "np.ndarray", least: float) -> str:
     from vireid.nn import PERSON_13
 
     lines = [f"key points with a score (the highest value of the heatmap) below {least:g}:"]
-    rows: Mapping[str, np.ndarray] = {
-        "all": modality >= 0,
-        "visible": modality == VISIBLE,
-        "infrared": modality == INFRARED,
-    }
+    rows = {"all": modality >= 0, "visible": modality == VISIBLE, "infrared": modality == INFRARED}
     for name, chosen in rows.items():
         low = 100 * (scores[chosen] < least).mean(0)
         worst = int(low.argmax())

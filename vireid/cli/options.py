@@ -81,22 +81,21 @@ class OutputFile(click.ParamType):
         return path
 
 
-class Folder(click.Path):
-    """A folder; it need not exist."""
-
-    def __init__(self, *, exists: bool = False) -> None:
-        super().__init__(exists=exists, file_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+"""A folder, which need not exist."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images that a command reads; None is the command's default."""
+    """Images that a command reads, and the device that it computes on; None is the command's default."""
 
     dataset: str | None
     root: Path | None
     trial: int | None
     keypoints: Path | None
     workers: int
+    split: str = "test"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -126,20 +125,27 @@ class Rules:
         return [(LLCM if dataset == "llcm" else RegDB)(way) for way in ways]
 
 
-def data_options(command: Command) -> Command:
-    """Give a command the options that say which images are read; it is called with one ``data``."""
-    return _grouped(
-        command,
-        "data",
-        Data,
+def data_options(*splits: str) -> Callable[[Command], Command]:
+    """Give a command the options that say which images are read; it is called with one ``data``.
+
+    With ``splits``, the first of which is the default, it also has --split and --device.
+    """
+    options = [
         click.option("--dataset", type=DatasetName(), help="Any spelling will do, such as SYSU-MM01."),
-        click.option("--root", type=Folder(), help="Folder of the data set. The synthetic one is drawn there."),
+        click.option("--root", type=FOLDER, help="Folder of the data set. The synthetic one is drawn there."),
         click.option("--trial", type=click.IntRange(1, 10), help="Split of RegDB and of the synthetic data [1]."),
         click.option(
             "--keypoints", type=click.Path(path_type=Path), help="G2DA: key points of the images, a file or a folder."
         ),
         click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images."),
-    )
+    ]
+    if splits:
+        text = "Identities; all takes every one as a test identity."
+        options += [
+            click.option("--split", type=click.Choice(splits), default=splits[0], show_default=True, help=text),
+            device_option,
+        ]
+    return lambda command: _grouped(command, "data", Data, *options)
 
 
 def protocol_options(command: Command) -> Command:
@@ -162,7 +168,8 @@ def _grouped(command: Command, name: str, kind: type, *options: Callable[[Any], 
 
     @functools.wraps(command)
     def run(**given: Any) -> Any:
-        return command(**{name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})}, **given)
+        found = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
+        return command(**{name: kind(**found)}, **given)
 
     wrapped: Any = run
     for option in reversed(options):
@@ -170,17 +177,10 @@ def _grouped(command: Command, name: str, kind: type, *options: Callable[[Any], 
     return wrapped
 
 
-def common_options(command: Command) -> Command:
-    """Give a command the options --device and --progress."""
-    command = click.option(
-        "--progress/--no-progress", default=None, help="Bar on standard error. Default: only on a terminal."
-    )(command)
-    return device_option(command)
-
-
-def device_option(command: Command) -> Command:
-    """Give a command the option --device."""
-    return click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)(command)
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+progress_option = click.option(
+    "--progress/--no-progress", default=None, help="Bar on standard error. Default: only on a terminal."
+)
 
 
 def check_device(device: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import InputFile, OutputFile, bar, check_device, common_options, read_features
+from vireid.cli.options import InputFile, OutputFile, bar, check_device, device_option, progress_option, read_features
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -42,7 +42,8 @@ Examples:
 )
 @click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Gallery images of each query.")
 @click.option("--output", type=OutputFile(".npz", ".csv"), required=True, help="File to write, .npz or .csv.")
-@common_options
+@device_option
+@progress_option
 def rerank(
     file: Path,
     reranking: Reranking,

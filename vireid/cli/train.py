@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vireid.cli.options import Data, Folder, Rules, data_options, protocol_options
+from vireid.cli.options import FOLDER, Data, Rules, data_options, protocol_options
 from vireid.cli.signatures import constant, keyword_arguments, option, parse
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -103,7 +103,7 @@ def _add(method: str) -> None:
     --set changes a field of the recipe, as often as wanted. Fields, with the values of the recipe small: {_fields()}.
     """
     common = [
-        data_options,
+        data_options(),
         protocol_options,
         click.option(
             "--recipe", "recipe_name", default="small", show_default=True, help="Recipe of the training, by name."
@@ -113,9 +113,9 @@ def _add(method: str) -> None:
         click.option("--cache/--no-cache", default=True, show_default=True, help="Keep the images in memory."),
         click.option("--accelerator", default="auto", show_default=True, help="Lightning Fabric's: cpu, cuda, mps."),
         click.option(
-            "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, one per device."
+            "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes."
         ),
-        click.option("--output", type=Folder(), default=Path("runs", method), show_default=True),
+        click.option("--output", type=FOLDER, default=Path("runs", method), show_default=True),
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in --output."),
     ]
     rows = constant(_METHODS, f"{method.upper()}_ROWS")
@@ -144,8 +144,8 @@ def _train(
 ) -> None:
     """Train and evaluate; only the first process of several does the latter."""
     from vireid.cli.rerankers import Reranking
-    from vireid.cli.trained import evaluate_model, keypoints_of, root_of, write_results
-    from vireid.training import METHODS, RECIPES, build, extract_features, fit, launch, open_dataset
+    from vireid.cli.trained import Trained, keypoints_of, root_of
+    from vireid.training import METHODS, RECIPES, build, fit, launch, open_dataset
     from vireid.training.datasets import digest_keypoints
 
     if recipe_name not in RECIPES:
@@ -168,27 +168,18 @@ def _train(
     if keypoints is not None:
         kept["keypoints"] = digest_keypoints(keypoints)
     model, criterion = build(method, images.num_classes, recipe.size, settings)
+    run: dict[str, Any] = {"recipe": recipe, "fabric": fabric, "output": output, "resume": resume}
     try:
-        model = fit(
-            model,
-            criterion,
-            images,
-            recipe=recipe,
-            fabric=fabric,
-            output=output,
-            resume=resume,
-            settings=kept,
-            workers=data.workers,
-        )
+        model = fit(model, criterion, images, settings=kept, workers=data.workers, **run)
     except RuntimeError as error:
         if "not finite" in str(error):
             raise click.ClickException(str(error)) from error
         raise
     if fabric.is_global_zero:
-        features = extract_features(model, test, workers=data.workers)
-        report, distance = evaluate_model(model, method, dataset, test, features, rules, Reranking(None))
+        trained = Trained(model, method, kept, recipe.epochs, dataset, test)
+        report, write = trained.evaluate(trained.features(data), rules, Reranking(None))
         click.echo(report)
-        write_results(output, report, dataset, test, features, distance, kept)
+        write(output)
 
 
 for _method in ("cift", "saai", "g2da"):

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vireid.cli.options import Data, Rules, refuse
+from vireid.cli.options import Data, Rules, check_device, refuse
 from vireid.cli.rerankers import Reranking
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -15,6 +15,97 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.protocols import Report
     from vireid.training import Checkpoint
     from vireid.training.datasets import Dataset
+
+
+class Trained(NamedTuple):
+    """A model of a method, the settings that it was trained with, and the images that it is looked at with."""
+
+    model: "nn.Module"
+    method: str
+    settings: dict[str, Any]
+    epoch: int
+    dataset: str
+    images: "Dataset"
+
+    @property
+    def trained_on(self) -> str:
+        """The data that the model was trained on, in words."""
+        return trained_on(self.settings)
+
+    def features(self, data: Data, *, flip: bool = False) -> "Tensor":
+        """Return the features (N, d) of the images."""
+        from vireid.training import extract_features
+
+        return extract_features(self.model, self.images, flip=flip, workers=data.workers)
+
+    def ways(self, reranking: Reranking, rules: Rules) -> "dict[str, Callable[[Tensor, Tensor], Tensor] | None]":
+        """Return the ways in which the model ranks by name; of SAAI, by default, also with AIM."""
+        from vireid.training import ranking_ways
+
+        chosen = Reranking(reranking.method or ("aim" if self.method == "saai" else "none"), reranking.given)
+        chosen = chosen.completed(self.dataset, rules)
+        if chosen.method == "none":
+            return ranking_ways(self.model)
+        return ranking_ways(self.model, {"AIM" if chosen.method == "aim" else str(chosen.method): chosen.function()})
+
+    def evaluate(
+        self, features: "Tensor", rules: Rules, reranking: Reranking
+    ) -> "tuple[Report, Callable[[Path], None]]":
+        """Evaluate the features in all `ways`; returns the report and what writes the results' files into a folder."""
+        from vireid.training import evaluate, write_results
+
+        ways = self.ways(reranking, rules)
+        protocols = rules.protocols(self.dataset, self.images.root / "exp" / "rand_perm_cam.mat")
+        report = evaluate(self.images, features, ways, protocols)
+
+        def write(output: Path) -> None:
+            results = report, self.images, features, list(ways.values())[-1]
+            write_results(output, *results, name=self.dataset, trained_on=self.trained_on)
+            click.echo(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
+
+        return report, write
+
+
+def trained_on(settings: dict[str, Any]) -> str:
+    """Return the data that settings of a training name, in words."""
+    name = str(settings.get("dataset", "unknown"))
+    return f"{name}, trial {settings['trial']}" if name in ("regdb", "synthetic") else name
+
+
+def load(path: Path, device: str) -> "Checkpoint":
+    """Open a checkpoint on a device that is there."""
+    check_device(device)
+    from vireid.training import load_checkpoint
+
+    return load_checkpoint(path, device=device)
+
+
+def open_trained(path: Path, data: Data, rules: Rules | None = None) -> Trained:
+    """Open a checkpoint and the images that the options name; ``rules`` are those of their protocol."""
+    found = load(path, data.device)
+    if rules is not None:
+        rules.check("--dataset", data.dataset or found.settings.get("dataset", "synthetic"))
+    dataset, images = open_images(found.method, found.settings, data, found.recipe.size)
+    return Trained(found.model, found.method, found.settings, found.epoch, dataset, images)
+
+
+def open_images(method: str, settings: dict[str, Any], data: Data, size: tuple[int, int]) -> "tuple[str, Dataset]":
+    """Open the images that the options name, by default those of the training; returns their data set and its name."""
+    from vireid.training import open_dataset
+    from vireid.training.datasets import digest_keypoints
+
+    own, own_trial = settings.get("dataset", "synthetic"), settings.get("trial", 1)
+    dataset = data.dataset or own
+    trial = data.trial or (own_trial if dataset == own else 1)
+    root, keypoints = root_of(dataset, data), keypoints_of(method, settings, dataset, data)
+    images = open_dataset(dataset, data.split, root=root, size=size, trial=trial, keypoints=keypoints, cache=False)
+    known = settings.get("keypoints")
+    if known and keypoints is not None and dataset == own and digest_keypoints(keypoints) != known:
+        click.echo(f"Note: {keypoints} does not hold the key points that it was trained with", err=True)
+    if settings and dataset == own and (data.split == "all" or trial != own_trial):
+        text = "if --root holds the data it was trained on, its training identities are among these images"
+        click.echo(f"Note: {text}", err=True)
+    return dataset, images
 
 
 def root_of(dataset: str, data: Data) -> Path:
@@ -41,95 +132,3 @@ def keypoints_of(method: str, settings: dict[str, Any], dataset: str, data: Data
             "--part-grid ROWS COLUMNS be taken."
         )
     return data.keypoints or root_of(dataset, data) / "keypoints.npz"
-
-
-def open_images(
-    checkpoint: "Checkpoint", data: Data, split: str, *, size: tuple[int, int] | None = None
-) -> "tuple[str, Dataset]":
-    """Open the images that the options name, by default those that a checkpoint was trained for.
-
-    Args:
-        checkpoint: whose recipe's size the images get by default.
-        data: that was asked for.
-        split: "test", "train" or "all".
-        size: (H, W) of the images.
-
-    Returns:
-        The name of the data set, and the data set.
-    """
-    from vireid.training import open_dataset
-    from vireid.training.datasets import digest_keypoints
-
-    trained = checkpoint.settings
-    own, own_trial = trained.get("dataset", "synthetic"), trained.get("trial", 1)
-    dataset = data.dataset or own
-    trial = data.trial or (own_trial if dataset == own else 1)
-    root, keypoints = root_of(dataset, data), keypoints_of(checkpoint.method, trained, dataset, data)
-    images = open_dataset(
-        dataset,
-        split,
-        root=root,
-        size=size or checkpoint.recipe.size,
-        trial=trial,
-        keypoints=keypoints,
-        cache=False,
-    )
-    known = trained.get("keypoints")
-    if known and keypoints is not None and dataset == own and digest_keypoints(keypoints) != known:
-        click.echo(f"Note: {keypoints} does not hold the key points that it was trained with", err=True)
-    if dataset == own and (split == "all" or trial != own_trial):
-        text = "if --root holds the data it was trained on, its training identities are among these images"
-        click.echo(f"Note: {text}", err=True)
-    return dataset, images
-
-
-def trained_on(settings: dict[str, Any]) -> str:
-    """Return the data that a model was trained on, in words."""
-    name = str(settings.get("dataset", "unknown"))
-    return f"{name}, trial {settings['trial']}" if name in ("regdb", "synthetic") else name
-
-
-def ways_of(
-    model: "nn.Module", method: str, dataset: str, reranking: Reranking, rules: Rules
-) -> "dict[str, Callable[[Tensor, Tensor], Tensor] | None]":
-    """Return the ways in which a model ranks by name, with a re-ranking of its features: for SAAI AIM by default."""
-    from vireid.training import ranking_ways
-
-    chosen = Reranking(reranking.method or ("aim" if method == "saai" else "none"), reranking.given)
-    chosen = chosen.completed(dataset, rules)
-    if chosen.method == "none":
-        return ranking_ways(model)
-    return ranking_ways(model, {"AIM" if chosen.method == "aim" else str(chosen.method): chosen.function()})
-
-
-def evaluate_model(
-    model: "nn.Module",
-    method: str,
-    dataset: str,
-    images: "Dataset",
-    features: "Tensor",
-    rules: Rules,
-    reranking: Reranking,
-) -> "tuple[Report, Callable[..., Any] | None]":
-    """Evaluate ``features`` (N, d) of ``images`` in all `ways_of` a model; returns the report and the last way."""
-    from vireid.training import evaluate
-
-    ways = ways_of(model, method, dataset, reranking, rules)
-    protocols = rules.protocols(dataset, images.root / "exp" / "rand_perm_cam.mat")
-    return evaluate(images, features, ways, protocols), list(ways.values())[-1]
-
-
-def write_results(
-    output: Path,
-    report: "Report",
-    dataset: str,
-    images: "Dataset",
-    features: "Tensor",
-    distance: Callable[..., Any] | None,
-    settings: dict[str, Any],
-) -> None:
-    """Write metrics.json, cmc.png and ranked.png into a folder."""
-    from vireid.training.inference import write_results as write
-
-    write(output, report, images, features, distance, name=dataset, trained_on=trained_on(settings))
-    click.echo(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
