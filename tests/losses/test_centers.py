@@ -41,24 +41,24 @@ def test_hcc_equals_the_loop(device, seed, size, ids, scale, options):
     options = options | {"margin": options["margin"] if scale > 1 else 1.5}  # hinges on either side of their corner
     out = hcc_loss(x.to(device), labels.to(device), modality.to(device), **options)
     expected = cift.hcc(x, labels, modality, **options)
-    # an image that is its own centre has distance 0; a safe square root may be 1e-6 off there
+    # an image that is its own center has distance 0; a safe square root may be 1e-6 off there
     assert_close(out.cpu(), expected, rtol=1e-9, atol=1e-5 if options["distance"] == "euclidean" else 1e-9)
 
 
 def test_hcc_by_hand():
-    """Identity 0 at (0, 0) and (2, 0), identity 1 at (0, 3): centres (1, 0) and (0, 3)."""
+    """Identity 0 at (0, 0) and (2, 0), identity 1 at (0, 3): centers (1, 0) and (0, 3)."""
     x, labels = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]]).double(), torch.tensor([0, 0, 1])
     options = {"normalize": False, "margin": 4.0}
     pushes = (4 - 3) + (4 - math.sqrt(13)) + (4 - math.sqrt(10))
     out = hcc_loss(x, labels, **options)
     assert_close(out.item(), (1 + 1 + 0 + pushes) / 3, rtol=0, atol=1e-6)
-    # across: the images of identity 0 have each other as centre, the one of identity 1 drops out
+    # across: the images of identity 0 have each other as center, the one of identity 1 drops out
     across = hcc_loss(x, labels, torch.tensor([0, 1, 1]), centers="cross", **options)
     assert_close(across.item(), ((2 + 4 - 3) + (2 + 0)) / 2, rtol=0, atol=1e-6)
 
 
 def test_small_distances_of_hcc_survive_float32():
-    """Images 1e-3 from their centre: |a|^2 + |b|^2 - 2ab would lose that distance in the rounding of the squares."""
+    """Images 1e-3 from their center: |a|^2 + |b|^2 - 2ab would lose that distance in the rounding of the squares."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(8)
     x = torch.randn(4, 64, generator=g)[labels] + 1e-3 * torch.randn(32, 64, generator=g)
@@ -125,7 +125,7 @@ def test_center_separation_equals_the_loop(device, seed, size, ids, margins, sca
 
 
 def test_center_separation_by_hand():
-    """Identity 0 at (0, 0) and (2, 0), identity 1 at (0, 3), identity 2 at (1, 1): centres (1, 0), (0, 3), (1, 1)."""
+    """Identity 0 at (0, 0) and (2, 0), identity 1 at (0, 3), identity 2 at (1, 1): centers (1, 0), (0, 3), (1, 1)."""
     x, labels = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]), torch.tensor([0, 0, 1, 2])
     pull = (0.75 + 0.75) / 4
     push = (4 - math.sqrt(10)) + (4 - 1) + (4 - math.sqrt(5))
@@ -147,7 +147,7 @@ def test_defaults_of_center_separation_are_the_papers_and_each_option_matters():
 
 def test_a_distance_of_zero_has_no_gradient(device):
     x, labels = torch.randn(3, 4, device=device)[[0, 0, 1, 2]].requires_grad_(), torch.tensor([0, 1, 2, 2])
-    center_separation_loss(x[:2], labels[:2].to(device), rho1=0.0).backward()  # two centres that coincide
+    center_separation_loss(x[:2], labels[:2].to(device), rho1=0.0).backward()  # two centers that coincide
     assert torch.equal(x.grad, torch.zeros_like(x))
     single = torch.randn(1, 4, device=device).requires_grad_()
     loss = center_separation_loss(single, labels[:1].to(device), rho1=0.0)
@@ -160,7 +160,7 @@ def test_a_distance_of_zero_has_no_gradient(device):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_small_distances_of_center_separation_survive_float32(normalize, device):
-    """Images 3e-3 from their centre and centres 2e-2 apart: |a|^2 + |b|^2 - 2ab would lose these distances."""
+    """Images 3e-3 from their center and centers 2e-2 apart: |a|^2 + |b|^2 - 2ab would lose these distances."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(8)
     x = torch.randn(1, 64, generator=g) + 3e-3 * torch.randn(4, 64, generator=g)[labels]
@@ -172,7 +172,7 @@ def test_small_distances_of_center_separation_survive_float32(normalize, device)
     assert_close(out.cpu().double(), expected, rtol=1e-4, atol=0)
 
 
-def test_distances_of_many_nearly_equal_centres_do_not_cancel():
+def test_distances_of_many_nearly_equal_centers_do_not_cancel():
     """Beyond 25 rows torch.cdist goes by the matrix product unless told otherwise; here that loses every digit."""
     labels = torch.arange(30)
     x = 100 + 1e-3 * torch.randn(30, 8)

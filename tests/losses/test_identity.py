@@ -260,14 +260,14 @@ def test_two_processes_have_the_averages_of_one(tmp_path):
 
     for broadcast in (True, False):
         first, second = (torch.load(tmp_path / f"{broadcast}{rank}.pt") for rank in range(2))
-        alone = MutualIdentityLoss(5, 4).double()
-        alone.load_state_dict(first["start"])
-        optimizer = torch.optim.SGD(alone.parameters(), lr=0.5, momentum=0.9)
+        single = MutualIdentityLoss(5, 4).double()
+        single.load_state_dict(first["start"])
+        optimizer = torch.optim.SGD(single.parameters(), lr=0.5, momentum=0.9)
         for whole in batches:
             optimizer.zero_grad()
-            alone(*whole).backward()
+            single(*whole).backward()
             optimizer.step()
-        for name, value in alone.state_dict().items():
+        for name, value in single.state_dict().items():
             assert torch.equal(first["end"][name], second["end"][name])
             assert_close(first["end"][name], value, rtol=1e-9, atol=1e-12)
             assert (value - first["start"][name]).abs().max() > 0.01

@@ -174,7 +174,7 @@ def test_samples_is_a_mean_over_draws(name):
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_detach_values_leaves_the_affinities_alone_to_learn(name):
+def test_detach_values_lets_only_the_affinities_learn(name):
     def gradients(detach_values: bool, x: Tensor, values: Tensor | None = None):
         case = Case(name)
         case.transfer.eval()
@@ -218,7 +218,7 @@ def test_detach_values_leaves_the_affinities_alone_to_learn(name):
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_minimising_it_raises_the_affinity_of_positives(name):
+def test_minimizing_it_raises_the_affinity_of_positives(name):
     """Values and classifier held, the classifier knows the identities: only a better graph lowers the loss."""
     g = torch.Generator().manual_seed(0)
     ids = torch.arange(4).repeat(4)

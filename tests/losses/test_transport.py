@@ -50,7 +50,7 @@ def loop(
     return sum(costs) / len(costs) if costs else nodes.sum() * 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     size=st.integers(1, 8),
@@ -92,7 +92,7 @@ def test_masked_nodes_are_as_if_removed(loss, pairs, device):
 
 
 def test_masked_pairs_are_solved_exactly():
-    """What both have is equally many nodes, whatever each of them has."""
+    """The nodes in common are equally many on both sides, whatever each image has."""
     nodes, labels, modality, mask = papers_batch()
     assert len(set(mask.sum(1).tolist())) > 1
     out = graph_ot_loss(nodes, labels, modality, mask=mask)
@@ -124,7 +124,7 @@ def test_gradient_of_masked_graphs_by_finite_differences(loss):
     # equal counts, for the exact solver: the envelope theorem wants an optimal plan, the entropic one's is near it
     mask = torch.rand(len(rows), 4).argsort(1) < 3
     assert torch.autograd.gradcheck(
-        lambda x: graph_ot_loss(x, labels, modality, mask=mask, loss=loss), (x.requires_grad_(),)
+        lambda x: graph_ot_loss(x, labels, modality, mask=mask, loss=loss), (x.requires_grad_(),), fast_mode=True
     )
 
 
@@ -164,7 +164,7 @@ def test_each_option_matters():
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), size=st.integers(2, 9))
-def test_one_to_one_depends_on_the_order_within_a_group_alone(seed, size):
+def test_one_to_one_depends_on_the_order_within_a_group_only(seed, size):
     nodes, labels, modality = batch(seed, size, 2)
     order = (2 * labels + modality).argsort(stable=True)
     out = graph_ot_loss(nodes, labels, modality, pairs="one_to_one")
@@ -180,7 +180,7 @@ def test_a_batch_without_a_pair_costs_nothing(masked, pairs, solver, device):
     cases = [
         (nodes, labels, zeros, None),  # one modality
         (nodes, labels, zeros + 1, None),
-        (nodes, torch.arange(4), torch.tensor([0, 1, 0, 1]), None),  # one image an identity
+        (nodes, torch.arange(4), torch.tensor([0, 1, 0, 1]), None),  # one image per identity
         (nodes, labels, torch.tensor([0, 0, 1, 1]), None),  # one modality an identity
         (nodes[:1], labels[:1], zeros[:1], None),
         (nodes[:0], labels[:0], zeros[:0], None),
@@ -234,7 +234,7 @@ def test_the_gradient_of_many_pairs_adds_up_in_full_precision(half, device):
 
 
 def test_a_lower_loss_aligns_the_graphs():
-    """Steps along the gradient bring the images of a person together, and leave who has no partner alone."""
+    """Steps along the gradient bring a person's images together, and leave images without a partner as they are."""
     nodes, labels, modality, _ = papers_batch()
     labels[labels == 2] += modality[labels == 2]
     x = nodes.clone().requires_grad_()
@@ -247,5 +247,5 @@ def test_a_lower_loss_aligns_the_graphs():
         optimizer.step()
         values.append(loss.item())
     assert values[-1] < 0.5 * values[0]
-    alone = labels >= 2
-    assert torch.equal(x[alone], nodes[alone])
+    single = labels >= 2
+    assert torch.equal(x[single], nodes[single])

@@ -150,7 +150,7 @@ def test_the_papers_graph_is_the_default():
     assert len(model.aggregation.weight) == 14
 
 
-def test_heads_are_fused_below_the_threshold_alone():
+def test_heads_are_fused_only_below_the_threshold():
     """Table III's "G" is -inf: every channel is its own."""
     images, _, modality, heatmaps = batch()
     fused = g2da(threshold=0.5).eval()

@@ -1,4 +1,4 @@
-"""G2DA (Wan et al., 2021) as plain loops, written from the equations alone.
+"""G2DA (Wan et al., 2021) as plain loops, written only from the equations.
 
 Slow on purpose. Everything takes and gives float64 tensors and is differentiable. Nothing here imports vireid.
 """

@@ -1,4 +1,4 @@
-"""SAAI (Fang et al., ICCV 2023) as plain loops, written from the equations alone.
+"""SAAI (Fang et al., ICCV 2023) as plain loops, written only from the equations.
 
 Slow on purpose. Everything takes and gives float64 tensors and is differentiable. Nothing here imports vireid.
 """
