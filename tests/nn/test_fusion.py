@@ -50,7 +50,7 @@ def test_its_gradients_equal_the_loops(training):
 
 
 def test_heads_start_with_their_share_of_the_nodes_own_channels():
-    """Before training, and where a node has no neighbour but itself, v_i^l is its own l-th share behind σ."""
+    """Before training, and if a node has no neighbor but itself, v_i^l is its own l-th share behind σ."""
     net = MessageFusionAttention(8, heads=4, adjacency=torch.eye(3, dtype=torch.bool)).double().eval()
     nodes = torch.randn(5, 3, 8).double()
     assert_close(net(nodes), nn.functional.elu(nodes) / (1 + 1e-5) ** 0.5, rtol=0, atol=1e-12)
@@ -171,7 +171,7 @@ def test_an_absent_nodes_feature_reaches_no_other():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_an_isolated_node_is_finite(training, device):
-    """Without self-loops and with no edge, a node receives nothing: what is left of it is its normalisation of 0."""
+    """Without self-loops and with no edge, a node receives nothing: its output is the normalization of 0."""
     adjacency = torch.zeros(3, 3, dtype=torch.bool)
     adjacency[0, 1] = True
     net = layer(adjacency=adjacency, threshold=-math.inf).to(device).train(training)

@@ -113,7 +113,7 @@ def test_dual_equals_two_layers_on_split_rows(kinds, training, device):
 
 
 def test_dual_learns_as_two_layers_do_over_many_steps(device):
-    """Batches of any make-up and order, one optimiser each: weights and statistics stay together."""
+    """Batches of any make-up and order, one optimizer each: weights and statistics stay together."""
     neck = DualBNNeck(6, eps=1e-3, momentum=0.3).double()
     norms = two_norms(neck)
     neck.to(device)

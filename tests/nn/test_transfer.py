@@ -451,7 +451,7 @@ def test_gft_inference_equals_the_loop_over_single_queries(device, seed, nq, ng,
 
 
 def test_gft_distance_where_a_query_displaces_gallery_neighbors():
-    """Queries beside one of three gallery clusters: they join the neighbors of its rows alone."""
+    """Queries beside one of three gallery clusters: they join the neighbors of its rows only."""
     g = torch.Generator().manual_seed(0)
     centers = torch.eye(3, 6).double().repeat_interleave(5, 0)
     gallery = centers + 0.2 * torch.randn(15, 6, generator=g).double()

@@ -1,4 +1,4 @@
-"""CIFT (Li et al., ECCV 2022) as plain loops over images, groups and neighbors, written from the equations alone.
+"""CIFT (Li et al., ECCV 2022) as plain loops over images, groups and neighbors, written only from the equations.
 
 Slow on purpose. Everything takes and gives float64 tensors and is differentiable, so that gradients compare too.
 Nothing here imports vireid.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def batch_norm(x: Tensor, weight: Tensor, running_mean: Tensor, running_var: Tensor, *, training: bool) -> Tensor:
-    """Batch normalisation without a shift; 0 or 1 rows have no variance and use the running statistics."""
+    """Batch normalization without a shift; 0 or 1 rows have no variance and use the running statistics."""
     if training and len(x) > 1:
         mean = sum(x) / len(x)
         var = sum((row - mean) ** 2 for row in x) / len(x)
@@ -44,7 +44,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def affinity(keys: list[Tensor], i: int, members: list[int], k: int, tau: float) -> dict[int, Tensor]:
-    """Row i of A = D^-1 T(S, k) over the images ``members``: {neighbour: weight}. Image i is one of its neighbours."""
+    """Row i of A = D^-1 T(S, k) over the images ``members``: {neighbor: weight}. Image i is one of its neighbors."""
     scores = {j: torch.ones((), dtype=keys[i].dtype) if j == i else cosine(keys[i], keys[j]) for j in members}
     others = sorted((j for j in members if j != i), key=lambda j: (-float(scores[j].detach()), j))
     kept = [i, *others[: k - 1]]
@@ -93,7 +93,7 @@ def h2ft_transfer(
 ) -> tuple[Tensor, Tensor, list[set[int]]]:
     """Each query alone with the gallery. Takes v(query), v(gallery).
 
-    Returns f_q (Nq, d), F_G (Ng, d) and the gallery images among each query's neighbours.
+    Returns f_q (Nq, d), F_G (Ng, d) and the gallery images among each query's neighbors.
     """
     f_q, neighbors = [], []
     for q in query:
@@ -139,7 +139,7 @@ def gft_groups(
 def gft_transfer(query: Tensor, gallery: Tensor, *, k: int, tau: float) -> tuple[Tensor, Tensor, int, int]:
     """GFT over {q} and the gallery for each query alone. Takes v(query), v(gallery).
 
-    Returns f_q (Nq, d), F_G (Nq, Ng, d), and how many gallery rows have q among their neighbours and how many have not.
+    Returns f_q (Nq, d), F_G (Nq, Ng, d), and how many gallery rows have q among their neighbors and how many have not.
     """
     f_q, f_g, taken, free = [], [], 0, 0
     for q in query:
@@ -180,7 +180,7 @@ def total_indirect_effect(factual: list[Tensor], draws: list[list[Tensor]], labe
     return sum(losses) / len(losses)
 
 
-# -- CIFT: heterogeneous centre contrastive loss (Eq. 13, supplement Eq. 6) ----------------------------------------
+# -- CIFT: heterogeneous center contrastive loss (Eq. 13, supplement Eq. 6) ----------------------------------------
 
 
 def hcc(
@@ -194,7 +194,7 @@ def hcc(
     negatives: str,
     normalize: bool,
 ) -> Tensor:
-    """mean_i { D(I_i, C_pos) + agg_k max(margin - D(I_i, C_k), 0) }, k over the other identities' centres."""
+    """mean_i { D(I_i, C_pos) + agg_k max(margin - D(I_i, C_k), 0) }, k over the other identities' centers."""
     identity = labels.tolist()
     kind = modality.tolist() if modality is not None else [0] * len(identity)
     rows = []
@@ -208,7 +208,7 @@ def hcc(
             rows.append(row)
 
     def center(of: int, i: int) -> Tensor | None:
-        """The centre of identity ``of`` that image i is compared with, None where it has none."""
+        """The center of identity ``of`` that image i is compared with, None where it has none."""
         chosen = [
             rows[j] for j in range(len(rows)) if identity[j] == of and (centers == "shared" or kind[j] != kind[i])
         ]
