@@ -32,7 +32,7 @@ def losses_of(method, **settings):
     return model, criterion, {name: loss.detach() for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize("row", list(METHODS["cift"].rows))
+@pytest.mark.parametrize("row", list(methods.CIFT_ROWS))
 def test_every_row_of_cifts_ablation(row):
     model, criterion, losses = losses_of("cift", ablation=row)
     assert set(losses) == BASE | (set() if row == "baseline" else GRAPH) | ({"tie"} if row == "cri" else set())

@@ -165,7 +165,6 @@ def write_results(
     *,
     name: str,
     trained_on: str,
-    queries: int = 8,
 ) -> None:
     """Write metrics.json, cmc.png and ranked.png, the latter with the images that are ranked best.
 
@@ -177,7 +176,6 @@ def write_results(
         distance: way to rank in the picture; None is the cosine distance.
         name: of the data set.
         trained_on: data that the model was trained on, in words.
-        queries: rows of the picture.
     """
     output.mkdir(parents=True, exist_ok=True)
     names = {"dataset": name, "protocol": report.dataset, "trained_on": trained_on}
@@ -189,7 +187,7 @@ def write_results(
         way = row.features if row.rerank == "none" else f"{row.features} + {row.rerank}"
         curves[f"{row.direction.replace('_', ' ')}, {way}"] = torch.tensor(row.cmc)
     cmc_curves(curves, output / "cmc.png")
-    draw_ranked(output / "ranked.png", dataset, features, distance, queries=queries)
+    draw_ranked(output / "ranked.png", dataset, features, distance)
 
 
 def draw_ranked(

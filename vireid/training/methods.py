@@ -273,20 +273,18 @@ class Method(NamedTuple):
 
     Attributes:
         build: (number of training identities, (H, W) of the images, settings by keyword) -> (model, criterion).
-        rows: rows of its ablation and what each holds.
         recipe: that suits it on two CPU cores.
     """
 
     build: Callable[..., Built]
-    rows: dict[str, str]
     recipe: Recipe
 
 
 METHODS = {
-    "cift": Method(build_cift, CIFT_ROWS, RECIPES["small"]),
-    "saai": Method(build_saai, SAAI_ROWS, RECIPES["small"]),
+    "cift": Method(build_cift, RECIPES["small"]),
+    "saai": Method(build_saai, RECIPES["small"]),
     # The graph learns at a share of the rate (our choice; 1 in the paper).
-    "g2da": Method(build_g2da, G2DA_ROWS, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
+    "g2da": Method(build_g2da, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
 }
 """The methods by name."""
 
@@ -305,17 +303,14 @@ def build(method: str, num_classes: int, size: tuple[int, int], settings: Mappin
         method: "cift", "saai" or "g2da".
         num_classes: number of training identities.
         size: (H, W) of the images.
-        settings: those that differ from `settings_of`. What a checkpoint keeps beside them, "method", "dataset",
-            "trial" and "keypoints", may stand among them.
+        settings: those that differ from `settings_of`.
 
     Raises:
         ValueError: if a value is out of its range.
         TypeError: if the method has no such setting.
     """
     check_option("method", method, METHODS)
-    beside = ("method", "dataset", "trial", "keypoints")
-    given = {name: value for name, value in (settings or {}).items() if name not in beside}
-    return METHODS[method].build(num_classes, size, **given)
+    return METHODS[method].build(num_classes, size, **(settings or {}))
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
