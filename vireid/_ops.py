@@ -23,6 +23,11 @@ def normalize_rows(x: Tensor) -> Tensor:
     return F.normalize(x / torch.where(largest > 0, largest, 1), dim=-1, eps=1.0)
 
 
+def rounding(dim: int, dtype: torch.dtype) -> float:
+    """Return the bound on the error of a product of two rows of length 1: below it, a cosine counts as 0."""
+    return (dim + 16) * torch.finfo(dtype).eps / 2
+
+
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Compute the distances (…, a, b) of rows of ``x`` (…, a, d) and ``y`` (…, b, d), with gradient 0 at distance 0.
 

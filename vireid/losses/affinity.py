@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import check_count, check_option, check_positive, check_tensor
-from vireid._ops import at_least_float32, masked_mean, normalize_rows
+from vireid._ops import at_least_float32, masked_mean, normalize_rows, rounding
 from vireid.losses._common import Loss, check_rows
 
 Variant = Literal["paper", "released"]
@@ -100,7 +100,7 @@ def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: 
         expanded = near @ within / near.sum(1, keepdim=True)  # Ã_gg
         if variant == "paper":
             return cosine + kept @ expanded, gallery
-        noise = (x.shape[1] + 16) * torch.finfo(cosine.dtype).eps / 2
+        noise = rounding(x.shape[1], cosine.dtype)
         return cosine + _unit(kept, noise) @ _unit(expanded, noise).T, gallery
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vireid._ops import rounding
+
 __all__ = [
     "Metric",
     "Rows",
@@ -18,7 +20,6 @@ __all__ = [
     "prepare",
     "products",
     "rescore",
-    "rounding",
     "score_lists",
 ]
 
@@ -106,11 +107,6 @@ def score_lists(queries: Rows, gallery: Rows, columns: Tensor, metric: Metric) -
     return score
 
 
-def rounding(rows: Rows) -> float:
-    """Return what the product of two unit rows may be off by: the bound of its dtype and dimension."""
-    return (rows.given.shape[1] + 16) * torch.finfo(rows.proposal.dtype).eps / 2
-
-
 def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return how far a product may be from the score it stands for (b,), and whether it is sure to be finite (b,)."""
     info = torch.finfo(gallery.proposal.dtype)
@@ -121,7 +117,8 @@ def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, T
         magnitude = queries.length * size
     else:
         magnitude = queries.length * size + size.square() / 2
-    bound = rounding(gallery) * magnitude + (queries.given.shape[1] + 16) * info.smallest_normal
+    dim = queries.given.shape[1]
+    bound = rounding(dim, gallery.proposal.dtype) * magnitude + (dim + 16) * info.smallest_normal
     return bound, magnitude < info.max / 4
 
 

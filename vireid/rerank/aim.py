@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
+from vireid._ops import rounding
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, neighbors_within, prepare, search
-from vireid.neighbors._scores import rounding
 from vireid.rerank._blocks import uses
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
@@ -64,7 +64,7 @@ class AIM(GalleryReranker):
     def _prepare(self, graph: NeighborGraph) -> None:
         expanded = _expanded(graph, self._kept, self.k2)
         if self.variant == "released":
-            expanded = expanded.scaled(_inverse_lengths(rounding(graph.rows), expanded)).transpose()
+            expanded = expanded.scaled(_inverse_lengths(_noise(graph), expanded)).transpose()
         self._right = expanded
 
     def _distance(self, query: Rows) -> Tensor:
@@ -73,7 +73,7 @@ class AIM(GalleryReranker):
         block = found.product.neg_().add_(1)
         value = found.scores.to(block.dtype)
         if self.variant == "released":
-            small = value.abs().amax(1, keepdim=True) <= rounding(gallery)
+            small = value.abs().amax(1, keepdim=True) <= _noise(self.graph)
             value = (value / value.norm(dim=1, keepdim=True)).masked_fill_(small, 0)
         subtract_product(block, rows_of(found.indices, value, len(self.graph)), self._right)
         return block
@@ -150,11 +150,15 @@ def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: in
         subtract_product(distance, qg, gg)
     else:
         gq = _kept(gallery.rows, queries.rows, k1)
-        noise = rounding(gallery.rows)
+        noise = _noise(gallery)
         left, right = _inverse_lengths(noise, qq, qg), _inverse_lengths(noise, gq, gg)
         subtract_product(distance, qq.scaled(left), gq.scaled(right).transpose())
         subtract_product(distance, qg.scaled(left), gg.scaled(right).transpose())
     return distance
+
+
+def _noise(graph: NeighborGraph) -> float:
+    return rounding(graph.features.shape[1], graph.values.dtype)
 
 
 def _inverse_lengths(noise: float, *matrices: Sparse) -> Tensor:
