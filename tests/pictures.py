@@ -1,4 +1,4 @@
-"""Inputs of the pictures, and what the tests read off a figure."""
+"""Inputs of the pictures, and readers of the figures."""
 
 import itertools
 

@@ -101,7 +101,7 @@ def test_wasserstein_equals_emd(noise):
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
 def test_square_loss_equals_pot(phi):
-    x, y, order = shuffled(6, 10, 32, noise=0.5 if phi else 0.2)  # structure alone says less
+    x, y, order = shuffled(6, 10, 32, noise=0.5 if phi else 0.2)  # structure says less by itself
     best = best_of_pot(x, y, phi)
     exact = graph_ot(x, y, phi=phi, loss="square", solver="exact", restarts=30)
     assert torch.equal(exact.plan.argmax(2), order.argsort(1))
@@ -394,7 +394,7 @@ def test_invariances(solver, loss):
     assert_close(other.cost, out.cost, rtol=1e-3, atol=0)
     rotation = torch.linalg.qr(torch.randn(16, 16).double()).Q
     assert_close(graph_ot(x @ rotation, y @ rotation, **options).cost, out.cost, rtol=1e-9, atol=1e-9)
-    # structure alone does not see a rotation of one graph, features alone do
+    # structure does not see a rotation of one graph, features do
     moved = graph_ot(x, y @ rotation, phi=0, restarts=20, **options).cost
     assert_close(moved, graph_ot(x, y, phi=0, restarts=20, **options).cost, rtol=1e-9, atol=1e-9)
     assert (graph_ot(x, y @ rotation, **options).cost > out.cost + 0.1).all()

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 
 
 def points_of(axes):
-    """What a panel shows: {(x, y, color, number of the marker's corners)}."""
+    """Points of a panel: {(x, y, color, number of the marker's corners)}."""
     return {
         (*map(float, xy), to_hex(color), len(scatter.get_paths()[0]))
         for scatter in axes.collections
@@ -73,7 +73,7 @@ def test_embedding_map_draws_panels_of_the_same_images():
 
 
 def clusters(identities=3, per=8, dim=16, noise=0.1, seed=0):
-    """Features around a random centre of each identity, identities and modalities in turn."""
+    """Features around a random center of each identity, identities and modalities in turn."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(identities).repeat(per)
     centers = torch.randn(identities, dim, generator=generator)

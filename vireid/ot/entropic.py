@@ -27,9 +27,9 @@ SLOW = 1e-3  # the same in the second half of the iterations, for the few pairs 
 def solve_entropic(problems: Problems, iterations: int, restarts: int) -> Solution:
     """Solve by proximal points from u vᵀ and then, where a plan can be a permutation, by exchanges of two nodes.
 
-    The exchanges go from what came of the proximal points and from 4 + ``restarts`` other permutations; they cost
-    little. Where no plan is a permutation, there are 1 + ``restarts`` further starts of the proximal points in their
-    place: one near the features' plan, and random ones.
+    The exchanges start from the result of the proximal points and from 4 + ``restarts`` other permutations; they cost
+    little. Where no plan is a permutation, the proximal points have 1 + ``restarts`` further starts instead: one near
+    the features' plan, and random ones.
     """
     batch, device = len(problems.u), problems.u.device
     assignable = problems.assignable()
@@ -62,9 +62,9 @@ def _exchanges(problems: Problems, plan: Tensor, iterations: int, restarts: int)
 def _proximal_points(problems: Problems, costs: Tensor, iterations: int) -> Solution:
     """Return the best plan that each pair has passed, from the plan of ``costs`` (B, n, m) smoothed with ε.
 
-    A step minimizes the linearised objective plus ε KL(T ‖ last T) over the plans, which needs Sinkhorn scalings. How
-    many, differs from pair to pair: every pair is scaled, and each takes its next step when its own plan is balanced.
-    What a pair gets does not depend on how long the others take.
+    A step minimizes the linearized objective plus ε KL(T ‖ last T) over the plans, which needs Sinkhorn scalings. Their
+    number differs from pair to pair: every pair is scaled, and each takes its next step when its own plan is balanced.
+    The result of a pair does not depend on how long the others take.
     """
     state = _State.start(problems, costs).look(SETTLED)
     solution, running = state.solution(), torch.arange(len(problems.u), device=problems.u.device)

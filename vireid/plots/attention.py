@@ -44,11 +44,11 @@ def attention_maps(
     scale: Literal["common", "map"] | tuple[float, float] = "common",
     title: str | None = None,
 ) -> "Figure":
-    """Draw what each prototype looks at: one row per image, the image first, then its maps laid over it in gray.
+    """Draw the attention of each prototype: one row per image, the image first, then its maps laid over it in gray.
 
-    A map is enlarged to its image bilinearly, so that no value leaves the range of the map's own. The colors' scale
-    stands beside them. Sigmoid maps of a trained model may differ by little: ``scale="map"`` shows where each map is
-    large, and writes its range below it, since colors can then no longer be compared between maps.
+    A map is enlarged to its image bilinearly, so that no value leaves the map's own range. The color scale stands
+    beside the rows. Sigmoid maps of a trained model may differ little: ``scale="map"`` shows where each map is large
+    and writes its range below it, since colors can then no longer be compared between maps.
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or floating point in [0, 1]; not normalized.

@@ -29,7 +29,7 @@ def cost_matrices(
     limits: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Draw what a plan T pays: the distances c = 1 - cos between and within two graphs, and the structures' difference.
+    """Draw the costs of a plan T: distances c = 1 - cos between and within two graphs, and the structures' difference.
 
         upper left   c(v_i^R, v_j^I), the cells framed where T is at least half of min(max u, max v), and
                      D_w = Σ_ij T_ij c(v_i^R, v_j^I)

@@ -36,8 +36,8 @@ def tsne(
 
     Rows are scaled to length 1, so that distances go with the cosine (a squared one is twice 1 - cos). The projection
     starts from the first two principal components: on one machine, the same features and seed give the same picture.
-    What lies near in a picture is near in the features; how far groups lie apart, how large they are and where, also
-    from one panel to the next, means nothing.
+    Points that lie near in a picture are near in the features. The size and the place of groups, and the distances
+    between them, mean nothing, within one panel or from one to the next.
 
     Args:
         features: (N, d), or name -> (N, d) of one panel each, such as a baseline beside SAAI; d may differ, all show
@@ -47,7 +47,7 @@ def tsne(
         path: where to write the figure as well.
         identities: shown at most, chosen evenly among those of ``labels`` in ascending order (our choice: the paper
             does not say which it shows). The others take no part in the projection.
-        perplexity: of t-SNE, about the number of neighbours that an image counts; below the number of images shown.
+        perplexity: of t-SNE, about the number of neighbors that count for an image; below the number of images shown.
         seed: of t-SNE's draws.
         title: line above the picture.
 

@@ -49,8 +49,8 @@ def transport_plan(
 ) -> "Figure":
     """Draw the plan T between two images: as lines from node to node, and as a matrix in percent, rows visible.
 
-    The wider and the less transparent a line, the more mass it carries; it is widest where it carries the most that
-    could go from one node to another, min(max u, max v) of T's row sums u and column sums v: for uniform weights, all
+    The wider and the more opaque a line, the more mass it carries; it is widest where it carries the most that could
+    go from one node to another, min(max u, max v) of T's row sums u and column sums v: for uniform weights, all
     of a node. It is green and solid where both ends have one name, orange and dashed where not. Nodes that have no
     place in their image, such as the global one, stand above it if they carry mass. Nodes without mass are gray in the
     matrix.
