@@ -93,12 +93,9 @@ def process(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def test_the_module_runs(file, tmp_path):
-    arguments = ["evaluate", file, "--protocol", "regdb", "--rerank", "query_expansion"]
-    result = process("-m", "vireid", *arguments, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "query_expansion (n=5, alpha=0.0); uses gallery;" in " ".join(result.stdout.split())
-    assert not list(tmp_path.iterdir())
+def test_the_module_runs():
+    result = process("-m", "vireid", "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{vireid.__version__}\n", "")
 
 
 def test_no_help_loads_torch():
@@ -134,19 +131,21 @@ def test_without_the_extra_it_is_named(missing, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("sent", "code_of_exit", "text"), [(signal.SIGINT, 1, "Aborted!"), (signal.SIGTERM, 143, "")], ids=["INT", "TERM"]
 )
-def test_an_interrupt_leaves_no_file(sent, code_of_exit, text, file, tmp_path):
-    """Stopped while the output is being written: nothing half-written stays, neither does the temporary file."""
-    code = f"""
-import signal, sys, time, numpy as np
+def test_an_interrupt_leaves_no_file(sent, code_of_exit, text, tmp_path):
+    """Stopped while a command writes its output: nothing half-written stays, neither does the temporary file."""
+    code = """
+import signal, sys, time
+from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
-def slow(stream, **arrays):
-    stream.write(b"half")
-    stream.flush()
-    print("writing", flush=True)
-    time.sleep(60)
-np.savez = slow
-sys.argv = ["vireid", "rerank", {str(file)!r}, "--rerank", "none", "--output", "a.npz"]
-from vireid.cli import main
+from vireid._files import written_whole
+from vireid.cli import app, main
+@app.vireid.command()
+def slow():
+    with written_whole(Path("a.npz")) as temporary:
+        temporary.write_bytes(b"half")
+        print("writing", flush=True)
+        time.sleep(60)
+sys.argv = ["vireid", "slow"]
 main()
 """
     child = subprocess.Popen(
