@@ -55,7 +55,7 @@ PROMISED = {
     "losses": [
         *("AffinityInferenceLoss", "CRILoss", "CenterSeparationLoss", "CrossModalityTripletLoss", "GraphOTLoss"),
         *("HCCLoss", "MutualIdentityLoss", "PartContrastiveLoss", "cross_modality_triplet_loss", "graph_ot_loss"),
-        *("PartDiversityLoss", "affinity_inference_loss", "center_separation_loss", "hcc_loss"),
+        *("PartDiversityLoss", "affinity_inference_loss", "center_separation_loss", "cri_loss", "hcc_loss"),
         *("mutual_identity_loss", "part_contrastive_loss", "part_diversity_loss"),
     ],
     "ot": ["GraphOT", "graph_ot"],

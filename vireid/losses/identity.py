@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vireid import VISIBLE
@@ -48,9 +49,9 @@ def _terms(
     x = x.to(torch.promote_types(x.dtype, shared.dtype))  # half-precision features, autocast or not
     # All rows through both modalities' classifiers, then each row's choice. Rows sorted by modality would need fewer
     # products, but their number depends on the data: a GPU would wait for it.
-    log_own = _choose(visible, F.linear(x, specific.flatten(0, 1)))
+    log_own = _choose(visible, F.linear(x, rearrange(specific, "m c d -> (m c) d")))
     with torch.no_grad():
-        log_target = _choose(~visible, F.linear(x, averaged.flatten(0, 1)))
+        log_target = _choose(~visible, F.linear(x, rearrange(averaged, "m c d -> (m c) d")))
     rows = max(len(x), 1)
     return {
         "id": _nll(at_least_float32(F.linear(x, shared)).log_softmax(1), labels) / rows,

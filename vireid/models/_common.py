@@ -4,6 +4,7 @@ from functools import reduce
 from operator import add
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_module
@@ -38,7 +39,7 @@ class Embedder(nn.Module):
 
     def stack_cells(self, maps: Tensor) -> Tensor:
         """Average ``maps`` (B, c, h, w) to the grid and stack the cells, as (B, c · rows · columns)."""
-        return F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+        return rearrange(F.adaptive_avg_pool2d(maps, self.grid), "b c rows columns -> b (c rows columns)")
 
 
 def linear_classifier(dim: int, num_classes: int) -> nn.Linear:
