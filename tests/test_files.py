@@ -90,7 +90,7 @@ def test_another_kind_or_version_is_refused(tmp_path):
 def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     whole = save(tmp_path / "a.npz").read_bytes()
     path = tmp_path / "b.npz"
-    for length in range(0, len(whole), 37):
+    for length in range(0, len(whole), 61):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"path must .*b\.npz"):
             load_arrays(path, KIND, VERSION)
@@ -101,7 +101,7 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path):
     whole = save(tmp_path / "a.npz").read_bytes()
     path = tmp_path / "b.npz"
     refused = unnamed = 0
-    places = range(0, len(whole), 7)
+    places = range(0, len(whole), 19)
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 129]) + whole[place + 1 :])
         try:

@@ -244,7 +244,7 @@ def test_a_flipped_byte_never_ends_in_anything_else(ending, tmp_path):
     save_features(tmp_path / f"whole{ending}", **arrays(), names=NAMES, metadata={"a": "b"})
     content = (tmp_path / f"whole{ending}").read_bytes()
     refused = 0
-    for position in range(0, len(content), 7):
+    for position in range(0, len(content), 19):
         broken = bytearray(content)
         broken[position] ^= 0x41
         (tmp_path / f"broken{ending}").write_bytes(broken)

@@ -26,7 +26,7 @@ def check_walk(sequence, size):
         assert len(set(stretch)) == len(stretch)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=3, max_size=9),
     st.integers(1, 3),
