@@ -21,7 +21,7 @@ def cost_curves(
 ) -> "Figure":
     """Draw time and peak memory against the gallery's size, one line per method, on logarithmic axes.
 
-    Two panels; if no record has a peak (or none a time), the other panel alone.
+    Two panels; if no record has a peak (or none a time), only the other panel.
 
     Where a method was stopped, its line ends in a cross at the largest size that it finished; the legend says why it
     went no further, and at which size. Nothing is drawn beyond.
@@ -84,7 +84,7 @@ def cost_curves(
 
 
 def _cost_lines(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Checked records of each method, by size."""
+    """Return the checked records of each method, by size."""
     if not records:
         raise ValueError("records must hold at least one record, got none")
     methods: dict[str, list[Mapping[str, Any]]] = {}

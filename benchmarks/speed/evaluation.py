@@ -88,7 +88,7 @@ class Problem:
 
 
 def sysu(shots: int, identities: int = 96, queries: int = 3803, images: int | None = None) -> Problem:
-    """SYSU-MM01 in size: a visible gallery of four cameras, infrared queries of which half share a camera's place."""
+    """Return a problem of the size of SYSU-MM01: four visible cameras, infrared queries of which half share a place."""
     r = np.random.default_rng(0)
     wanted = images or {1: 301, 10: 3010}[shots]
     ids = np.repeat(np.arange(identities), 4 * shots)
@@ -99,7 +99,7 @@ def sysu(shots: int, identities: int = 96, queries: int = 3803, images: int | No
 
 
 def market(identities: int = 750, queries: int = 3368, images: int = 15913) -> Problem:
-    """Market-1501 in size: six cameras, gallery in no order."""
+    """Return a problem of the size of Market-1501: six cameras, gallery in no order."""
     r = np.random.default_rng(0)
     query_ids, gallery_ids = (r.integers(identities, size=n) for n in (queries, images))
     query_cameras, gallery_cameras = (r.integers(6, size=n) for n in (queries, images))
@@ -133,7 +133,7 @@ SIZES: dict[str, Callable[[], Problem]] = {
 
 
 def ours(p: Problem, exclude: Exclude, cmc_over: CMCOver) -> Score:
-    """`rank_metrics` under a rule."""
+    """Evaluate by `rank_metrics` under a rule."""
     m = rank_metrics(
         p.distance,
         p.query_ids,
@@ -147,7 +147,7 @@ def ours(p: Problem, exclude: Exclude, cmc_over: CMCOver) -> Score:
 
 
 def published_loops(p: Problem) -> Score:
-    """The plain evaluation of the AGW family under the data set's own rule."""
+    """Evaluate as the AGW family does, under the data set's own rule."""
     order = np.argsort(p.distance, axis=1)
     ranked = p.gallery_ids[order]
     curves, precisions = [], []
@@ -171,7 +171,7 @@ def published_loops(p: Problem) -> Score:
 
 
 def _alone(name: str) -> Any:
-    """Module ``name`` without what its packages import on their way to it."""
+    """Import module ``name`` without what its packages import on their way to it."""
     top, *rest = name.split(".")
     if top not in sys.modules:
         found = importlib.util.find_spec(top)
@@ -281,14 +281,14 @@ PEERS = {
 
 
 def rule_of(peer: Peer, p: Problem) -> tuple[Exclude, CMCOver]:
-    """The rule under which ours is compared with ``peer``."""
+    """Return the rule under which ours is compared with ``peer``."""
     if peer.rule == "own":
         return p.exclude, p.cmc_over
     return (None if peer.rule == "none" else peer.rule), "images"
 
 
 def find_peers(names: list[str]) -> tuple[dict[str, Callable[[Problem], Score]], dict[str, str]]:
-    """Those of ``names`` that can run, and why the others cannot."""
+    """Return those of ``names`` that can run, and why the others cannot."""
     ready, missing = {}, {}
     for name in names:
         try:
@@ -312,7 +312,7 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
 
 
 def calls(p: Problem, ready: dict[str, Callable[[Problem], Score]]) -> dict[str, Callable[[], Any]]:
-    """Everything that is measured at one size, by name."""
+    """Return everything that is measured at one size, by name."""
     rules = {name: rule_of(PEERS[name], p) for name in ready}
     found: dict[str, Callable[[], Any]] = {FLOOR: lambda: np.sort(p.distance, axis=1)}
     for rule in dict.fromkeys([(p.exclude, p.cmc_over), *rules.values()]):
@@ -321,7 +321,7 @@ def calls(p: Problem, ready: dict[str, Callable[[Problem], Score]]) -> dict[str,
 
 
 def our_name(exclude: Exclude, cmc_over: CMCOver) -> str:
-    """Ours under a rule, as a row of the table."""
+    """Return the name of ours under a rule, as a row of the table."""
     return f"vireid ({exclude or 'no'} rule, {cmc_over})"
 
 

@@ -52,11 +52,11 @@ class Heads(nn.Module):
         self.x.requires_grad_()
 
     def loss(self, name: str) -> Tensor:
-        """Forward pass of the contender ``name``."""
+        """Run the forward pass of the contender ``name``."""
         return {"vireid": self.vireid, "loop": self.loop, "classifier": self.bare}[name]()
 
     def vireid(self) -> Tensor:
-        """All heads by the library."""
+        """Compute all heads by the library."""
         features = self.neck(self.x)
         logits = self.classifier(features)
         out = self.transfer(features, self.modality)
@@ -75,7 +75,7 @@ class Heads(nn.Module):
         )
 
     def loop(self) -> Tensor:
-        """All heads with a loop over the groups and over the images."""
+        """Compute all heads with a loop over the groups and over the images."""
         features = self.neck(self.x)
         logits = self.classifier(features)
         values = self.transfer.value(features)
@@ -96,11 +96,11 @@ class Heads(nn.Module):
         )
 
     def bare(self) -> Tensor:
-        """The classifier alone."""
+        """Compute only the classifier."""
         return F.cross_entropy(self.classifier(self.neck(self.x)), self.labels)
 
     def _groups(self, keys: Tensor, values: Tensor) -> Tensor:
-        """(2B, d): f_q of each image, then F_G of each image, the mean of the (equal) ones of all its groups."""
+        """Return (2B, d): f_q of each image, then F_G of each image, the mean of the (equal) ones of all its groups."""
         f_q: list[Tensor] = []
         f_g: list[list[Tensor]] = [[] for _ in keys]
         for q in range(len(keys)):

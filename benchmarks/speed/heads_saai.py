@@ -4,7 +4,7 @@ Everything behind the backbone in training, for the paper's batch: 16 identities
 2,048 channels and 18 x 9 pixels, 7 prototypes, so features of size 8 x 2,048 = 16,384; 395 identities (SYSU-MM01).
 
 - ``vireid``: PrototypePooling, global average, DualBNNeck, MutualIdentityLoss, PartDiversityLoss, CenterSeparationLoss.
-- ``loop``: the same parameters and the same numbers as the authors' code organises them (our writing): T + E formed for
+- ``loop``: the same parameters and the same numbers as the authors' code organizes them (our writing): T + E formed for
   every image, a loop over pairs of attention maps, a center computed once for each image of the batch, a loop over
   identities for the distances between centers, neck and classifiers on the rows of one modality and of the other. The
   pooling itself has no loop there, so it has none here.
@@ -65,7 +65,7 @@ class Heads(nn.Module):
         self.x.requires_grad_()
 
     def loss(self, name: str) -> Tensor:
-        """Forward pass of the contender ``name``."""
+        """Run the forward pass of the contender ``name``."""
         contenders = {
             "vireid": self.vireid,
             "loop": self.loop,
@@ -76,7 +76,7 @@ class Heads(nn.Module):
         return contenders[name]()
 
     def vireid(self) -> Tensor:
-        """The head by the library, wired as `vireid.models.SAAI` does."""
+        """Compute the head by the library, wired as `vireid.models.SAAI` does."""
         similarity, pooled = self.pooling.pool(self.x)
         attention, pooled = similarity.sigmoid(), pooled.flatten(1)
         features = self.neck(pooled, self.modality)
@@ -88,7 +88,7 @@ class Heads(nn.Module):
         return loss
 
     def loop(self) -> Tensor:
-        """The head in the published formulation."""
+        """Compute the head in the published formulation."""
         pixels = self.x.flatten(2).transpose(1, 2)  # (B, n, c)
         position = self.pooling.position.flatten(1).T
         attention = (self.pooling.prototypes @ (pixels + position).transpose(1, 2)).sigmoid()
@@ -101,17 +101,17 @@ class Heads(nn.Module):
         )
 
     def bare(self) -> Tensor:
-        """The classifier alone."""
+        """Compute only the classifier."""
         return F.cross_entropy(self.classifier(self.bare_neck(self.x.mean((2, 3)))), self.labels)
 
     def products(self) -> Tensor:
-        """The products of the pooling alone; the attention without sigmoid and position."""
+        """Compute only the products of the pooling; the attention without sigmoid and position."""
         pixels = self.x.flatten(2)
         attention = self.pooling.prototypes.expand(len(pixels), -1, -1) @ pixels
         return (attention @ pixels.mT).mean() + self.x.mean((2, 3)).mean()
 
     def one_pass(self) -> Tensor:
-        """The map read once; backward writes its gradient once."""
+        """Read the map once; backward writes its gradient once."""
         return self.x.sum()
 
     def _neck_loop(self, pooled: Tensor) -> Tensor:

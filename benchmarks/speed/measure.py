@@ -18,7 +18,6 @@ from typing import TypeVar
 import torch
 
 import vireid
-from vireid._files import written_whole
 
 Name = TypeVar("Name")
 # ---------------------------------------------------------------------------------------------------- options
@@ -219,8 +218,12 @@ def _shown(metric: str, value: object) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, with the folder it is in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
         temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]], about: Mapping[str, object]) -> None:

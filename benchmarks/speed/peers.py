@@ -7,7 +7,6 @@ so what else they import need not be there.
 
 import importlib.util
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ AIM_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6}
 K_RECIPROCAL_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6, "lambda_value": 0.3}
 GNN_PARAMETERS: dict[str, Any] = {"k1": 26, "k2": 7}
 PASS_K = 26
-"""Neighbours of the exact top-k pass that k-reciprocal (it needs 21) and GNN (26) are compared with."""
+"""Neighbors of the exact top-k pass that k-reciprocal (it needs 21) and GNN (26) are compared with."""
 
 FILES = {"torchreid": "reid/utils/rerank.py", "fastreid": "evaluation/rerank.py"}
 
@@ -32,7 +31,7 @@ Result = Tensor | tuple[Tensor, Tensor] | None
 
 
 def products(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """The products q·g and g·g of the normalised rows, block by block into one buffer: AIM's floor."""
+    """Compute the products q·g and g·g of the normalized rows, block by block into one buffer: AIM's floor."""
     q, g = normalize_rows(query), normalize_rows(gallery)
     step = max(1, 2**25 // (4 * len(g)))
     buffer = q.new_empty(step, len(g))
@@ -43,68 +42,68 @@ def products(query: Tensor, gallery: Tensor, top: int | None) -> Result:
 
 
 def top_k_pass(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """One exact top-k pass over queries and gallery together: the floor of k-reciprocal and GNN."""
+    """Run one exact top-k pass over queries and gallery together: the floor of k-reciprocal and GNN."""
     both = torch.cat([query, gallery])
     topk(both, both, PASS_K)
     return None
 
 
 def search(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Exact search without re-ranking."""
+    """Search exactly, without re-ranking."""
     values, indices = topk(query, gallery, top or len(gallery))
     return 1 - values, indices
 
 
 def aim(query: Tensor, gallery: Tensor, top: int | None, variant: Literal["paper", "released"] = "released") -> Result:
-    """Ours."""
+    """Rank by our AIM."""
     fitted = ours.AIM(**AIM_PARAMETERS, variant=variant).fit(gallery)
     return fitted.distance(query) if top is None else fitted.topk(query, top)
 
 
 def aim_paper(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Ours, as printed in the paper."""
+    """Rank by our AIM, as printed in the paper."""
     return aim(query, gallery, top, "paper")
 
 
 def k_reciprocal(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Ours."""
+    """Rank by our k-reciprocal encoding."""
     return ours.k_reciprocal(query, gallery, **K_RECIPROCAL_PARAMETERS, top=top)
 
 
 def gnn(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Ours."""
+    """Rank by our GNN re-ranking."""
     return ours.gnn(query, gallery, **GNN_PARAMETERS, top=top)
 
 
 def sim(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Ours."""
+    """Rank by our SIM."""
     fitted = ours.SIM().fit(gallery)
     return fitted.distance(query) if top is None else fitted.topk(query, top)
 
 
 def query_expansion(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Ours."""
+    """Rank by our query expansion."""
     fitted = ours.QueryExpansion().fit(gallery)
     return fitted.distance(query) if top is None else fitted.topk(query, top)
 
 
 def dense_aim(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """As released, with whole matrices."""
+    """Rank by AIM as released, with whole matrices."""
     return dense.aim(query, gallery, **AIM_PARAMETERS, variant="released")
 
 
 def dense_gnn(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """With whole matrices, in torch."""
+    """Rank by GNN with whole matrices, in torch."""
     return dense.gnn(query, gallery, **GNN_PARAMETERS)
 
 
 def torchreid_k_reciprocal(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """The ``re_ranking`` of torchreid, its distances included."""
+    """Rank by ``re_ranking`` of torchreid, its distances included."""
     return _numpy_k_reciprocal("torchreid", query, gallery)
 
 
 def fastreid_k_reciprocal(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """The ``re_ranking`` of fastreid, its distances included."""
+    """Rank by ``re_ranking`` of fastreid, its distances included."""
     return _numpy_k_reciprocal("fastreid", query, gallery)
 
 
@@ -163,25 +162,14 @@ SAME = {
 
 
 def run(name: str, query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """The contender's answer; ``top``: only so many gallery images of each query, where it can."""
+    """Return the contender's answer; ``top``: only so many gallery images of each query, where it can."""
     return CONTENDERS[name](query, gallery, top)
 
 
 def installed(name: str) -> bool:
-    """Whether what the contender needs is there."""
+    """Return whether what the contender needs is there."""
     package = name.removesuffix("_k_reciprocal")
     return package not in FILES or _source(package) is not None
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that are compared with, where they are installed."""
-    found = {}
-    for package in FILES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _source(package: str) -> Path | None:

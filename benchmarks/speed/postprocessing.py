@@ -3,7 +3,7 @@
 They are yardsticks for the table of ``benchmarks/tables/cift.py`` and nothing else: whole N × N matrices are kept,
 which is fine for RegDB's 4,120 images. The library's re-rankers are sparse, in bounded memory.
 
-All work on L2-normalised features. "The k nearest" of an image that is in the searched set includes the image itself,
+All work on L2-normalized features. "The k nearest" of an image that is in the searched set includes the image itself,
 which always comes first; ties go to the lowest index. Each function says in its attribute ``uses`` what a query's
 ranking looks at beyond itself: "gallery", or "transductive" (the other queries too).
 """
@@ -38,14 +38,14 @@ def _uses(what: str) -> Callable[[Function], Function]:
 def aim(
     query: Tensor, gallery: Tensor, *, k1: int, k2: int, variant: Literal["released", "paper"] = "released"
 ) -> Tensor:
-    """Affinity inference module (SAAI, Algorithm 1, Eq. 6-10): 1 - A_qg - d*.
+    """Compute the affinity inference module (SAAI, Algorithm 1, Eq. 6-10): 1 - A_qg - d*.
 
     Args:
         query: (Nq, d).
         gallery: (Ng, d).
         k1: entries kept in each row of A_qg and A_gg. In the paper 8 for RegDB, 4 and 20 for SYSU-MM01's two settings.
         k2: gallery rows that are averaged, the image's own included. In the paper 2; 1 and 6.
-        variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are L2-normalised
+        variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are L2-normalized
             first, and the product is with the transpose.
 
     Returns:
@@ -70,14 +70,14 @@ def aim(
 
 @_uses("transductive")
 def k_reciprocal(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> Tensor:
-    """k-reciprocal encoding (Zhong et al., CVPR 2017): (1 - λ) Jaccard + λ D over queries and gallery together.
+    """Compute k-reciprocal encoding (Zhong et al., CVPR 2017): (1 - λ) Jaccard + λ D over queries and gallery together.
 
-    A k-neighbourhood is the first k + 1 of the ranking, the image itself included, as in the published code.
+    A k-neighborhood is the first k + 1 of the ranking, the image itself included, as in the published code.
 
     Args:
         query: (Nq, d).
         gallery: (Ng, d).
-        k1: size of the reciprocal neighbourhoods.
+        k1: size of the reciprocal neighborhoods.
         k2: encodings that are averaged, the image's own included.
         lambda_value: λ in [0, 1].
 
@@ -95,7 +95,7 @@ def k_reciprocal(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int = 6, l
 
 @_uses("transductive")
 def k_reciprocal_parts(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int = 6) -> tuple[Tensor, Tensor]:
-    """The two distances that `k_reciprocal` mixes: Jaccard, and D, both (Nq, Ng) in [0, 1].
+    """Compute the two distances that `k_reciprocal` mixes: Jaccard, and D, both (Nq, Ng) in [0, 1].
 
     D is the squared Euclidean distance divided by the largest one of the query's row over queries and gallery.
 
@@ -127,17 +127,17 @@ def k_reciprocal_parts(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int 
 
 @_uses("transductive")
 def gnn(query: Tensor, gallery: Tensor, *, k1: int = 26, k2: int = 7, layers: int = 2, alpha: float = 2.0) -> Tensor:
-    """GNN re-ranking (Zhang et al., 2020): the k1-NN graph's rows as features, spread over the k2-NN graph.
+    """Compute GNN re-ranking (Zhang et al., 2020): the k1-NN graph's rows as features, spread over the k2-NN graph.
 
     Over queries and gallery together, A the 0/1 adjacency of the k1 nearest (the image included). Each layer takes
-    A + Aᵀ, replaces a row by the sum over its k2 nearest of S^α times their rows, S the cosine, and L2-normalises, as
+    A + Aᵀ, replaces a row by the sum over its k2 nearest of S^α times their rows, S the cosine, and L2-normalizes, as
     the published code does with its two layers and α = 2; a negative S counts with its magnitude.
 
     Args:
         query: (Nq, d).
         gallery: (Ng, d).
-        k1: neighbours of the graph, the image itself included.
-        k2: neighbours of the propagation, the image itself included.
+        k1: neighbors of the graph, the image itself included.
+        k2: neighbors of the propagation, the image itself included.
         layers: rounds of propagation, at least 1.
         alpha: exponent of the weights.
 
@@ -162,9 +162,9 @@ def gnn(query: Tensor, gallery: Tensor, *, k1: int = 26, k2: int = 7, layers: in
 
 @_uses("gallery")
 def query_expansion(query: Tensor, gallery: Tensor, *, n: int, alpha: float = 0.0) -> Tensor:
-    """Query expansion: cosine distance of the weighted mean of a query and its n nearest gallery images.
+    """Compute query expansion: cosine distance of the weighted mean of a query and its n nearest gallery images.
 
-    The query has weight 1 and a neighbour max(cos, 0)^α: AQE (Chum et al., 2007) is α = 0, αQE (Radenović et al.,
+    The query has weight 1 and a neighbor max(cos, 0)^α: AQE (Chum et al., 2007) is α = 0, αQE (Radenović et al.,
     2019) α = 3. The gallery's features stay as they are.
 
     Args:
@@ -189,7 +189,7 @@ def query_expansion(query: Tensor, gallery: Tensor, *, n: int, alpha: float = 0.
 
 
 def _unit_rows(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked and normalised, in at least float32."""
+    """Return both checked and normalized, in at least float32."""
     check_tensor("query", query, "N d")
     check_tensor("gallery", gallery, "N d", d=query.shape[1])
     if not len(gallery):
@@ -200,12 +200,12 @@ def _unit_rows(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _self_first(similarity: Tensor) -> Tensor:
-    """A copy of (N, N) in which each image is its own nearest, whatever the rounding."""
+    """Return a copy of (N, N) in which each image is its own nearest, whatever the rounding."""
     return similarity.clone().fill_diagonal_(torch.inf)
 
 
 def _nearest(similarity: Tensor, k: int) -> Tensor:
-    """(N, M) bool: the min(k, M) largest of each row, ties by lowest index. Sets are all that the methods need."""
+    """Return (N, M) bool: the min(k, M) largest of each row, ties by lowest index; the methods need only sets."""
     k = min(k, similarity.shape[1])
     last = similarity.topk(k, dim=1).values[:, -1:]
     above, tied = similarity > last, similarity == last
@@ -215,17 +215,17 @@ def _nearest(similarity: Tensor, k: int) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Left @ right where ``left`` has few non-zeros a row."""
+    """Compute left @ right where ``left`` has few non-zeros per row."""
     return torch.sparse.mm(left.to_sparse(), right)
 
 
 def _mean_over(near: Tensor, rows: Tensor) -> Tensor:
-    """Row i: the mean of those ``rows`` that row i of the mask ``near`` names."""
+    """Compute, in row i, the mean of those ``rows`` that row i of the mask ``near`` names."""
     return _product(near.to(rows.dtype), rows) / near.sum(1, keepdim=True)
 
 
 def _sum_of_minima(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_c min(a_ic, b_jc) as (len(a), len(b)), over the pairs of non-zeros that share a column."""
+    """Compute Σ_c min(a_ic, b_jc) as (len(a), len(b)), over the pairs of non-zeros that share a column."""
     row_a, column_a = a.nonzero().T
     column_b, row_b = b.T.nonzero().T  # by column
     value_a, value_b = a[row_a, column_a], b[row_b, column_b]

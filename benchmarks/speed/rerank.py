@@ -99,7 +99,7 @@ class Clustered(NamedTuple):
 
 
 def clustered_features(queries: int, gallery: int, dim: int, *, noise: float, seed: int = SEED) -> Clustered:
-    """Features of identities with about 25 gallery images each, some images much noisier than others.
+    """Return features of identities with about 25 gallery images each, some images much noisier than others.
 
     An identity is a point in 64 dimensions, an image that point plus noise of an own strength between 0.5 and 1.5
     times ``noise``; a random linear map takes all of them to ``dim`` dimensions. The larger the gallery, the less
@@ -128,7 +128,7 @@ def clustered_features(queries: int, gallery: int, dim: int, *, noise: float, se
 
 
 def clustered_identities(queries: int, gallery: int) -> tuple[Tensor, Tensor]:
-    """Identities (Nq,) and (Ng,) of `clustered_features`: each is asked for and held about equally often."""
+    """Return identities (Nq,) and (Ng,) of `clustered_features`: each is asked for and held about equally often."""
     people = max(1, gallery // PER_IDENTITY)
     return torch.arange(queries) % people, torch.arange(gallery) % people
 
@@ -153,14 +153,14 @@ def measure_case(name: str, data: Clustered, top: int | None, device: torch.devi
 
 
 def warm_up(name: str, query: Tensor, gallery: Tensor, top: int | None) -> None:
-    """A small call, so that libraries are loaded and threads are there."""
+    """Make a small call, so that libraries are loaded and threads are there."""
     peers.run(name, query[:64], gallery[:256], top)
 
 
 def timed(
     name: str, query: Tensor, gallery: Tensor, top: int | None, device: torch.device
 ) -> tuple[peers.Result, float, int | None]:
-    """The contender's answer, its seconds, and its peak bytes beyond the inputs, the answer included."""
+    """Return the contender's answer, its seconds, and its peak bytes beyond the inputs, the answer included."""
     if not can_measure_memory(device):
         synchronize(device)
         start = time.perf_counter()
@@ -177,7 +177,7 @@ def timed(
 
 
 def measure_latency(name: str, device: torch.device) -> None:
-    """Say the seconds of ``topk`` of each of 200 queries alone, once the gallery is fitted, and of the fit."""
+    """Say the seconds of ``topk`` of each of 200 queries on its own, once the gallery is fitted, and of the fit."""
     data = clustered_features(LATENCY.queries, LATENCY.gallery, LATENCY.dim, noise=LATENCY.noise)
     query, gallery = data.query.to(device), data.gallery.to(device)
     say(ready=True)
@@ -215,7 +215,7 @@ def measure_latency(name: str, device: torch.device) -> None:
 
 
 def difference(ours: Path, other: Path) -> float | None:
-    """Largest absolute difference of the values that two contenders found for the same pairs; None if one has none."""
+    """Return the largest difference of the values of two contenders for the same pairs; None if one has none."""
     if not ours.exists() or not other.exists():
         return None
     with np.load(ours) as a, np.load(other) as b:
@@ -228,13 +228,13 @@ def difference(ours: Path, other: Path) -> float | None:
 
 
 def mean_ap(distance: Tensor, setting: Setting) -> float:
-    """The mAP in percent of the first queries, whose distances these are."""
+    """Return the mAP in percent of the first queries, whose distances these are."""
     query_ids, gallery_ids = clustered_identities(setting.queries, setting.gallery)
     return 100 * rank_metrics(distance, query_ids[: len(distance)], gallery_ids).mAP
 
 
 def kept_distance(path: Path) -> Tensor | None:
-    """What `measure_case` kept, if that is distances to the whole gallery."""
+    """Return what `measure_case` kept, if that is distances to the whole gallery."""
     if not path.exists():
         return None
     with np.load(path) as arrays:
@@ -242,7 +242,7 @@ def kept_distance(path: Path) -> Tensor | None:
 
 
 def setting_of(name: str, arguments: argparse.Namespace) -> Setting:
-    """The setting of that name, or that of --size."""
+    """Return the setting of that name, or that of --size."""
     return (
         Setting(arguments.size[0], arguments.size[1], arguments.size[2], 1.0, ALL) if name == "size" else SETTINGS[name]
     )

@@ -48,7 +48,7 @@ def feature_affinity_sweep(
     affinity_signal: float = 6.0,
     generator: torch.Generator | None = None,
 ) -> AffinitySweep:
-    """Quality Q_Y of transferred features over the qualities Q_X and Q_A of what goes in (CIFT, Fig. 3).
+    """Compute the quality Q_Y of transferred features over the qualities Q_X and Q_A of what goes in (CIFT, Fig. 3).
 
     The supplement (section 1) draws random triplets {X, A, Y}, "controls their quality carefully" and averages 100
     draws; how is left open. Here (our choice) x_i = sqrt(1 - t²) c + t n of its identity's center c and its own noise

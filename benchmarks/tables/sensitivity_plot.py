@@ -43,7 +43,7 @@ def sensitivity_curves(
         parameter: its name below the axis, such as "p" or "λ".
         metrics: keys of the records, a line each.
         spacing: "equal": the same step between one value and the next, as for 0, 0.1, 0.5, 1, 5; "value": as far apart
-            as they are, for numbers alone.
+            as they are, for numbers only.
         title: line above the picture.
 
     Raises:
@@ -104,7 +104,7 @@ def sensitivity_curves(
 def _panels(
     records: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> dict[str, dict[tuple[Any, str], list[float]]]:
-    """Checked trials of each direction, by value and metric."""
+    """Return the checked trials of each direction, by value and metric."""
     if not records:
         raise ValueError("records must hold at least one record, got none")
     if isinstance(metrics, str) or not metrics:
@@ -127,7 +127,7 @@ def _panels(
 
 
 def _legend(figure: "Figure", axes: Any, columns: int) -> None:
-    """Below the panels: a line of each metric, and what the star is."""
+    """Write below the panels: a line of each metric, and what the star is."""
     from matplotlib.lines import Line2D
 
     handles, labels = axes.get_legend_handles_labels()
