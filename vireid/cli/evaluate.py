@@ -90,7 +90,7 @@ def evaluate(
     A checkpoint is evaluated on the test images that it was trained for, or on those of --dataset, in all the ways in
     which its model ranks.
 
-    The column "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or transductive
+    In the table, "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or transductive
     (other queries too). Compare rows of one kind only.
     """
     outputs = [path for path in (json_file, csv_file) if path is not None]

@@ -177,7 +177,7 @@ def _grouped(command: Command, name: str, kind: type, *options: Callable[[Any], 
     return wrapped
 
 
-device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Bar on standard error. Default: only on a terminal."
 )
@@ -187,8 +187,9 @@ def check_device(device: str) -> None:
     """Raise if there is no such device."""
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise click.UsageError("--device cuda needs a GPU that PyTorch can use, there is none.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise click.UsageError(f"--device {device} needs a GPU that PyTorch can use, there is none.")
 
 
 def flags(names: Any) -> str:
