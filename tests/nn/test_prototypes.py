@@ -64,7 +64,7 @@ def test_by_hand():
     assert_close(module(torch.tensor([[[[1.0, 0.0]]]]))[0], torch.tensor([[[(first * 1.5 - second) / 2]]]))
 
 
-@pytest.mark.parametrize("size", [(2, 2), (3, 1)])
+@pytest.mark.parametrize("size", [(2, 2), (1, 2)])
 @pytest.mark.parametrize("position_in_values", [False, True])
 def test_first_and_second_derivatives(size, position_in_values):
     module = PrototypePooling(3, parts=2, size=(2, 2), position_in_values=position_in_values).double()
@@ -74,7 +74,7 @@ def test_first_and_second_derivatives(size, position_in_values):
         parts, attention = torch.func.functional_call(module, weights, (x,))
         return parts, attention, module.pool(x)[1][:, -1]
 
-    inputs = torch.randn(2, 3, *size).double().requires_grad_(), module.prototypes, module.position
+    inputs = torch.randn(1, 3, *size).double().requires_grad_(), module.prototypes, module.position
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(lambda *inputs: call(*inputs)[0], inputs)
 

@@ -36,7 +36,7 @@ def sizes(largest: int = 5) -> st.SearchStrategy[tuple[int, int]]:
 # -- H2FT, training ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50)
+@settings(max_examples=35)
 @given(seed=SEEDS, size=sizes(), k=st.integers(1, 12), training=st.booleans(), repeated=st.booleans())
 def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training, repeated):
     x, modality = batch(seed, *size, device=device)
@@ -109,7 +109,7 @@ def test_a_pair_by_hand():
     assert_close(within.gallery, torch.stack([torch.cat([hom, hom / hom]), torch.cat([hom / hom, hom])]) / (hom + 1))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     seed=SEEDS,
     size=sizes(),
@@ -210,7 +210,7 @@ def test_another_value_module_is_used(name):
 # -- H2FT, inference -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=SEEDS, nq=st.integers(1, 4), ng=st.integers(1, 8), k=st.integers(1, 11))
 def test_h2ft_transfer_equals_the_loop_over_single_queries(device, seed, nq, ng, k):
     x, _ = batch(seed, nq, ng)
@@ -283,14 +283,14 @@ def test_the_recorder_sees_a_large_tensor():
 def test_inference_keeps_no_gallery_by_gallery_matrix_and_no_cubic_tensor():
     """Blocks have a fixed size: with more images the bound is a smaller part of their square, 64 million.
 
-    64 queries by 8,000 images by 64 numbers are 33 million.
+    64 queries by 8,000 images by 32 numbers are more than a quarter of it.
     """
-    x = torch.randn(8_064, 64)
-    h2ft, gft = H2FT(64), GFT(64)
+    x = torch.randn(8_064, 32)
+    h2ft, gft = H2FT(32), GFT(32)
     with LargestTensor() as largest:
         f_q, f_g = h2ft.transfer(x[:64], x[64:])
         distances = h2ft.distance(x[:64], x[64:]), gft.distance(x[:64], x[64:])
-    assert (f_q.shape, f_g.shape) == ((64, 64), (8_000, 64))
+    assert (f_q.shape, f_g.shape) == ((64, 32), (8_000, 32))
     assert [distance.shape for distance in distances] == [(64, 8_000)] * 2
     assert 64 * 8_000 <= largest.elements < 8_000 * 8_000 / 4
 
@@ -376,7 +376,7 @@ def test_inference_at_every_boundary_of_k(ng, k):
 # -- GFT -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=SEEDS, size=sizes(), k=st.integers(1, 12), training=st.booleans())
 def test_gft_equals_the_loop(device, seed, size, k, training):
     x, modality = batch(seed, *size, device=device)
@@ -400,7 +400,7 @@ def per_image(rows: Tensor, index: list[int]) -> dict[int, Tensor]:
     return {image: torch.tensor(sorted(rows), dtype=torch.double) for image, rows in sorted(grouped.items())}
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=SEEDS, size=sizes(), k=st.integers(1, 9), training=st.booleans())
 def test_gft_on_groups_equals_the_loop(device, seed, size, k, training):
     x, modality = batch(seed, *size, device=device)
@@ -429,7 +429,7 @@ def test_gft_on_groups_has_the_gradients_of_the_loop():
     assert_close(ours.grad, loop.grad, **EXACT)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     seed=SEEDS,
     nq=st.integers(1, 4),
