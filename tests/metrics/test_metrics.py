@@ -10,7 +10,7 @@ from vireid.metrics import affinity_error_rate, affinity_quality, diagnostics, f
 
 @pytest.mark.parametrize("cmc_over", ["images", "identities"])
 @pytest.mark.parametrize("exclude", [None, "same_camera", "same_id_same_camera"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     nq=st.integers(1, 9),
@@ -162,7 +162,7 @@ def test_rank_below_one_is_refused():
         m.rank(0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), n=st.integers(3, 12), ids=st.integers(1, 5), block=st.integers(1, 40))
 def test_diagnostics_equal_loops(seed, n, ids, block):
     r = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ def same(a, b):
     assert (a.mAP, a.mINP, a.queries, a.valid_queries) == (b.mAP, b.mINP, b.queries, b.valid_queries)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     cuts=st.lists(st.integers(0, 40), max_size=5),

@@ -41,7 +41,7 @@ def test_build_equals_a_plain_loop(seed, n, d, k, top):
     assert (len(g), g.k) == (n, min(k, n))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     n=st.integers(1, 40),

@@ -26,7 +26,7 @@ def features(seed, nq=9, ng=40, d=6, dtype=torch.float64):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("use_query_relations", [False, True])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     nq=st.integers(1, 6),
@@ -90,7 +90,7 @@ def test_exactly_k1_are_kept_of_ties_lowest_index_first():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     d=st.integers(2, 70),

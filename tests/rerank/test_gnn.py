@@ -15,7 +15,7 @@ from vireid.rerank.gnn import gnn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     nq=st.integers(0, 5),

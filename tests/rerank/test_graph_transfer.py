@@ -38,7 +38,7 @@ def features(seed: int, nq: int, ng: int, d: int = 6) -> tuple[Tensor, Tensor]:
     return x[:nq], x[nq:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), nq=st.integers(1, 4), ng=st.integers(1, 9), k=st.integers(1, 11))
 @both
 def test_equals_the_loop_over_single_queries(device, name, seed, nq, ng, k):

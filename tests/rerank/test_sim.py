@@ -28,7 +28,7 @@ def clustered(seed: int, people: int = 6, each: int = 5, d: int = 12) -> tuple[T
     return centers + 0.8 * torch.randn(people, d, generator=r), images
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     nq=st.integers(0, 4),
