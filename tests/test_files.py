@@ -196,6 +196,16 @@ def test_sizes_that_are_not_the_header_s_are_refused(tmp_path):
         load_arrays(path, KIND, VERSION)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_forged_header_allocates_nothing(compression, tmp_path, monkeypatch):
+    """A header asks for 8 GB where a handful of bytes follows: it must be refused before NumPy makes the array."""
+    forged = npy(np.zeros(4)).replace(b"(4,)", b"(1" + b"0" * 9 + b",)").replace(b" " * 9 + b"\n", b"\n")
+    npz(tmp_path / "a.npz", {"x.npy": forged}, compression)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("the array was made"))
+    with pytest.raises(ValueError, match="x cannot be read, the file is damaged: its header asks for 80000001"):
+        read_npz(tmp_path / "a.npz")
+
+
 def test_only_the_arrays_asked_for_are_read(tmp_path):
     npz(tmp_path / "a.npz", {"x.npy": npy(np.arange(3)), "y.npy": b"no array"}, zipfile.ZIP_DEFLATED)
     assert {name: x.tolist() for name, x in read_npz(tmp_path / "a.npz", ["x", "z"]).items()} == {"x": [0, 1, 2]}

@@ -1,6 +1,7 @@
 """Write files whole or not at all; read .npz files, the project's own with a small header, executing nothing."""
 
 import json
+import math
 import os
 import struct
 import tokenize
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 _HEADER = "header"  # name of the array that holds the JSON text
+_DEFLATE_RATIO = 1032  # a byte of a deflated member stands for no more bytes
 _DAMAGE = (  # errors of zipfile and NumPy about a file that is not what it should be
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),  # the last two: array headers
@@ -76,6 +78,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
         with zipfile.ZipFile(path) as archive:
             members = {member.removesuffix(".npy"): member for member in archive.namelist()}
             for name in members if names is None else [name for name in names if name in members]:
+                _check_size(archive, archive.getinfo(members[name]))
                 with archive.open(members[name]) as stream:
                     arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
                     if stream.read(1):  # at the end, and only there, zipfile compares the checksum
@@ -86,6 +89,19 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
             raise ValueError(f"{name} holds pickled objects, which are not read: {hint}") from None
         raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
     return arrays
+
+
+def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raise if an array asks for more memory than its bytes in the file can fill; nothing is allocated before."""
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        size = math.prod(shape) * dtype.itemsize + stream.tell()
+    ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
+    most = ratio * min(entry.compress_size, Path(str(archive.filename)).stat().st_size)
+    if not dtype.hasobject and (size != entry.file_size or size > most):
+        raise ValueError(f"its header asks for {size} bytes, the file holds {min(entry.file_size, most)}")
 
 
 def save_arrays(
