@@ -231,18 +231,18 @@ def test_equal_weights_are_as_none(device):
         assert torch.equal(weighted.plan, plain.plan)
 
 
-@pytest.mark.parametrize(("n", "m"), [(8, 8), (8, 6)])
-@pytest.mark.parametrize(("loss", "phi"), [("abs", 0.0), ("abs", 0.3), ("square", 0.3), ("square", 1.0)])
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (7, 5)])
+@pytest.mark.parametrize(("loss", "phi"), [("abs", 0.3), ("square", 0.3), ("square", 1.0)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_masked_nodes_are_as_if_removed(loss, phi, solver, n, m):
-    x, y = unrelated(5, n, m, 12)
-    present_x, present_y = torch.rand(5, n) > 0.3, torch.rand(5, m) > 0.3
+    x, y = unrelated(4, n, m, 12)
+    present_x, present_y = torch.rand(4, n) > 0.3, torch.rand(4, m) > 0.3
     present_x[0], present_y[0] = True, True
     present_x[1, :3], present_y[1, :3] = True, True
     present_x[1, 3:], present_y[1, 3:] = False, False  # equal counts: by assignments, with others by the simplex
     x, y = x.masked_fill(~present_x[:, :, None], math.nan), y.masked_fill(~present_y[:, :, None], math.nan)
     out = graph_ot(x, y, phi=phi, loss=loss, mask_x=present_x, mask_y=present_y, solver=solver)
-    for i in range(5):
+    for i in range(4):
         a, b = x[i, present_x[i]][None], y[i, present_y[i]][None]
         if n != m and a.shape == b.shape:  # assignments or exchanges solve it where nothing is masked
             assert out.cost[i] >= brute_force(a, b, phi, loss) - 1e-7
@@ -327,12 +327,12 @@ def test_entropic_is_within_one_percent_of_exact(loss):
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nodes", [5, 4])  # by assignments, by the network simplex
+@pytest.mark.parametrize("nodes", [4, 3])  # by assignments, by the network simplex
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("phi", PHI)
 def test_gradient_is_that_of_the_definition_at_the_plan(solver, loss, phi, nodes):
-    x, y, _ = shuffled(3, 5, 4)
+    x, y, _ = shuffled(3, 4, 4)
     y = y[:, :nodes].contiguous()
     x.requires_grad_()
     y.requires_grad_()
@@ -481,7 +481,7 @@ def test_automatic_choice_on_a_gpu_is_entropic():
 @pytest.mark.parametrize("m", [14, 9])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_single_precision_is_close_to_double(solver, m):
-    x, y, _ = shuffled(3, 14, 64)
+    x, y, _ = shuffled(2, 14, 64)
     y = y[:, :m]
     for loss in LOSSES:
         single = graph_ot(x.float(), y.float(), loss=loss, solver=solver)
@@ -490,11 +490,11 @@ def test_single_precision_is_close_to_double(solver, m):
 
 
 def test_automatic_choice_on_the_cpu_is_exact():
-    x, y = unrelated(4, 9, 9, 12)
-    for options in ({}, {"weights_x": random_weights(9)}, {"mask_x": torch.rand(4, 9) > 0.3}):
-        exact, entropic = (graph_ot(x, y, phi=0, solver=solver, **options).plan for solver in SOLVERS)
+    x, y = unrelated(3, 8, 8, 12)
+    for options in ({"phi": 0}, {"weights_x": random_weights(8)}, {"mask_x": torch.rand(3, 8) > 0.3}):
+        exact, entropic = (graph_ot(x, y, solver=solver, **options).plan for solver in SOLVERS)
         assert not torch.equal(exact, entropic)
-        assert torch.equal(graph_ot(x, y, phi=0, **options).plan, exact)
+        assert torch.equal(graph_ot(x, y, **options).plan, exact)
 
 
 def test_a_plan_that_misses_its_marginals_is_told():
@@ -508,27 +508,27 @@ def test_a_plan_that_misses_its_marginals_is_told():
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_plans_that_have_not_settled_are_told(solver, loss, m):
-    x, y = unrelated(12, 9, m, 6)
+    x, y = unrelated(8, 9, m, 6)
     x[0, :m] = y[0]
     x[0, m:] = y[0, 0]
-    with pytest.warns(UserWarning, match=r"(\d+) of 12 transport plans had not settled after iterations=1$") as told:
+    with pytest.warns(UserWarning, match=r"(\d+) of 8 transport plans had not settled after iterations=1$") as told:
         one = graph_ot(x, y, loss=loss, solver=solver, iterations=1)
     assert len(told) == 1
-    assert 6 <= int(str(told[0].message).split()[0]) < 12 + (m < 9)  # the first pair is solved at once if equal
+    assert 3 <= int(str(told[0].message).split()[0]) < 8 + (m < 9)  # the first pair is solved at once if equal
     assert one.marginal_error.max() < 1e-12
     assert (graph_ot(x, y, loss=loss, solver=solver).cost < one.cost - 1e-3).any()
 
 
 @pytest.mark.parametrize(("loss", "phi"), [("abs", 0.0), ("square", 0.0), ("abs", 0.5), ("square", 0.5), ("abs", 1.0)])
 def test_nothing_is_told_of_ordinary_data(loss, phi):
-    u, v = torch.rand(3, 8) + 0.05, torch.rand(6) + 0.05
-    mask = torch.rand(3, 8) > 0.3
+    u, v = torch.rand(2, 7) + 0.05, torch.rand(5) + 0.05
+    mask = torch.rand(2, 7) > 0.3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for x, y in (shuffled(3, 8, 32)[:2], unrelated(3, 8, 8, 32), correlated(3, 8, 8)):
+        for x, y in (shuffled(2, 7, 32)[:2], unrelated(2, 7, 7, 32), correlated(2, 7, 7)):
             for solver in SOLVERS:
                 graph_ot(x, y, phi=phi, loss=loss, solver=solver)
-                graph_ot(x, y[:, :6], phi=phi, loss=loss, weights_x=u, weights_y=v, solver=solver)
+                graph_ot(x, y[:, :5], phi=phi, loss=loss, weights_x=u, weights_y=v, solver=solver)
             graph_ot(x, y, phi=phi, loss=loss, mask_x=mask)
 
 
