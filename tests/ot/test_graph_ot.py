@@ -508,13 +508,13 @@ def test_a_plan_that_misses_its_marginals_is_told():
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_plans_that_have_not_settled_are_told(solver, loss, m):
-    x, y = unrelated(8, 9, m, 6)
+    x, y = unrelated(12, 9, m, 6)
     x[0, :m] = y[0]
     x[0, m:] = y[0, 0]
-    with pytest.warns(UserWarning, match=r"(\d+) of 8 transport plans had not settled after iterations=1$") as told:
+    with pytest.warns(UserWarning, match=r"(\d+) of 12 transport plans had not settled after iterations=1$") as told:
         one = graph_ot(x, y, loss=loss, solver=solver, iterations=1)
     assert len(told) == 1
-    assert 3 <= int(str(told[0].message).split()[0]) < 8 + (m < 9)  # the first pair is solved at once if equal
+    assert 6 <= int(str(told[0].message).split()[0]) < 12 + (m < 9)  # the first pair is solved at once if equal
     assert one.marginal_error.max() < 1e-12
     assert (graph_ot(x, y, loss=loss, solver=solver).cost < one.cost - 1e-3).any()
 
