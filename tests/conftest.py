@@ -1,7 +1,6 @@
 """What every test shares: a fixed seed, the device, packages that seem absent, and the switch for the slow tests."""
 
 import builtins
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The same examples in every run, so that no test is red by chance; HYPOTHESIS_PROFILE=explore looks for new ones.
+# The same examples in every run, so that no test is red by chance; --hypothesis-profile=slow explores new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
-settings.register_profile("explore", deadline=None, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+settings.register_profile("slow", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile("fixed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
