@@ -1,4 +1,4 @@
-"""What is public, what importing it costs, and which part may import which."""
+"""Public names, the cost of importing them, and the parts that a part may import."""
 
 import ast
 import importlib
@@ -21,10 +21,10 @@ OPTIONAL = [
     *("timm", "torchmetrics", "torchvision", "tqdm", "transformers"),
 ]
 
-# Files that are all about one extra, and are themselves imported in a function only.
+# Files that belong to one extra and are imported only inside functions.
 BEHIND_AN_EXTRA = {"cli": {"click", "tqdm"}, "metrics/_torchmetrics.py": {"torchmetrics"}}
 
-# The ground plan: a part may import those named here and itself. Root: the constants of vireid/__init__.py.
+# The ground plan: a part may import the parts named here and itself. Root: the constants of vireid/__init__.py.
 BASE = {"_checks", "_files", "_ops"}
 MAY_IMPORT = {
     "__init__": set(),
@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 
-# The names that scripts rely on; one may be added, none may vanish.
+# The names that scripts rely on: none may vanish, others may join.
 PROMISED = {
     "nn": [
         *("BNNeck", "DualBNNeck", "GFT", "H2FT", "H2FTOutput", "MessageFusionAttention", "PrototypePooling"),
@@ -111,13 +111,13 @@ PROMISED = {
 
 
 def parts():
-    """(part, file) of every source file; a part is a top-level module or subpackage."""
+    """Return (part, file) of every source file; a part is a top-level module or sub-package."""
     for file in sorted(PACKAGE.rglob("*.py")):
         yield file.relative_to(PACKAGE).parts[0].removesuffix(".py"), file
 
 
 def imported_modules(tree):
-    """Dotted name of every module that ``tree`` imports, at its top or in a function; relative ones as '.'."""
+    """Yield the dotted name of every module that ``tree`` imports, at its top or in a function; '.' if relative."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -135,18 +135,6 @@ def test_root_names():
     assert vireid.__all__ == ["INFRARED", "VISIBLE", "__version__"]
     assert (vireid.VISIBLE, vireid.INFRARED) == (0, 1)
     assert vireid.__version__.count(".") == 2
-
-
-def test_sub_packages_load_on_first_use():
-    run_fresh("""
-import sys, vireid
-assert not any(name.startswith("vireid.") for name in sys.modules) and "torch" not in sys.modules
-assert vireid.nn.H2FT and vireid.rerank.aim and "losses" in dir(vireid)
-try:
-    vireid.nothing
-except AttributeError as error:
-    assert "nothing" in str(error)
-""")
 
 
 def test_the_public_names_are_few():
@@ -177,26 +165,29 @@ def run_fresh(code):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_a_fresh_import_is_silent_and_loads_nothing_optional():
+def test_a_fresh_import_is_lazy_silent_and_fast():
+    """Sub-packages load on first use, optional packages never; torch's compiler, POT and SciPy's solvers take long."""
     run_fresh(f"""
-import importlib, sys, torch
+import importlib, sys, vireid
+assert not any(name.startswith("vireid.") for name in sys.modules) and "torch" not in sys.modules
+try:
+    vireid.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError("vireid.nothing exists")
+import torch
 before = set(sys.modules)
-for name in ["vireid"] + ["vireid." + part for part in {PUBLIC}]:
-    importlib.import_module(name)
+slow = {{"torch._dynamo", "ot", "scipy.optimize"}} - before
+assert "torch._dynamo" in slow, "torch loads its compiler by itself: nothing to see here"
+assert vireid.nn.H2FT and vireid.rerank.aim and "losses" in dir(vireid)
+for name in ["nn", "rerank", "losses", "ot", "neighbors", "metrics"]:
+    importlib.import_module("vireid." + name)
+    assert not slow & set(sys.modules), f"{{name}} loads {{slow & set(sys.modules)}}"
+for name in {PUBLIC}:
+    importlib.import_module("vireid." + name)
     loaded = {{module.split(".")[0] for module in set(sys.modules) - before}} & set({OPTIONAL})
     assert not loaded, f"{{name}} loads {{loaded}}"
-""")
-
-
-@pytest.mark.parametrize("name", ["nn", "losses", "ot", "neighbors", "rerank", "metrics"])
-def test_a_component_imports_fast(name):
-    """The compiler of torch, POT and SciPy's solvers take long: on first use only."""
-    run_fresh(f"""
-import sys, torch
-slow = {{"torch._dynamo", "ot", "scipy.optimize"}} - set(sys.modules)
-assert "torch._dynamo" in slow, "torch loads its compiler by itself: nothing to see here"
-import vireid.{name}
-assert not slow & set(sys.modules), slow & set(sys.modules)
 """)
 
 
@@ -224,7 +215,7 @@ def test_imports_point_one_way(part, file):
 
 
 def test_the_allowed_imports_have_no_circle():
-    """So the map above cannot be widened into one by adding a name."""
+    """A name added to the map cannot make one."""
     left = dict(MAY_IMPORT)
     while left:
         free = [part for part, targets in left.items() if not targets & set(left)]
@@ -266,7 +257,7 @@ def test_nothing_untrusted_is_unpickled():
 
 
 def test_the_map_above_sees_imports_of_every_form():
-    """The oracle itself: what the walk must find in source written in each way."""
+    """The walk finds imports in source written in each way."""
     source = "import vireid.nn\nfrom vireid import VISIBLE, models\nfrom . import y\n"
     source += "def f():\n    from vireid.data.readers import x\n"
     found = set(imported_modules(ast.parse(source)))
@@ -293,7 +284,7 @@ def test_a_missing_extra_is_named(package, extra, call, hidden, monkeypatch):
 
 
 def options_of(kind):
-    """Names of the options of a class, and one of it with its defaults."""
+    """Return the names of a class's options, and an instance with their defaults."""
     given = {"dim": 6, "num_classes": 3, "channels": 6, "nodes": 4}
     parameters = inspect.signature(kind).parameters.values()
     made = kind(**{p.name: given[p.name] for p in parameters if p.default is p.empty})

@@ -45,19 +45,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from benchmarks.speed.measure import (
-    PeakMemory,
-    can_measure_memory,
-    command_of,
-    environment,
-    figures,
-    options_parser,
-    parse,
-    run_self,
-    show,
-    timing,
-    write_table,
-)
+from benchmarks.speed import measure
 from vireid.metrics import rank_metrics
 
 Exclude = Literal["same_camera", "same_id_same_camera"] | None
@@ -134,15 +122,8 @@ SIZES: dict[str, Callable[[], Problem]] = {
 
 def ours(p: Problem, exclude: Exclude, cmc_over: CMCOver) -> Score:
     """Evaluate by `rank_metrics` under a rule."""
-    m = rank_metrics(
-        p.distance,
-        p.query_ids,
-        p.gallery_ids,
-        p.query_cameras,
-        p.gallery_cameras,
-        exclude=exclude,
-        cmc_over=cmc_over,
-    )
+    labels = (p.query_ids, p.gallery_ids, p.query_cameras, p.gallery_cameras)
+    m = rank_metrics(p.distance, *labels, exclude=exclude, cmc_over=cmc_over)
     return m.rank(1), m.mAP
 
 
@@ -232,18 +213,12 @@ def _open_metric_learning() -> Callable[[Problem], Score]:
 
     def run(p: Problem) -> Score:
         length = len(p.gallery_ids)
-        _, retrieved, truth = knn.batched_knn_qg(
-            embeddings_query=torch.from_numpy(p.query),
-            embeddings_gallery=torch.from_numpy(p.gallery),
-            ids_query=None,
-            ids_gallery=None,
-            labels_query=torch.from_numpy(p.query_ids),
-            labels_gallery=torch.from_numpy(p.gallery_ids),
-            sequence_ids_query=None,
-            sequence_ids_gallery=None,
-            top_n=length,
-            verbose=False,
-        )
+        sides = {"query": (p.query, p.query_ids), "gallery": (p.gallery, p.gallery_ids)}
+        given: dict[str, Any] = {"top_n": length, "verbose": False}
+        for side, (features, labels) in sides.items():
+            given |= {f"embeddings_{side}": torch.from_numpy(features), f"labels_{side}": torch.from_numpy(labels)}
+            given |= {f"ids_{side}": None, f"sequence_ids_{side}": None}
+        _, retrieved, truth = knn.batched_knn_qg(**given)
         options = {"cmc_top_k": (1,), "precision_top_k": (), "map_top_k": (length,), "verbose": False}
         found = metrics.calc_retrieval_metrics(retrieved, truth, **options)
         return float(found["cmc"][1]), float(found["map"][length])
@@ -262,18 +237,13 @@ class Peer:
 
 PEERS = {
     "published loops": Peer(lambda: published_loops, "own", None),
-    "fastreid Cython": Peer(
-        partial(_reid_package, "fastreid.evaluation.rank", True), "same_id_same_camera", "fastreid"
-    ),
-    "fastreid Python": Peer(
-        partial(_reid_package, "fastreid.evaluation.rank", False), "same_id_same_camera", "fastreid"
-    ),
-    "torchreid Cython": Peer(
-        partial(_reid_package, "torchreid.reid.metrics.rank", True), "same_id_same_camera", "torchreid"
-    ),
-    "torchreid Python": Peer(
-        partial(_reid_package, "torchreid.reid.metrics.rank", False), "same_id_same_camera", "torchreid"
-    ),
+    **{
+        f"{package} {form}": Peer(
+            partial(_reid_package, f"{package}.{module}", form == "Cython"), "same_id_same_camera", package
+        )
+        for package, module in (("fastreid", "evaluation.rank"), ("torchreid", "reid.metrics.rank"))
+        for form in ("Cython", "Python")
+    },
     "torchmetrics": Peer(_torchmetrics, "none", "torchmetrics"),
     "pytorch-metric-learning": Peer(_pytorch_metric_learning, "none", "pytorch-metric-learning"),
     "open-metric-learning": Peer(_open_metric_learning, "none", "open-metric-learning"),
@@ -325,7 +295,7 @@ def our_name(exclude: Exclude, cmc_over: CMCOver) -> str:
     return f"vireid ({exclude or 'no'} rule, {cmc_over})"
 
 
-def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[[Problem], Score]]) -> list[Row]:
+def measure_size(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[[Problem], Score]]) -> list[Row]:
     """Measure one size; return the rows of each contender."""
     p = SIZES[size]()
     todo = calls(p, ready)
@@ -337,10 +307,11 @@ def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[
     shape = f"{p.distance.shape[0]} x {p.distance.shape[1]}, {size}, {p.exclude}, CMC over {p.cmc_over}"
     for name, call in todo.items():
         seconds, answer = timed(call, arguments.repeats)
-        found: dict[str, float | None] = dict(timing(seconds))
-        if not arguments.no_memory and can_measure_memory(CPU):
-            options = ["--threads", str(arguments.threads), "--sizes", size, "--peers", *ready]
-            found["peak_bytes"] = int(run_self(MODULE, [*options, "--peak-memory-of", name]))
+        found: dict[str, float | None] = {}
+        if not arguments.no_memory and measure.can_measure_memory(CPU):
+            found["peak_bytes"] = int(
+                measure.run_self(MODULE, [*arguments.given, "--sizes", size, "--peak-memory-of", name])
+            )
         if not isinstance(answer, np.ndarray):
             scores[name] = answer
             found |= {"rank1": answer[0], "mAP": answer[1]}
@@ -348,21 +319,21 @@ def measure(size: str, arguments: argparse.Namespace, ready: dict[str, Callable[
             mine = scores[our_name(*rule_of(PEERS[name], p))]
             differences = [abs(a - b) for a, b in zip(answer, mine, strict=True) if a is not None and b is not None]
             found["difference_to_ours"] = max(differences)
-        rows += figures("CMC and mAP of a distance matrix", shape, name, **found)
+        rows += measure.figures("CMC and mAP of a distance matrix", shape, name, seconds, **found)
     own = {name: our_name(*rule_of(PEERS[name], p)) for name in ready}
-    show(rows, FLOOR, own)
+    measure.show(rows, FLOOR, own)
     return rows
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = options_parser(__doc__, repeats=5)
+    parser = measure.options_parser(__doc__, repeats=5)
     sizes = [name for name in SIZES if name != "tiny"]
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes, help="default: all but tiny")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), metavar="PEER", help="default: all")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, a run more of each")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
-    arguments = parse(parser, given)
+    arguments = measure.parse(parser, given)
     ready, missing = find_peers(arguments.peers)
     if arguments.peak_memory_of:
         p = SIZES[arguments.sizes[0]]()
@@ -372,19 +343,17 @@ def main(given: Sequence[str] | None = None) -> None:
             ours(warm, warm.exclude, warm.cmc_over)  # libraries and threads
             if arguments.peak_memory_of in ready:
                 ready[arguments.peak_memory_of](warm)
-            with PeakMemory(CPU) as peak:
+            with measure.PeakMemory(CPU) as peak:
                 call()
         print(peak.bytes)
         return
 
     packages = [PEERS[name].package or "" for name in ready]
-    about = environment(CPU, ["numpy", *(package for package in packages if package)])
-    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}")
+    about = measure.announce(arguments, CPU, ["numpy", *(package for package in packages if package)])
     for name, reason in missing.items():
         print(f"{name}: not installed ({reason})")
-    rows = [row for size in arguments.sizes for row in measure(size, arguments, ready)]
-    if arguments.output:
-        write_table(arguments.output, rows, {"command": command_of(MODULE, given), **about})
+    rows = [row for size in arguments.sizes for row in measure_size(size, arguments, ready)]
+    measure.save(arguments, MODULE, rows, about)
 
 
 if __name__ == "__main__":

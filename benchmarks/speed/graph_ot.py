@@ -33,20 +33,7 @@ import torch
 from torch import Tensor
 
 import ot
-from benchmarks.speed.measure import (
-    PeakMemory,
-    can_measure_memory,
-    command_of,
-    environment,
-    figures,
-    measure_in_turns,
-    options_parser,
-    parse,
-    run_self,
-    show,
-    timing,
-    write_table,
-)
+from benchmarks.speed import measure
 from vireid.ot import graph_ot
 
 MODULE = "benchmarks.speed.graph_ot"
@@ -181,20 +168,20 @@ def peak_memory(task: Task, arguments: argparse.Namespace) -> int:
     """Return the bytes that a forward and a backward pass take at their peak beyond the features."""
     x, y = make_pairs(task, arguments)
     step(task, x[:2].clone(), y[:2].clone(), backward=True)  # libraries and threads
-    with PeakMemory(torch.device(arguments.device)) as peak:
+    with measure.PeakMemory(torch.device(arguments.device)) as peak:
         step(task, x, y, backward=True)
     return peak.bytes
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Check, measure, print."""
-    parser = options_parser(__doc__, repeats=7)
+    parser = measure.options_parser(__doc__, repeats=7)
     parser.add_argument("--pairs", type=int, nargs="+", default=[32, 256], help="pairs in a batch")
     parser.add_argument("--dim", type=int, default=DIM, help="feature size")
     parser.add_argument("--data", choices=("matched", "unrelated", "weighted"), default="matched")
     parser.add_argument("--quick", action="store_true", help="4 pairs, d = 16, one repeat, no memory")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
-    arguments = parse(parser, given)
+    arguments = measure.parse(parser, given)
     if arguments.quick:
         arguments.pairs, arguments.dim, arguments.repeats = [4], 16, 1
     if arguments.peak_memory_of:
@@ -206,26 +193,21 @@ def main(given: Sequence[str] | None = None) -> None:
     tasks = [Task("square", "products", pairs) for pairs in arguments.pairs]
     tasks += [Task(loss, name, n) for loss, names in CONTENDERS.items() for name in names for n in arguments.pairs]
     good = quality(tasks, arguments)
-    about = environment(device, ["POT"])
-    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    about = measure.announce(arguments, device, ["POT"])
     data = {task.pairs: make_pairs(task, arguments) for task in tasks}
     cases = {
         (task, way): partial(step, task, *data[task.pairs], backward=way == WAYS[1]) for task in tasks for way in WAYS
     }
-    seconds = measure_in_turns(cases, arguments.repeats, device)
+    seconds = measure.measure_in_turns(cases, arguments.repeats, device)
     rows = []
     for (task, way), times in seconds.items():
         size = f"{task.pairs} pairs, {NODES} nodes, d {arguments.dim}, {arguments.data}"
-        found = dict(timing(times)) | (good.get(task, {}) if way == WAYS[0] else {})
-        if way == WAYS[1] and can_measure_memory(device) and not arguments.quick:
-            own = ["--device", arguments.device, "--threads", str(arguments.threads), "--data", arguments.data]
-            own += ["--dim", str(arguments.dim)]
-            found["peak_bytes"] = int(run_self(MODULE, ["--peak-memory-of", str(task), *own]))
-        rows += figures(way, size, task.label, **found)
-    show(rows, "products", "POT loop, square")
-    if arguments.output:
-        settings = {"phi": PHI, "seed": SEED}
-        write_table(arguments.output, rows, {"command": command_of(MODULE, given), **settings, **about})
+        found = dict(good.get(task, {})) if way == WAYS[0] else {}
+        if way == WAYS[1] and measure.can_measure_memory(device) and not arguments.quick:
+            found["peak_bytes"] = int(measure.run_self(MODULE, [*arguments.given, "--peak-memory-of", str(task)]))
+        rows += measure.figures(way, size, task.label, times, **found)
+    measure.show(rows, "products", "POT loop, square")
+    measure.save(arguments, MODULE, rows, {"phi": PHI, "seed": SEED, **about})
 
 
 if __name__ == "__main__":

@@ -14,21 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.speed import heads_cift, heads_saai
-from benchmarks.speed.measure import (
-    PeakMemory,
-    can_measure_memory,
-    command_of,
-    environment,
-    figures,
-    measure_in_turns,
-    options_parser,
-    parse,
-    run_self,
-    show,
-    timing,
-    write_table,
-)
+from benchmarks.speed import heads_cift, heads_saai, measure
 
 SEED = 0
 METHODS = {"cift": heads_cift, "saai": heads_saai}
@@ -83,7 +69,7 @@ def check_agreement(method: str, device: torch.device, identities: int | None = 
 def peak_memory(heads: Heads, name: str, device: torch.device) -> int:
     """Return the bytes that two steps take at their peak beyond the modules and the batch, gradients included."""
     torch.ones(64, 64, requires_grad=True).matmul(torch.ones(64, 64)).sum().backward()  # libraries and threads
-    with PeakMemory(device) as peak:
+    with measure.PeakMemory(device) as peak:
         for _ in range(2):
             step(heads, name)
     return peak.bytes
@@ -91,11 +77,11 @@ def peak_memory(heads: Heads, name: str, device: torch.device) -> int:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Check, measure, print."""
-    parser = options_parser(__doc__, repeats=15)
+    parser = measure.options_parser(__doc__, repeats=15)
     parser.add_argument("--method", choices=METHODS, default="cift", help="whose heads")
     parser.add_argument("--identities", type=int, help="identities in the batch, 8 images each")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
-    arguments = parse(parser, given)
+    arguments = measure.parse(parser, given)
     module = METHODS[arguments.method]
     identities = module.IDENTITIES_IN_BATCH if arguments.identities is None else arguments.identities
     if not 2 <= identities <= module.IDENTITIES:
@@ -109,22 +95,21 @@ def main(given: Sequence[str] | None = None) -> None:
 
     differences = check_agreement(arguments.method, device, identities)
     heads = make_heads(arguments.method, device, identities)
-    about = environment(device)
-    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    about = measure.announce(arguments, device)
     print(f"vireid and loop agree to {max(differences.values()):.1e} (loss and every gradient, relative)")
-    seconds = measure_in_turns({n: partial(step, heads, n) for n in module.NAMES}, arguments.repeats, device, warm_up=2)
+    seconds = measure.measure_in_turns(
+        {n: partial(step, heads, n) for n in module.NAMES}, arguments.repeats, device, warm_up=2
+    )
     size = f"{identities} identities x {2 * module.PER_MODALITY} images, {module.SHAPE}, {module.IDENTITIES} classes"
     rows = []
     for name in module.NAMES:
         peak = None
-        if can_measure_memory(device):
-            own = ["--method", arguments.method, "--device", arguments.device, "--threads", str(arguments.threads)]
-            peak = int(run_self(MODULE, ["--peak-memory-of", name, *own, "--identities", str(identities)]))
-        rows += figures(module.TITLE, size, name, **timing(seconds[name]), peak_bytes=peak)
-    rows += figures(module.TITLE, size, "vireid", difference_to_loop=max(differences.values()))
-    show(rows, *module.BASES)
-    if arguments.output:
-        write_table(arguments.output, rows, {"command": command_of(MODULE, given), "seed": SEED, **about})
+        if measure.can_measure_memory(device):
+            peak = int(measure.run_self(MODULE, [*arguments.given, "--peak-memory-of", name]))
+        rows += measure.figures(module.TITLE, size, name, seconds[name], peak_bytes=peak)
+    rows += measure.figures(module.TITLE, size, "vireid", difference_to_loop=max(differences.values()))
+    measure.show(rows, *module.BASES)
+    measure.save(arguments, MODULE, rows, {"seed": SEED, **about})
 
 
 if __name__ == "__main__":

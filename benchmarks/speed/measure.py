@@ -41,12 +41,28 @@ def parse(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> argpa
             if isinstance(number, int | float) and not isinstance(number, bool) and not number > 0:
                 parser.error(f"--{name.replace('_', '-')} must be above 0, got {number}")
     torch.set_num_threads(arguments.threads)
+    arguments.given = list(sys.argv[1:] if given is None else given)
     return arguments
 
 
 def command_of(module: str, given: Sequence[str] | None) -> str:
     """Return the command line of a benchmark, as its table records it."""
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if given is None else given)])
+
+
+def announce(arguments: argparse.Namespace, device: torch.device, packages: Sequence[str] = ()) -> dict[str, object]:
+    """Return the `environment`, after printing it with the number of repeats."""
+    about = environment(device, packages)
+    print(f"{about['hardware']}, {about['threads']} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    return about
+
+
+def save(
+    arguments: argparse.Namespace, module: str, rows: Sequence[Mapping[str, object]], about: Mapping[str, object]
+) -> None:
+    """Write the table of a benchmark where ``--output`` asks for it."""
+    if arguments.output:
+        write_table(arguments.output, rows, {"command": command_of(module, arguments.given), **about})
 
 
 # ---------------------------------------------------------------------------------------------------- the machine
@@ -65,7 +81,7 @@ def hardware(device: torch.device) -> str:
 
 
 def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, object]:
-    """Return what a figure must be read with: hardware, threads, versions (those of ``packages`` if installed)."""
+    """Return the conditions of a figure: hardware, threads, versions (those of ``packages`` if installed)."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "vireid": vireid.__version__}
     for package in packages:
         try:
@@ -160,23 +176,21 @@ def _resident(field: str) -> int:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def figures(what: str, size: str, method: str, **metrics: object) -> list[dict[str, object]]:
-    """Return a row per metric of one contender; a metric that is None has none.
+def figures(
+    what: str, size: str, method: str, times: Sequence[float] = (), **metrics: object
+) -> list[dict[str, object]]:
+    """Return a row per metric of one contender; a metric that is None has no row.
 
-    Where there is also a metric with ``_iqr`` behind its name, that is the row's ``iqr``.
+    The row "median_s" holds the median of ``times``, in seconds, and its ``iqr`` the distance between their quartiles.
     """
     about = {"what": what, "size": size, "method": method}
-    return [
-        {**about, "metric": metric, "value": value, "iqr": metrics.get(f"{metric}_iqr") or ""}
-        for metric, value in metrics.items()
-        if value is not None and not metric.endswith("_iqr")
-    ]
-
-
-def timing(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Return the median of a list of times and, if there are several, the distance between their quartiles."""
-    quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else []
-    return {"median_s": statistics.median(seconds), "median_s_iqr": quartiles[2] - quartiles[0] if quartiles else None}
+    rows: list[dict[str, object]] = []
+    if times:
+        quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else []
+        iqr = quartiles[2] - quartiles[0] if quartiles else ""
+        rows.append({**about, "metric": "median_s", "value": statistics.median(times), "iqr": iqr})
+    found = [{**about, "metric": name, "value": value, "iqr": ""} for name, value in metrics.items()]
+    return rows + [row for row in found if row["value"] is not None]
 
 
 def show(rows: Sequence[Mapping[str, object]], *bases: str | Mapping[str, str]) -> None:

@@ -24,17 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.measure import (
-    command_of,
-    environment,
-    figures,
-    measure_in_turns,
-    options_parser,
-    parse,
-    show,
-    timing,
-    write_table,
-)
+from benchmarks.speed.measure import announce, figures, measure_in_turns, options_parser, parse, save, show
 from vireid.neighbors import ApproximateIndex, NeighborGraph, recall, topk
 from vireid.neighbors._exact import prepare, search
 
@@ -81,7 +71,7 @@ def installed(module: str) -> Any:
 
 
 def product(q: Tensor, g: Tensor, k: int | None = None) -> list[Any]:
-    """Compute the product in blocks, of which nothing is kept but the k largest of each row, if ``k`` is given."""
+    """Compute the product in blocks; keep only the k largest of each row, or nothing without ``k``."""
     step = max(1, BLOCK_BYTES // (4 * len(g)))
     blocks = (part @ g.T for part in q.split(step))
     return [block.topk(k, dim=1) if k else block[0, 0] for block in blocks]
@@ -158,14 +148,14 @@ def measure_approximate(setting: Sequence[Any], repeats: int, device: torch.devi
     what, size = "approximate search", f"{queries} x {n} x {d}, k = {k}"
     true = topk(q, g, k)[1]
     exact = measure_in_turns({"exact": lambda: topk(q, g, k)}, repeats, device)["exact"]
-    found = figures(what, size, "exact", **timing(exact), recall=1.0)
+    found = figures(what, size, "exact", exact, recall=1.0)
     for factory, parameters in kinds if installed("faiss") is not None else ():
         start = time.perf_counter()
         index = ApproximateIndex(g, factory, parameters=parameters)
         build = time.perf_counter() - start
         seconds = measure_in_turns({"search": partial(index.topk, q, k)}, repeats, device)["search"]
         share = recall(index.topk(q, k)[1], true)
-        found += figures(what, size, f"{factory} {parameters}".strip(), **timing(seconds), build_s=build, recall=share)
+        found += figures(what, size, f"{factory} {parameters}".strip(), seconds, build_s=build, recall=share)
     return found
 
 
@@ -197,13 +187,12 @@ def main(given: Sequence[str] | None = None) -> None:
     approximate = QUICK_APPROXIMATE if arguments.quick else APPROXIMATE
 
     check_agreement(device)
-    about = environment(device, PACKAGES)
-    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    about = announce(arguments, device, PACKAGES)
     table: list[dict[str, object]] = []
 
     def run(what: str, size: str, cases: Cases, base: str) -> None:
         seconds = measure_in_turns(cases, arguments.repeats, device)
-        found = [row for name, times in seconds.items() for row in figures(what, size, name, **timing(times))]
+        found = [row for name, times in seconds.items() for row in figures(what, size, name, times)]
         show(found, base)
         table.extend(found)
 
@@ -220,8 +209,7 @@ def main(given: Sequence[str] | None = None) -> None:
         found = measure_approximate(approximate, arguments.repeats, device)
         show(found, "exact")
         table.extend(found)
-    if arguments.output:
-        write_table(arguments.output, table, {"command": command_of(MODULE, given), "seed": SEED, **about})
+    save(arguments, MODULE, table, {"seed": SEED, **about})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ of threads for all. AIM is compared with the two bare matrix products q·g and g
 top-k pass over queries and gallery together. Where ours and another form both ran, their values are compared too.
 A case that exceeds --limit or --memory is stopped and recorded so.
 
-    python -m benchmarks.speed.rerank --output rerank.json
+    python -m benchmarks.speed.rerank --output rerank.csv
     python -m benchmarks.speed.rerank --settings regdb sysu --threads 1 --limit 60
     python -m benchmarks.speed.rerank --size 1000 10000 512 --contenders products aim k_reciprocal
 
@@ -26,20 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.speed import peers
-from benchmarks.speed.measure import (
-    PeakMemory,
-    can_measure_memory,
-    command_of,
-    environment,
-    figures,
-    options_parser,
-    parse,
-    show,
-    synchronize,
-    timing,
-    write_table,
-)
+from benchmarks.speed import measure, peers
 from benchmarks.speed.watch import guarded, say, watched
 from vireid._ops import normalize_rows
 from vireid.metrics import rank_metrics
@@ -161,17 +148,17 @@ def timed(
     name: str, query: Tensor, gallery: Tensor, top: int | None, device: torch.device
 ) -> tuple[peers.Result, float, int | None]:
     """Return the contender's answer, its seconds, and its peak bytes beyond the inputs, the answer included."""
-    if not can_measure_memory(device):
-        synchronize(device)
+    if not measure.can_measure_memory(device):
+        measure.synchronize(device)
         start = time.perf_counter()
         result = peers.run(name, query, gallery, top)
-        synchronize(device)
+        measure.synchronize(device)
         return result, time.perf_counter() - start, None
-    with PeakMemory(device) as peak:
-        synchronize(device)
+    with measure.PeakMemory(device) as peak:
+        measure.synchronize(device)
         start = time.perf_counter()
         result = peers.run(name, query, gallery, top)
-        synchronize(device)
+        measure.synchronize(device)
         seconds = time.perf_counter() - start
     return result, seconds, peak.bytes
 
@@ -200,13 +187,13 @@ def measure_latency(name: str, device: torch.device) -> None:
         def answer(q: Tensor) -> object:
             return fitted.topk(q, TOP)
 
-    synchronize(device)
+    measure.synchronize(device)
     fit = time.perf_counter() - start
     seconds = []
     for row in query.split(1):
         start = time.perf_counter()
         answer(row)
-        synchronize(device)
+        measure.synchronize(device)
         seconds.append(time.perf_counter() - start)
     say(median_s=statistics.median(seconds[10:]), fit_s=fit)
 
@@ -266,18 +253,17 @@ def measure_setting(name: str, arguments: argparse.Namespace, folder: Path) -> l
         runs[case] += lines
     answer = "distance" if setting.top is None else f"nearest {TOP}"
     size = f"{name}, {setting.queries} x {setting.gallery} x {setting.dim}, noise {setting.noise}, {answer}"
-    rows = figures(WHAT, size, "no re-ranking", mAP=before)
+    rows = measure.figures(WHAT, size, "no re-ranking", mAP=before)
     for case in wanted:
         found: dict[str, object] = {"stopped": stopped[case]}
         if runs[case]:
-            found |= timing([line["seconds"] for line in runs[case]])
             found["peak_bytes"] = runs[case][0]["peak_bytes"]
         if case in peers.SAME:
             found["difference_to_ours"] = difference(kept[peers.SAME[case]], kept[case])
         distance = kept_distance(kept[case])
         found["mAP"] = None if distance is None else mean_ap(distance, setting)
-        rows += figures(WHAT, size, peers.LABELS[case], **found)
-    show(rows, {peers.LABELS[case]: peers.LABELS[floor] for case, floor in peers.FLOORS.items()})
+        rows += measure.figures(WHAT, size, peers.LABELS[case], [line["seconds"] for line in runs[case]], **found)
+    measure.show(rows, {peers.LABELS[case]: peers.LABELS[floor] for case, floor in peers.FLOORS.items()})
     return rows
 
 
@@ -287,8 +273,8 @@ def measure_latencies(arguments: argparse.Namespace) -> list[dict[str, object]]:
     for name, label in tqdm(FITTED.items(), desc="latency", leave=False):
         lines, stopped = watch(["--case", "latency", name, "-"], arguments)
         size = f"gallery {LATENCY.gallery} x {LATENCY.dim}, nearest {TOP}"
-        rows += figures("one query at a time", size, label, **(lines[0] if lines else {}), stopped=stopped)
-    show(rows)
+        rows += measure.figures("one query at a time", size, label, **(lines[0] if lines else {}), stopped=stopped)
+    measure.show(rows)
     return rows
 
 
@@ -302,7 +288,7 @@ def watch(options: Sequence[str], arguments: argparse.Namespace) -> tuple[list[d
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = options_parser(__doc__, repeats=3, threads=2)
+    parser = measure.options_parser(__doc__, repeats=3, threads=2)
     names = [*SETTINGS, "latency"]
     parser.add_argument("--settings", nargs="+", choices=names, default=names)
     parser.add_argument(
@@ -312,7 +298,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a call is stopped")
     parser.add_argument("--memory", type=float, default=16, help="GiB of memory above which a process is stopped")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    arguments = parse(parser, given)
+    arguments = measure.parse(parser, given)
     if arguments.size:
         arguments.settings = ["size"]
     device = torch.device(arguments.device)
@@ -325,16 +311,14 @@ def main(given: Sequence[str] | None = None) -> None:
             data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
             guarded(measure_case, case, data, setting.top, device, Path(keep))
         return
-    about = environment(device, ["numpy", *peers.FILES])
-    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}, {arguments.repeats} repeats")
+    about = measure.announce(arguments, device, ["numpy", *peers.FILES])
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.settings:
             rows += (
                 measure_latencies(arguments) if name == "latency" else measure_setting(name, arguments, Path(folder))
             )
-    if arguments.output:
-        write_table(arguments.output, rows, {"command": command_of(MODULE, given), "seed": SEED, **about})
+    measure.save(arguments, MODULE, rows, {"seed": SEED, **about})
 
 
 if __name__ == "__main__":

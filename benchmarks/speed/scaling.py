@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.speed import peers
 from benchmarks.speed.cost_plot import cost_curves
-from benchmarks.speed.measure import command_of, environment, figures, options_parser, parse, read_table, write_table
+from benchmarks.speed.measure import announce, figures, options_parser, parse, read_table, save
 from benchmarks.speed.rerank import TOP, clustered_features, timed, warm_up
 from benchmarks.speed.watch import guarded, say, watched
 
@@ -35,9 +35,6 @@ CONTENDERS = (
     "dense_gnn",
 )
 NOISE = 1.0
-CHILD = ("queries", "dim", "threads", "device")  # options of the fresh processes
-
-
 Row = dict[str, object]
 
 
@@ -54,14 +51,15 @@ def measure_case(name: str, size: int, queries: int, dim: int, device: torch.dev
 def measure_all(arguments: argparse.Namespace) -> list[Row]:
     """Return the rows of each contender and size, up to the size where it was stopped."""
     rows: list[Row] = []
-    own = [word for name in CHILD for word in (f"--{name}", str(getattr(arguments, name)))]
     limits = {"limit": arguments.budget, "memory": arguments.memory}
     for name in arguments.contenders:
         if not peers.installed(name):
             print(f"{peers.LABELS[name]}: not installed", flush=True)
             continue
         for size in tqdm(sorted(arguments.sizes), desc=name, leave=False):
-            lines, stopped = watched(MODULE, ["--case", name, str(size), *own], threads=arguments.threads, **limits)
+            lines, stopped = watched(
+                MODULE, [*arguments.given, "--case", name, str(size)], threads=arguments.threads, **limits
+            )
             found = figures("re-ranking", str(size), peers.LABELS[name], **(lines[0] if lines else {}), stopped=stopped)
             rows += found
             print(peers.LABELS[name], size, *(f"{row['metric']} {row['value']}" for row in found), flush=True)
@@ -105,14 +103,12 @@ def main(given: Sequence[str] | None = None) -> None:
     if arguments.read:
         about, rows = read_table(arguments.read)
     else:
-        machine = environment(device, ["numpy", *peers.FILES])
-        print(f"{machine['hardware']}, {arguments.threads} thread(s), {machine['versions']}")
+        machine = announce(arguments, device, ["numpy", *peers.FILES])
         title = f"{arguments.queries} queries, {arguments.dim} dimensions, {arguments.threads} thread(s); "
         title += f"stopped after {arguments.budget:g} s or at {arguments.memory:g} GiB"
-        about = {"command": command_of(MODULE, given), "title": title, **machine}
+        about = {"title": title, **machine}
         rows = measure_all(arguments)
-        if arguments.output:
-            write_table(arguments.output, rows, about)
+        save(arguments, MODULE, rows, about)
     if arguments.figure:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         cost_curves(records(rows), arguments.figure, title=str(about["title"]))

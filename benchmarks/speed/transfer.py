@@ -14,20 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.speed.measure import (
-    PeakMemory,
-    can_measure_memory,
-    command_of,
-    environment,
-    figures,
-    measure_in_turns,
-    options_parser,
-    parse,
-    run_self,
-    show,
-    timing,
-    write_table,
-)
+from benchmarks.speed import measure
 from vireid._ops import normalize_rows
 from vireid.nn import GFT, H2FT
 
@@ -67,54 +54,52 @@ def contenders(dim: int, device: torch.device) -> dict[str, Callable[[Tensor, Te
     }
 
 
-def measure(name: str, queries: int, gallery: int, dim: int, device: torch.device, repeats: int) -> dict[str, object]:
-    """Return the seconds of a call, and the bytes that one takes at its peak."""
+def measure_case(
+    name: str, queries: int, gallery: int, dim: int, device: torch.device, repeats: int
+) -> dict[str, object]:
+    """Return the seconds of each call, and the bytes at the peak of all."""
     call = contenders(dim, device)[name]
     torch.manual_seed(0)
     centers = torch.randn(gallery // 10 + 1, dim, device=device)  # ten images around each identity's center
     g = centers[torch.arange(gallery, device=device) // 10] + torch.randn(gallery, dim, device=device)
     q = centers[torch.randint(len(centers), (queries,), device=device)] + torch.randn(queries, dim, device=device)
     call(q[:8], g[:64])  # libraries and threads
-    with PeakMemory(device) as peak:
-        seconds = measure_in_turns({name: lambda: call(q, g)}, repeats, device, warm_up=0)[name]
-    return {**timing(seconds), "peak_bytes": peak.bytes}
+    with measure.PeakMemory(device) as peak:
+        seconds = measure.measure_in_turns({name: lambda: call(q, g)}, repeats, device, warm_up=0)[name]
+    return {"times": seconds, "peak_bytes": peak.bytes}
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Check against the dense form, measure, print."""
-    parser = options_parser(__doc__, repeats=3)
+    parser = measure.options_parser(__doc__, repeats=3)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--gallery", type=int, nargs="+", default=[1000, 5000, 20_000], help="images")
     parser.add_argument("--dim", type=int, default=512, help="feature size")
     parser.add_argument("--dense-up-to", type=int, default=20_000, help="largest gallery of the dense form")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    arguments = parse(parser, given)
+    arguments = measure.parse(parser, given)
     device = torch.device(arguments.device)
     if arguments.only:
         shape = (arguments.queries, arguments.gallery[0], arguments.dim)
-        print(json.dumps(measure(arguments.only, *shape, device, arguments.repeats)))
+        print(json.dumps(measure_case(arguments.only, *shape, device, arguments.repeats)))
         return
-    if not can_measure_memory(device):
+    if not measure.can_measure_memory(device):
         parser.error("this system does not tell a process its peak memory")
 
     q, g = torch.randn(20, 32, device=device), torch.randn(50, 32, device=device)
     for ours, plain in zip(H2FT(32, value=torch.nn.Identity()).transfer(q, g), dense(q, g), strict=True):
         torch.testing.assert_close(ours, plain)
-    about = environment(device)
-    print(f"{about['hardware']}, {arguments.threads} thread(s), {about['versions']}")
+    about = measure.announce(arguments, device)
     rows = []
     for gallery in arguments.gallery:
         for name in contenders(1, device):
             if name == "dense" and gallery > arguments.dense_up_to:
                 continue
-            options = {key: getattr(arguments, key) for key in ("queries", "dim", "repeats", "threads", "device")}
-            flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-            found = json.loads(run_self(MODULE, ["--only", name, "--gallery", str(gallery), *flags]))
+            found = json.loads(measure.run_self(MODULE, [*arguments.given, "--only", name, "--gallery", str(gallery)]))
             size = f"{arguments.queries} queries, gallery {gallery}, d {arguments.dim}"
-            rows += figures("CIFT inference", size, name, **found)
-    show(rows, "products")
-    if arguments.output:
-        write_table(arguments.output, rows, {"command": command_of(MODULE, given), **about})
+            rows += measure.figures("CIFT inference", size, name, **found)
+    measure.show(rows, "products")
+    measure.save(arguments, MODULE, rows, about)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ exec(sys.argv[1])
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
-    rows = measure.figures("search", "3 x 4", "ours, fast", **measure.timing([2.0, 1.0, 4.0]), peak_bytes=None)
+    rows = measure.figures("search", "3 x 4", "ours, fast", [2.0, 1.0, 4.0], peak_bytes=None)
     rows += measure.figures("search", "3 x 4", "theirs", stopped="time")
     path = tmp_path / "new" / "a.csv"
     measure.write_table(path, rows, {"command": "python -m x: y", "seed": 0})
@@ -35,15 +35,13 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_table_on_the_terminal_has_units_and_ratios(capsys):
-    rows = measure.figures("w", "s", "a", median_s=0.5, median_s_iqr=0.001, peak_bytes=3 * 2**20)
-    rows += measure.figures("w", "s", "b", median_s=0.25, recall=0.51234) + measure.figures(
-        "w", "s", "c", stopped="time"
-    )
+    rows = measure.figures("w", "s", "a", [0.4995, 0.5, 0.5], peak_bytes=3 * 2**20)
+    rows += measure.figures("w", "s", "b", [0.25], recall=0.51234) + measure.figures("w", "s", "c", stopped="time")
     measure.show(rows, "b", {"b": "a"})
     _, title, head, a, b, c = capsys.readouterr().out.splitlines()
     assert title == "w, s"
     assert head.split() == ["median", "ms", "iqr", "ms", "peak", "MiB", "recall", "stopped", "x", "b", "x", "floor"]
-    assert a.split() == ["a", "500.00", "1.00", "3", "-", "-", "2.00", "-"]
+    assert a.split() == ["a", "500.00", "0.50", "3", "-", "-", "2.00", "-"]
     assert b.split() == ["b", "250.00", "-", "-", "0.5123", "-", "1.00", "0.50"]
     assert c.split() == ["c", "-", "-", "-", "-", "time", "-", "-"]
 

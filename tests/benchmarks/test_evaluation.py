@@ -39,7 +39,7 @@ def test_a_run_prints_and_records(tmp_path, capsys):
 
 
 def test_the_memory_of_a_contender_is_one_number(capsys):
-    if not evaluation.can_measure_memory(evaluation.CPU):
+    if not evaluation.measure.can_measure_memory(evaluation.CPU):
         pytest.skip("the system does not say")
     options = ["--threads", str(torch.get_num_threads()), "--sizes", "tiny", "--peers", "published loops"]
     evaluation.main([*options, "--peak-memory-of", "published loops"])

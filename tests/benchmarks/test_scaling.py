@@ -14,7 +14,7 @@ def fake(monkeypatch):
     asked = []
 
     def watched(script, options, *, threads, limit, memory):
-        _, name, size = options[:3]
+        name, size = options[options.index("--case") + 1 :]
         asked.append((name, int(size), threads, limit, memory))
         if int(size) / 1000 > limit:
             return [], "time"
