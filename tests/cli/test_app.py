@@ -165,10 +165,9 @@ main()
 
 
 def test_arguments_are_read_from_sources():
-    from vireid.training import methods
+    from vireid.training import METHODS, settings_of
 
-    for name in ("cift", "saai", "g2da"):
-        found = keyword_arguments("training/methods.py", f"build_{name}")
-        expected = keywords(getattr(methods, f"build_{name}"))
-        assert {key: value.default for key, value in found.items()} == expected
-        assert all(value.text and not value.text.startswith("as in") for value in found.values())
+    for name, method in METHODS.items():
+        found = keyword_arguments("training/methods.py", method.settings.__name__)
+        assert {key: value.default for key, value in found.items()} == settings_of(name)
+        assert all(value.text for value in found.values())

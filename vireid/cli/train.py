@@ -91,8 +91,8 @@ def _value(kind: str, text: str) -> Any:
 
 
 def _add(method: str) -> None:
-    """Add the command of a method, with an option for each argument of the function that builds it."""
-    arguments = keyword_arguments(_METHODS, f"build_{method}")
+    """Add the command of a method, with an option for each of its settings."""
+    arguments = keyword_arguments(_METHODS, f"{method.upper()}Settings")
 
     def run(**given: Any) -> None:
         settings = {name: given.pop(name) for name in arguments}

@@ -1,8 +1,8 @@
 """The methods that are trained by name: model and criterion from plain settings."""
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from vireid.models import (
 )
 from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream, resnet50
 from vireid.nn import part_grid as grid_of_parts
-from vireid.nn.transfer import FeatureTransfer
 from vireid.training.recipe import RECIPES, Recipe
 
 __all__ = ["METHODS", "Method", "build", "settings_of"]
@@ -51,29 +50,28 @@ G2DA_ROWS = {
 }
 
 
-def build_cift(
-    num_classes: int,
-    size: tuple[int, int],
-    *,
-    ablation: str = "cri",
-    backbone: Literal["small", "torchvision", "timm"] = "small",
-    weights: str | None = None,
-    k: int = 4,
-    tau_hom: float = 0.4,
-    tau_het: float = 0.2,
-    samples: int = 1,
-    detach_values: bool = False,
-    alignment: float | None = None,
-    part_grid: Sequence[int] | None = None,
-) -> Built:
-    """Build CIFT or a row of its ablation.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of every method; each class below adds its own.
 
-    Args:
-        num_classes: number of training identities.
-        size: (H, W) of the images; not used.
-        ablation: a key of `CIFT_ROWS`.
+    Attributes:
         backbone: "small", or "torchvision" or "timm" for their ResNet-50.
         weights: of the ResNet-50: "imagenet" or a local file.
+    """
+
+    backbone: Literal["small", "torchvision", "timm"] = "small"
+    weights: str | None = None
+
+    def build(self, num_classes: int, size: tuple[int, int]) -> Built:
+        """Return the model and the criterion for images of ``size`` (H, W)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings(Settings):
+    """Settings of CIFT's transfer, its intervention, and of an alignment of parts.
+
+    Attributes:
         k: neighbors of the graph, the image itself included.
         tau_hom: temperature within a modality.
         tau_het: temperature across modalities, and GFT's only one.
@@ -82,51 +80,63 @@ def build_cift(
         alignment: weight of G2DA's D_ot between parts of a person's images (our choice); None leaves it out.
         part_grid: (rows, columns) of those parts. Default: (4, 3).
     """
-    check_option("ablation", ablation, CIFT_ROWS)
-    network = build_backbone(backbone, weights)
-    dim = feature_size(network)
-    if ablation == "baseline":
-        return Baseline(network, num_classes), with_alignment(BaselineCriterion(), alignment, part_grid)
-    if ablation in ("gft", "ubs"):
-        transfer: FeatureTransfer = GFT(dim, k=k, tau=tau_het, unbalanced=ablation == "ubs")
-    else:
-        transfer = H2FT(dim, k=k, tau_hom=tau_hom, tau_het=tau_het)
-    model = CIFT(network, num_classes, transfer=transfer)
-    cri = CRILoss(dim, samples=samples, detach_values=detach_values) if ablation == "cri" else None
-    return model, with_alignment(CIFTCriterion(model, cri=cri), alignment, part_grid)
+
+    k: int = 4
+    tau_hom: float = 0.4
+    tau_het: float = 0.2
+    samples: int = 1
+    detach_values: bool = False
+    alignment: float | None = None
+    part_grid: Sequence[int] | None = None
+
+    def transfer_of(self, dim: int) -> tuple[H2FT, CRILoss]:
+        """Return CIFT's layer for features of size ``dim`` and the loss of its intervention."""
+        layer = H2FT(dim, k=self.k, tau_hom=self.tau_hom, tau_het=self.tau_het)
+        return layer, CRILoss(dim, samples=self.samples, detach_values=self.detach_values)
+
+    def aligned(self, criterion: nn.Module) -> nn.Module:
+        """Return the criterion, with G2DA's alignment added if there is a weight."""
+        if self.alignment is None:
+            if self.part_grid is not None:
+                raise ValueError("part_grid goes with alignment, which was not given")
+            return criterion
+        check_positive("alignment", self.alignment)
+        rows, columns = self.part_grid or (4, 3)
+        return AlignedCriterion(criterion, weight=self.alignment, grid=(rows, columns))
 
 
-def build_saai(
-    num_classes: int,
-    size: tuple[int, int],
-    *,
-    ablation: str = "saai",
-    backbone: Literal["small", "torchvision", "timm"] = "small",
-    weights: str | None = None,
-    parts: int = 7,
-    position_in_values: bool = False,
-    part_diversity: float = 0.5,
-    center_separation: float = 0.2,
-    normalize_centers: bool = True,
-    affinity_loss: float = 0.0,
-    amend: bool = True,
-    transfer: bool = False,
-    k: int = 4,
-    tau_hom: float = 0.4,
-    tau_het: float = 0.2,
-    samples: int = 1,
-    detach_values: bool = False,
-    alignment: float | None = None,
-    part_grid: Sequence[int] | None = None,
-) -> Built:
-    """Build SAAI or its baseline.
+@dataclass(frozen=True, kw_only=True)
+class CIFTSettings(TransferSettings):
+    """Settings of CIFT or a row of its ablation.
 
-    Args:
-        num_classes: number of training identities.
-        size: (H, W) of the images, which the position embedding is made for.
+    Attributes:
+        ablation: a key of `CIFT_ROWS`.
+    """
+
+    ablation: str = "cri"
+
+    def build(self, num_classes: int, size: tuple[int, int]) -> Built:
+        """Return the model and the criterion; images may have any size."""
+        check_option("ablation", self.ablation, CIFT_ROWS)
+        network = build_backbone(self.backbone, self.weights)
+        if self.ablation == "baseline":
+            return Baseline(network, num_classes), self.aligned(BaselineCriterion())
+        dim = feature_size(network)
+        if self.ablation in ("gft", "ubs"):
+            layer = GFT(dim, k=self.k, tau=self.tau_het, unbalanced=self.ablation == "ubs")
+            model, cri = CIFT(network, num_classes, transfer=layer), None
+        else:
+            transfer, cri = self.transfer_of(dim)
+            model = CIFT(network, num_classes, transfer=transfer)
+        return model, self.aligned(CIFTCriterion(model, cri=cri if self.ablation == "cri" else None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAAISettings(TransferSettings):
+    """Settings of SAAI or its baseline.
+
+    Attributes:
         ablation: a key of `SAAI_ROWS`.
-        backbone: as in `build_cift`.
-        weights: as in `build_cift`.
         parts: p, prototypes; 0 leaves them out, as the baseline does.
         position_in_values: whether parts are pooled from T + E instead of T.
         part_diversity: λ, the weight of L_pd; 0 leaves it out.
@@ -136,88 +146,64 @@ def build_saai(
         affinity_loss: weight of AIM's loss (our choice); 0 leaves it out.
         amend: False: its control, the loss of the cosines only, without d*.
         transfer: add CIFT's H2FT, the losses of its graph, and CRI (our choice).
-        k: as in `build_cift`.
-        tau_hom: as in `build_cift`.
-        tau_het: as in `build_cift`.
-        samples: as in `build_cift`.
-        detach_values: as in `build_cift`.
-        alignment: as in `build_cift`.
-        part_grid: as in `build_cift`.
     """
-    check_option("ablation", ablation, SAAI_ROWS)
-    check_count("parts", parts, minimum=0)
-    for name, weight in (
-        ("part_diversity", part_diversity),
-        ("center_separation", center_separation),
-        ("affinity_loss", affinity_loss),
-    ):
-        check_at_least_zero(name, weight)
-    if not amend and not affinity_loss:
-        raise ValueError("amend=False goes with affinity_loss, which is 0")
-    network = build_backbone(backbone, weights)
-    baseline = ablation == "baseline"
-    parts = 0 if baseline else parts
-    grid = (6, 1) if baseline and not hasattr(network, "grid") else None
-    graph = cri = affinity = None
-    if transfer:
-        dim = feature_size(network, grid) + parts * feature_size(network, (1, 1))
-        graph = H2FT(dim, k=k, tau_hom=tau_hom, tau_het=tau_het)
-        cri = CRILoss(dim, samples=samples, detach_values=detach_values)
-    if affinity_loss:
-        # Cosines reach 1, amended scores more: each at the temperature that suited it in rough tries.
-        affinity = AffinityInferenceLoss(amend=amend, temperature=0.3 if amend else 0.1)
-    model = SAAI(
-        network,
-        num_classes,
-        parts=parts,
-        grid=grid,
-        size=map_size(network, size),
-        position_in_values=position_in_values,
-        dual_neck=not baseline,
-        transfer=graph,
-    )
-    criterion = SAAICriterion(
-        model,
-        part_diversity=0.0 if baseline else part_diversity,
-        center_separation=0.0 if baseline else center_separation,
-        normalize_centers=normalize_centers,
-        affinity=affinity,
-        affinity_weight=affinity_loss,
-        cri=cri,
-    )
-    return model, with_alignment(criterion, alignment, part_grid)
+
+    ablation: str = "saai"
+    parts: int = 7
+    position_in_values: bool = False
+    part_diversity: float = 0.5
+    center_separation: float = 0.2
+    normalize_centers: bool = True
+    affinity_loss: float = 0.0
+    amend: bool = True
+    transfer: bool = False
+
+    def build(self, num_classes: int, size: tuple[int, int]) -> Built:
+        """Return the model, whose position embedding is made for ``size``, and the criterion."""
+        check_option("ablation", self.ablation, SAAI_ROWS)
+        check_count("parts", self.parts, minimum=0)
+        for name in ("part_diversity", "center_separation", "affinity_loss"):
+            check_at_least_zero(name, getattr(self, name))
+        if not self.amend and not self.affinity_loss:
+            raise ValueError("amend=False goes with affinity_loss, which is 0")
+        network = build_backbone(self.backbone, self.weights)
+        baseline = self.ablation == "baseline"
+        parts = 0 if baseline else self.parts
+        grid = (6, 1) if baseline and not hasattr(network, "grid") else None
+        graph = cri = affinity = None
+        if self.transfer:
+            graph, cri = self.transfer_of(feature_size(network, grid) + parts * feature_size(network, (1, 1)))
+        if self.affinity_loss:
+            # Cosines reach 1, amended scores more: each at the temperature that suited it in rough tries.
+            affinity = AffinityInferenceLoss(amend=self.amend, temperature=0.3 if self.amend else 0.1)
+        model = SAAI(
+            network,
+            num_classes,
+            parts=parts,
+            grid=grid,
+            size=map_size(network, size),
+            position_in_values=self.position_in_values,
+            dual_neck=not baseline,
+            transfer=graph,
+        )
+        criterion = SAAICriterion(
+            model,
+            part_diversity=0.0 if baseline else self.part_diversity,
+            center_separation=0.0 if baseline else self.center_separation,
+            normalize_centers=self.normalize_centers,
+            affinity=affinity,
+            affinity_weight=self.affinity_loss,
+            cri=cri,
+        )
+        return model, self.aligned(criterion)
 
 
-def build_g2da(
-    num_classes: int,
-    size: tuple[int, int],
-    *,
-    ablation: str = "g2da",
-    backbone: Literal["small", "torchvision", "timm"] = "small",
-    weights: str | None = None,
-    part_grid: Sequence[int] | None = None,
-    two_stream: bool = True,
-    heads: int | None = None,
-    threshold: float = 0.02,
-    normalize_nodes: bool = True,
-    base: float = 1.0,
-    normalize_triplet: bool = True,
-    transport: float = 1.0,
-    contrastive: float = 0.1,
-    graph: float = 1.0,
-    epsilon: float = 2.0,
-    phi: float = 0.5,
-    structure: Literal["abs", "square"] = "abs",
-    pairs: Literal["all", "one_to_one"] = "all",
-) -> Built:
-    """Build G2DA or a row of its ablation.
+@dataclass(frozen=True, kw_only=True)
+class G2DASettings(Settings):
+    """Settings of G2DA or a row of its ablation.
 
-    Args:
-        num_classes: number of training identities.
-        size: (H, W) of the images; not used.
+    Attributes:
         ablation: a key of `G2DA_ROWS`.
-        backbone: as in `build_cift`.
-        weights: as in `build_cift`.
         part_grid: (rows, columns) of fixed parts in place of each image's key points.
         two_stream: whether the backbone's first block is each modality's own.
         heads: L of the attention. Default: the paper's 4, or 3 with the small backbone, whose size is 945.
@@ -233,58 +219,73 @@ def build_g2da(
         structure: difference of structure in D_ot.
         pairs: pairs that D_ot aligns.
     """
-    check_option("ablation", ablation, G2DA_ROWS)
-    row = list(G2DA_ROWS).index(ablation)
-    network = build_backbone(backbone, weights)
-    if heads is None:
-        heads = 3 if isinstance(network, SmallBackbone) else 4
-    if two_stream and isinstance(network, SmallBackbone):
-        network = TwoStream.from_sequential(network, shared_from="refinements")
-    elif two_stream:
-        network = TwoStream.from_resnet(network)
-    parts, adjacency = grid_of_parts(*part_grid) if part_grid else (None, None)
-    model = G2DA(
-        network,
-        num_classes,
-        adjacency=adjacency,
-        parts=parts,
-        graph=row >= 3,
-        heads=heads,
-        threshold=threshold if row >= 4 else -math.inf,
-        normalize_nodes=normalize_nodes,
-    )
-    criterion = G2DACriterion(
-        base=base,
-        transport=transport if row >= 1 else 0.0,
-        contrastive=contrastive if row >= 2 else 0.0,
-        graph=graph,
-        epsilon=epsilon,
-        normalize_triplet=normalize_triplet,
-        normalize_nodes=normalize_nodes,
-        phi=phi,
-        loss=structure,
-        pairs=pairs,
-    )
-    return model, criterion
+
+    ablation: str = "g2da"
+    part_grid: Sequence[int] | None = None
+    two_stream: bool = True
+    heads: int | None = None
+    threshold: float = 0.02
+    normalize_nodes: bool = True
+    base: float = 1.0
+    normalize_triplet: bool = True
+    transport: float = 1.0
+    contrastive: float = 0.1
+    graph: float = 1.0
+    epsilon: float = 2.0
+    phi: float = 0.5
+    structure: Literal["abs", "square"] = "abs"
+    pairs: Literal["all", "one_to_one"] = "all"
+
+    def build(self, num_classes: int, size: tuple[int, int]) -> Built:
+        """Return the model and the criterion; images may have any size."""
+        check_option("ablation", self.ablation, G2DA_ROWS)
+        row = list(G2DA_ROWS).index(self.ablation)
+        network = build_backbone(self.backbone, self.weights)
+        heads = self.heads
+        if heads is None:
+            heads = 3 if isinstance(network, SmallBackbone) else 4
+        if self.two_stream and isinstance(network, SmallBackbone):
+            network = TwoStream.from_sequential(network, shared_from="refinements")
+        elif self.two_stream:
+            network = TwoStream.from_resnet(network)
+        parts, adjacency = grid_of_parts(*self.part_grid) if self.part_grid else (None, None)
+        model = G2DA(
+            network,
+            num_classes,
+            adjacency=adjacency,
+            parts=parts,
+            graph=row >= 3,
+            heads=heads,
+            threshold=self.threshold if row >= 4 else -math.inf,
+            normalize_nodes=self.normalize_nodes,
+        )
+        criterion = G2DACriterion(
+            base=self.base,
+            transport=self.transport if row >= 1 else 0.0,
+            contrastive=self.contrastive if row >= 2 else 0.0,
+            graph=self.graph,
+            epsilon=self.epsilon,
+            normalize_triplet=self.normalize_triplet,
+            normalize_nodes=self.normalize_nodes,
+            phi=self.phi,
+            loss=self.structure,
+            pairs=self.pairs,
+        )
+        return model, criterion
 
 
 class Method(NamedTuple):
-    """A method that is trained by name.
+    """A method that is trained by name: the class of its settings, and a recipe that suits it on two CPU cores."""
 
-    Attributes:
-        build: (number of training identities, (H, W) of the images, settings by keyword) -> (model, criterion).
-        recipe: that suits it on two CPU cores.
-    """
-
-    build: Callable[..., Built]
+    settings: type[Settings]
     recipe: Recipe
 
 
 METHODS = {
-    "cift": Method(build_cift, RECIPES["small"]),
-    "saai": Method(build_saai, RECIPES["small"]),
+    "cift": Method(CIFTSettings, RECIPES["small"]),
+    "saai": Method(SAAISettings, RECIPES["small"]),
     # The graph learns at a share of the rate (our choice; 1 in the paper).
-    "g2da": Method(build_g2da, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
+    "g2da": Method(G2DASettings, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
 }
 """The methods by name."""
 
@@ -292,8 +293,7 @@ METHODS = {
 def settings_of(method: str) -> dict[str, Any]:
     """Return the settings of a method with their defaults, which are those of the small recipe."""
     check_option("method", method, METHODS)
-    parameters = inspect.signature(METHODS[method].build).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {field.name: field.default for field in fields(METHODS[method].settings)}
 
 
 def build(method: str, num_classes: int, size: tuple[int, int], settings: Mapping[str, Any] | None = None) -> Built:
@@ -310,7 +310,7 @@ def build(method: str, num_classes: int, size: tuple[int, int], settings: Mappin
         TypeError: if the method has no such setting.
     """
     check_option("method", method, METHODS)
-    return METHODS[method].build(num_classes, size, **(settings or {}))
+    return METHODS[method].settings(**(settings or {})).build(num_classes, size)
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
@@ -321,17 +321,6 @@ def build_backbone(name: str, weights: str | None) -> nn.Module:
     if weights:
         raise ValueError("weights goes with backbone torchvision or timm, not with small")
     return SmallBackbone()
-
-
-def with_alignment(criterion: nn.Module, weight: float | None, grid: Sequence[int] | None) -> nn.Module:
-    """Return the criterion, with G2DA's alignment added if there is a weight."""
-    if weight is None and grid is not None:
-        raise ValueError("part_grid goes with alignment, which was not given")
-    if weight is None:
-        return criterion
-    check_positive("alignment", weight)
-    rows, columns = (4, 3) if grid is None else grid
-    return AlignedCriterion(criterion, weight=weight, grid=(rows, columns))
 
 
 @torch.no_grad()
