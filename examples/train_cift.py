@@ -43,15 +43,7 @@ def main() -> None:
     features = extract_features(model, test)
     report = evaluate(test, features, {"backbone": None, "transferred": model.transfer.distance})
     print(report)
-    write_results(
-        given.output,
-        report,
-        test,
-        features,
-        model.transfer.distance,
-        name=given.dataset,
-        trained_on=f"{given.dataset}, trial 1",
-    )
+    write_results(given.output, report, test, features, model.transfer.distance, settings=settings)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main() -> None:
     features = extract_features(model, test)
     report = evaluate(test, features, {"graph": None})
     print(report)
-    write_results(given.output, report, test, features, name=given.dataset, trained_on=f"{given.dataset}, trial 1")
+    write_results(given.output, report, test, features, settings=settings)
 
 
 if __name__ == "__main__":

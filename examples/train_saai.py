@@ -44,9 +44,7 @@ def main() -> None:
     rerank = AIM(k1=k1, k2=k2)
     report = evaluate(test, features, {"backbone": None, "backbone + AIM": rerank})
     print(report)
-    write_results(
-        given.output, report, test, features, rerank, name=given.dataset, trained_on=f"{given.dataset}, trial 1"
-    )
+    write_results(given.output, report, test, features, rerank, settings=settings)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,21 @@ def test_defaults_are_those_of_the_library_and_of_the_paper(run, file, tmp_path)
         ("aim", [*LLCM_, "--k2", 3], {"k1": 8, "k2": 3, "variant": "paper"}),
         ("aim", sysu, {"k1": 4, "k2": 1, "variant": "paper"}),
         ("aim", [*sysu, "--shots", 10], {"k1": 20, "k2": 6, "variant": "paper"}),
+        ("aim", [*REGDB, "--k1", "all"], {"k1": "all", "k2": 2, "variant": "paper"}),
     ):
         run("evaluate", file, *options, "--rerank", method, "--json", tmp_path / "a.json")
         assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["parameters"] == expected
+
+
+def test_all_of_the_gallery(run, file, tmp_path):
+    """k1 of AIM may be all: the same figures as with a number beyond the gallery, and the report says so."""
+    rows = []
+    for k1 in ("all", 1000):
+        options = ["--rerank", "aim", "--k1", k1, "--json", tmp_path / "a.json"]
+        out, _ = run("evaluate", file, *REGDB, *options)
+        assert f"aim (k1={k1}, k2=2, variant=paper)" in " ".join(out.split())
+        rows.append(json.loads((tmp_path / "a.json").read_text())["rows"])
+    assert_rows(*rows)
 
 
 def test_directions_csv_and_latex(run, file, tmp_path):
@@ -227,6 +239,8 @@ def test_bars_go_to_standard_error_when_asked_for(run, file, tmp_path):
             [*REGDB, "--rerank", "aim", "--k1", 4, "--k2", 1, "--alpha", 1],
             "--alpha does not go with --rerank aim: its options are --k1, --k2, --variant.",
         ),
+        ([*REGDB, "--rerank", "sim", "--k1", "all"], "--k1 all does not go with --rerank sim, only with aim."),
+        ([*REGDB, "--rerank", "aim", "--k1", "most"], "Invalid value for '--k1'"),
         ([*REGDB, "--rerank", "gnn", "--lambda-value", 0.3], "--lambda-value does not go with --rerank gnn"),
         ([*REGDB, "--rerank", "k_reciprocal", "--lambda-value", 2], "Invalid value for '--lambda-value'"),
         ([*REGDB, "--json", "report.csv"], "'report.csv' must end in .json."),

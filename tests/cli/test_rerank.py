@@ -63,6 +63,14 @@ def test_queries_may_come_in_blocks(run, file, tmp_path, monkeypatch):
         np.testing.assert_allclose(a["distances"], b["distances"], atol=1e-6)  # a product's rounding
 
 
+def test_all_of_the_gallery(run, file, tmp_path):
+    for k1 in ("all", 1000):
+        base = ["rerank", file, "--rerank", "aim", "--k1", k1, "--k2", 2, "--output", tmp_path / f"{k1}.npz"]
+        assert run(*base)[0].startswith(f"aim (k1={k1}, k2=2, variant=paper): ")
+    with np.load(tmp_path / "all.npz") as a, np.load(tmp_path / "1000.npz") as b:
+        np.testing.assert_allclose(a["distances"], b["distances"], atol=1e-6)
+
+
 def test_csv_holds_the_same(run, file, changed, tmp_path):
     base = ["--rerank", "query_expansion", "--n", 3, "--query", "visible", "--top", 4, "--output"]
     run("rerank", file, *base, tmp_path / "a.npz")

@@ -188,7 +188,7 @@ def test_results_are_written_with_pictures_that_are_whole_and_not_blank(model, p
     for data, way in ((people, "transferred"), (sysu, "backbone")):
         features, ways = extract_features(model, data), ranking_ways(model)
         report = evaluate(data, features, ways)
-        write_results(tmp_path / way, report, data, features, ways[way], name=data.name, trained_on="regdb, trial 1")
+        write_results(tmp_path / way, report, data, features, ways[way], name=data.name, settings={"dataset": "regdb"})
         content = json.loads((tmp_path / way / "metrics.json").read_text())
         assert (content["dataset"], content["protocol"]) == (data.name, report.dataset)
         assert content["trained_on"] == "regdb, trial 1"

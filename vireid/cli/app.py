@@ -24,17 +24,12 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # the reader of our output has left: click ends quietly
-        except (ValueError, ImportError, OSError) as error:
-            raise _shown(error) from error
-        except (MemoryError, RuntimeError) as error:
-            text = str(error).lower()
-            if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-                raise _shown(error) from error
-            raise
-
-
-def _shown(error: Exception) -> click.ClickException:
-    return click.ClickException(" ".join(str(error).split()) or "out of memory")
+        except (ValueError, ImportError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+            text = " ".join(str(error).split())
+            memory = any(words in text.lower() for words in ("out of memory", "can't allocate memory"))
+            if isinstance(error, RuntimeError) and not memory:
+                raise  # a mistake of ours
+            raise click.ClickException(text or "out of memory") from error
 
 
 _EXAMPLES = """\b

@@ -129,9 +129,10 @@ def tsne(
     import numpy as np
     from torch.utils.data import Subset
 
-    from vireid.cli.trained import load, open_images, trained_on
+    from vireid.cli.trained import load, open_images
     from vireid.plots import tsne
     from vireid.training import extract_features
+    from vireid.training.checkpoint import trained_on
 
     features = {}
     opened = [load(path, data.device) for path in checkpoints]
@@ -273,7 +274,7 @@ def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, out
     from vireid.training.inference import draw_ranked
 
     found = open_trained(checkpoint, data)
-    ways = found.ways(reranking, Rules(None, None, None, None))
+    ways = found.ways(reranking, Rules())
     draw_ranked(output, found.images, found.features(data), list(ways.values())[-1], queries=queries)
 
 
@@ -287,8 +288,6 @@ def cmc(reports: tuple[Path, ...], max_rank: int, output: Path) -> None:
 
     curves = {}
     for path in reports:
-        for row in Report.load(path).rows:
-            way = row.features if row.rerank == "none" else f"{row.features} + {row.method}"
-            name = f"{row.direction.replace('_', ' ')}, {way}"
-            curves[name if len(reports) == 1 else f"{path.stem}: {name}"] = row.cmc
+        for name, curve in Report.load(path).curves().items():
+            curves[name if len(reports) == 1 else f"{path.stem}: {name}"] = curve
     cmc_curves(curves, output, max_rank=max_rank)

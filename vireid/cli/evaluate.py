@@ -1,6 +1,5 @@
 """``vireid evaluate``: a feature file or a checkpoint, ranked by a data set's protocol."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from vireid.cli.options import Data, DatasetName, InputFile, OutputFile, Rules, 
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
-    from vireid.data.features import Features
     from vireid.protocols import Report
 
 __all__ = ["evaluate"]
@@ -98,7 +96,14 @@ def evaluate(
     if files[0].suffix == ".pt":
         refuse("", "a checkpoint, whose data set says it", {"protocol": protocol, "permutations": permutations})
         refuse("", "a checkpoint", {"name": name})
-        report, write = _checkpoint(files, rules, reranking, data, flip)
+        if len(files) > 1:
+            raise click.UsageError(f"a checkpoint is evaluated by itself, got {len(files)} files.")
+        from vireid.cli.trained import open_trained
+        from vireid.training.checkpoint import trained_on
+
+        found = open_trained(files[0], data, rules)
+        click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
+        report, write = found.evaluate(found.features(data, flip=flip, progress=progress), rules, reranking)
     else:
         used = {"dataset": data.dataset, "root": data.root, "trial": data.trial, "keypoints": data.keypoints}
         used |= {"split": "all" if data.split == "all" else None, "flip": flip or None, "output": output}
@@ -112,19 +117,6 @@ def evaluate(
             report.save(path)
         if write is not None and output is not None:
             write(output)
-
-
-def _checkpoint(
-    files: tuple[Path, ...], rules: Rules, reranking: Reranking, data: Data, flip: bool
-) -> "tuple[Report, Callable[[Path], None]]":
-    """Evaluate a checkpoint; returns the report and what writes the other results into a folder."""
-    if len(files) > 1:
-        raise click.UsageError(f"a checkpoint is evaluated by itself, got {len(files)} files.")
-    from vireid.cli.trained import open_trained
-
-    found = open_trained(files[0], data, rules)
-    click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {found.trained_on}")
-    return found.evaluate(found.features(data, flip=flip), rules, reranking)
 
 
 def _chosen(
@@ -147,7 +139,7 @@ def _chosen(
         raise click.UsageError("a file was given twice: each is one trial.")
     if len(files) > 1 and protocol != "regdb":
         raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
-    return rules.protocols(protocol, permutations), reranking.completed(protocol, rules)
+    return rules.protocols(protocol, permutations), reranking.completed(protocol, rules.shots)
 
 
 def _features(
@@ -161,19 +153,24 @@ def _features(
 ) -> "Report":
     """Evaluate feature files."""
     options.check_device(device)
+    import dataclasses
+
     import numpy as np
+    import torch
 
     from vireid.protocols import Report
 
     reports, counts = [], []
     with options.bar(len(files) * sum(each.trials for each in protocols), "trials", progress) as shown:
-        ranked = _Counted(reranking, shown.update)
+        how: dict[str, Any] = {"rerank": reranking.function(shown.update), "features_name": name}
         for file in files:
             found = options.read_features(file, *outputs)
             counts.append(np.bincount(found.modality, minlength=2).tolist())
+            moved: Any = torch.from_numpy(found.features).to(device)
+            found = dataclasses.replace(found, features=moved)
             for each in protocols:
                 try:
-                    reports.append(_evaluated(each, found, device, rerank=ranked, features_name=name))
+                    reports.append(each.evaluate(found, modality=found.modality, **how))
                 except ValueError as error:
                     taken = found.image_numbers is None and "image_numbers must" in str(error)
                     hint = "; the file has no image_numbers, they were taken from its names" if taken else ""
@@ -182,33 +179,3 @@ def _features(
         sizes = ", ".join(f"{file} {c[VISIBLE]} and {c[INFRARED]}" for file, c in zip(files, counts, strict=True))
         click.echo(f"Note: the files hold different numbers of visible and infrared images: {sizes}", err=True)
     return Report.merge(reports)
-
-
-def _evaluated(protocol: Any, found: "Features", device: str, **named: Any) -> "Report":
-    """Return the report of a feature file, ranked on ``device``."""
-    import torch
-
-    numbers = None if protocol.name == "RegDB" else found.places() if protocol.name == "LLCM" else found.numbers()
-    x = torch.from_numpy(found.features).to(device)
-    report: Report = protocol.evaluate(x, found.ids, found.modality, found.cameras, numbers, **named)
-    return report
-
-
-class _Counted:
-    """A re-ranking whose calls move a bar; a report reads its name, ``uses`` and settings as those of the method."""
-
-    def __init__(self, reranking: Reranking, step: Callable[[], Any]) -> None:
-        from vireid import rerank
-        from vireid.protocols._protocol import compare
-
-        self._step = step
-        self.__name__, self.settings = reranking.method, reranking.given
-        self.uses = getattr(getattr(rerank, str(reranking.method), None), "uses", "query")
-        self._function: Callable[..., Any] = functools.partial(compare, rerank=None)
-        if reranking.method != "none":
-            self._function = reranking.function()
-
-    def __call__(self, query: Any, gallery: Any) -> Any:
-        distance = self._function(query, gallery)
-        self._step()
-        return distance

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vireid.cli.options import Data, InputFile, OutputFile, data_options
+from vireid.cli.options import Data, InputFile, OutputFile, data_options, progress_option
 
 __all__ = ["extract"]
 
@@ -21,7 +21,8 @@ Examples:
 @click.option("--output", type=OutputFile(".npz", ".safetensors"), required=True, help="Feature file to write.")
 @data_options("test", "all", "train")
 @click.option("--flip", is_flag=True, help="Mean of the features of an image and of its mirror image.")
-def extract(checkpoint: Path, output: Path, data: Data, flip: bool) -> None:
+@progress_option
+def extract(checkpoint: Path, output: Path, data: Data, flip: bool, progress: bool | None) -> None:
     """Write the features of a CHECKPOINT's model to a feature file for vireid evaluate and vireid rerank.
 
     The images are the test images that it was trained for, or those of --dataset. The features are the backbone's, or
@@ -29,17 +30,18 @@ def extract(checkpoint: Path, output: Path, data: Data, flip: bool) -> None:
     """
     from vireid.cli.trained import open_trained
     from vireid.data import save_features
+    from vireid.training.checkpoint import trained_on
 
     found = open_trained(checkpoint, data)
     images = found.images
     save_features(
         output,
-        found.features(data, flip=flip),
+        found.features(data, flip=flip, progress=progress),
         images.ids,
         images.modality,
         images.cameras,
         names=["/".join(path.parts[-3:]) for path in images.paths],  # as in cam1/0005/0001.jpg
         image_numbers=images.image_numbers,
-        metadata={"dataset": found.dataset, "trained_on": found.trained_on, "method": found.method},
+        metadata={"dataset": found.dataset, "trained_on": trained_on(found.settings), "method": found.method},
     )
     click.echo(f"wrote {output}: {len(images)} images")

@@ -41,8 +41,8 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def _checkpoint(file: Path) -> Iterator[tuple[str, Any]]:
-    from vireid.cli.trained import trained_on
     from vireid.training import read_checkpoint
+    from vireid.training.checkpoint import trained_on
 
     state = read_checkpoint(file)
     settings, model = state["settings"], state["model"]

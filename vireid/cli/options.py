@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vireid.protocols.names import DATASETS, DIRECTIONS, dataset_name
+from vireid.protocols.names import DATASETS, DIRECTIONS, dataset_name, protocols_of
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.data.features import Features
@@ -102,27 +102,20 @@ class Data:
 class Rules:
     """Settings of the protocols; None is a protocol's default."""
 
-    mode: str | None
-    shots: str | None
-    sampling: str | None
-    direction: str | None
+    mode: str | None = None
+    shots: str | None = None
+    sampling: str | None = None
+    direction: str | None = None
 
     def check(self, switch: str, dataset: str) -> None:
         """Raise for settings that the protocol of ``dataset`` does not have; ``switch`` is the option that named it."""
-        sysu = {"mode": self.mode, "shots": self.shots, "sampling": self.sampling}
-        refuse(switch, dataset, {"direction": self.direction} if dataset == "sysu" else sysu)
+        others = ("direction",) if dataset == "sysu" else ("mode", "shots", "sampling")
+        refuse(switch, dataset, {name: getattr(self, name) for name in others})
 
     def protocols(self, dataset: str, permutations: Path | None) -> "list[SYSUMM01 | RegDB | LLCM]":
         """Return the protocols of a data set, one per direction; ``permutations`` are SYSU-MM01's."""
-        from vireid.protocols import LLCM, SYSUMM01, RegDB
-
-        if dataset == "sysu":
-            sampling: Any = self.sampling or "official"
-            mode: Any = self.mode or "all"
-            drawn = permutations if sampling == "official" else None
-            return [SYSUMM01(mode, int(self.shots or 1), sampling, permutations=drawn)]
-        ways: Any = DIRECTIONS if self.direction in (None, "both") else [self.direction]
-        return [(LLCM if dataset == "llcm" else RegDB)(way) for way in ways]
+        given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
+        return protocols_of(dataset, permutations, **given | {"shots": int(self.shots or 1)})
 
 
 def data_options(*splits: str) -> Callable[[Command], Command]:

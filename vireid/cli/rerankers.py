@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vireid.cli.options import Command, Rules, flags
+from vireid.cli.options import Command, flags
 from vireid.cli.signatures import NEEDED, keyword_arguments
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -17,9 +17,21 @@ METHODS = {"aim": "AIM", "sim": "SIM", "query_expansion": "QueryExpansion", "k_r
 """Functions of `vireid.rerank`, each in the file of its name, and their classes; transductive ones have none."""
 
 _LEFT_OUT = {"top", "use_query_relations"}  # keyword arguments that are no settings of a ranking
+_BLOCK = 256  # queries between two steps of a bar
+
+
+class CountOrAll(click.IntRange):
+    """An integer of at least 1, or all."""
+
+    name = "integer or all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "all"."""
+        return value if value == "all" else super().convert(value, param, ctx)
+
 
 _OPTIONS: dict[str, tuple[click.ParamType, str]] = {
-    "k1": (click.IntRange(min=1), "Neighbors of the affinities or the graph."),
+    "k1": (CountOrAll(min=1), "Neighbors of the affinities or the graph; aim also takes all, the whole gallery."),
     "k2": (click.IntRange(min=1), "Neighbors averaged over (sim: in a gallery image's set)."),
     "variant": (click.Choice(["paper", "released"]), "Equation of the paper, or of the authors' code."),
     "lambda_value": (click.FloatRange(0, 1), "Weight of the original distance."),
@@ -27,14 +39,11 @@ _OPTIONS: dict[str, tuple[click.ParamType, str]] = {
     "alpha": (click.FloatRange(min=0), "Exponent of the weights."),
     "n": (click.IntRange(min=1), "Gallery images that join the query."),
 }
-_BLOCK = 256  # queries between two steps of a bar
 
 
 def settings_of(method: str) -> dict[str, Any]:
     """Return the settings of a method with their defaults, `NEEDED` for one that must be given."""
-    if method == "none":
-        return {}
-    found = keyword_arguments(f"rerank/{method}.py", method)
+    found = {} if method == "none" else keyword_arguments(f"rerank/{method}.py", method)
     return {name: argument.default for name, argument in found.items() if name not in _LEFT_OUT}
 
 
@@ -44,18 +53,18 @@ class Reranking:
 
     Attributes:
         method: one of `METHODS`, "none" (cosine distance), or None if not given.
-        given: the settings that were given.
+        given: the settings that were given; k1 may be "all".
     """
 
-    method: str | None
+    method: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
 
-    def completed(self, dataset: str | None = None, rules: Rules | None = None) -> "Reranking":
+    def completed(self, dataset: str | None = None, shots: str | None = None) -> "Reranking":
         """Return the re-ranking with all of its settings: those given, of AIM the paper's, the defaults.
 
         Args:
             dataset: whose k1 and k2 of AIM are taken; LLCM, which the paper has not, takes RegDB's (our choice).
-            rules: settings of the data set's protocol.
+            shots: of SYSU-MM01.
 
         Raises:
             click.UsageError: for a setting that the method does not have, or one that it needs and that is not known.
@@ -66,12 +75,13 @@ class Reranking:
             if name not in settings:
                 has = f"its options are {flags(settings)}" if settings else "it has no options"
                 raise click.UsageError(f"{flags([name])} does not go with --rerank {method}: {has}.")
+        if self.given.get("k1") == "all" and method != "aim":
+            raise click.UsageError(f"--k1 all does not go with --rerank {method}, only with aim.")
         if method == "aim" and dataset is not None:
             from vireid.rerank import AIM_SETTINGS
 
-            multi = rules is not None and rules.shots == "10"
-            key = "regdb" if dataset != "sysu" else "sysu_multi_shot" if multi else "sysu_single_shot"
-            settings |= AIM_SETTINGS[key]
+            multi = "sysu_multi_shot" if shots == "10" else "sysu_single_shot"
+            settings |= AIM_SETTINGS[multi if dataset == "sysu" else "regdb"]
         settings |= self.given
         missing = [name for name, value in settings.items() if value is NEEDED]
         if missing:
@@ -83,14 +93,28 @@ class Reranking:
         shown = ", ".join(f"{name}={value}" for name, value in self.given.items())
         return f"{self.method} ({shown})" if shown else str(self.method)
 
-    def function(self) -> Callable[..., Any]:
-        """Return (query, gallery) -> distance (Nq, Ng) that says its ``uses`` and ``settings``."""
-        from vireid import rerank
+    @property
+    def _keywords(self) -> dict[str, Any]:
+        return {name: None if value == "all" else value for name, value in self.given.items()}
 
-        found = getattr(rerank, str(self.method))
-        bound = functools.partial(found, **self.given)
-        vars(bound).update(uses=found.uses, settings=self.given)
-        return bound
+    def function(self, after: Callable[[], Any] = lambda: None) -> Callable[..., Any]:
+        """Return (query, gallery) -> distance (Nq, Ng) that says its name, ``uses`` and settings, then calls ``after``.
+
+        A report reads what it says; ``after`` may move a bar.
+        """
+        from vireid import rerank
+        from vireid.protocols._protocol import compare
+
+        function: Callable[..., Any] = getattr(rerank, str(self.method), compare)
+
+        def ranked(query: "Tensor", gallery: "Tensor") -> Any:
+            distance = function(query, gallery, **self._keywords)
+            after()
+            return distance
+
+        ranked.__name__ = str(self.method)
+        vars(ranked).update(uses=getattr(function, "uses", "query"), settings=self.given)
+        return ranked
 
     def nearest(self, query: "Tensor", gallery: "Tensor", top: int) -> Iterator[tuple[Any, Any]]:
         """Return distances and gallery indices (b, top) block by block of queries, which may interact in one only."""
@@ -102,9 +126,9 @@ class Reranking:
                 values, indices = topk(block, gallery, top)
                 yield 1 - values, indices
         elif (fitted := METHODS[str(self.method)]) is None:
-            yield self.function()(query, gallery, top=top)
+            yield getattr(rerank, str(self.method))(query, gallery, **self.given, top=top)
         else:
-            ranker = getattr(rerank, fitted)(**self.given).fit(gallery)
+            ranker = getattr(rerank, fitted)(**self._keywords).fit(gallery)
             for block in query.split(_BLOCK):
                 yield ranker.topk(block, top)
 

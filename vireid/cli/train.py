@@ -169,15 +169,10 @@ def _train(
         kept["keypoints"] = digest_keypoints(keypoints)
     model, criterion = build(method, images.num_classes, recipe.size, settings)
     run: dict[str, Any] = {"recipe": recipe, "fabric": fabric, "output": output, "resume": resume}
-    try:
-        model = fit(model, criterion, images, settings=kept, workers=data.workers, **run)
-    except RuntimeError as error:
-        if "not finite" in str(error):
-            raise click.ClickException(str(error)) from error
-        raise
+    model = fit(model, criterion, images, settings=kept, workers=data.workers, **run)
     if fabric.is_global_zero:
         trained = Trained(model, method, kept, recipe.epochs, dataset, test)
-        report, write = trained.evaluate(trained.features(data), rules, Reranking(None))
+        report, write = trained.evaluate(trained.features(data), rules, Reranking())
         click.echo(report)
         write(output)
 

@@ -27,26 +27,20 @@ class Trained(NamedTuple):
     dataset: str
     images: "Dataset"
 
-    @property
-    def trained_on(self) -> str:
-        """The data that the model was trained on, in words."""
-        return trained_on(self.settings)
-
-    def features(self, data: Data, *, flip: bool = False) -> "Tensor":
+    def features(self, data: Data, *, flip: bool = False, progress: bool | None = None) -> "Tensor":
         """Return the features (N, d) of the images."""
         from vireid.training import extract_features
 
-        return extract_features(self.model, self.images, flip=flip, workers=data.workers)
+        return extract_features(self.model, self.images, flip=flip, workers=data.workers, progress=progress)
 
     def ways(self, reranking: Reranking, rules: Rules) -> "dict[str, Callable[[Tensor, Tensor], Tensor] | None]":
         """Return the ways in which the model ranks by name; of SAAI, by default, also with AIM."""
         from vireid.training import ranking_ways
 
-        chosen = Reranking(reranking.method or ("aim" if self.method == "saai" else "none"), reranking.given)
-        chosen = chosen.completed(self.dataset, rules)
-        if chosen.method == "none":
-            return ranking_ways(self.model)
-        return ranking_ways(self.model, {"AIM" if chosen.method == "aim" else str(chosen.method): chosen.function()})
+        method = reranking.method or ("aim" if self.method == "saai" else "none")
+        chosen = Reranking(method, reranking.given).completed(self.dataset, rules.shots)
+        name = "AIM" if method == "aim" else method
+        return ranking_ways(self.model, {} if method == "none" else {name: chosen.function()})
 
     def evaluate(
         self, features: "Tensor", rules: Rules, reranking: Reranking
@@ -60,16 +54,10 @@ class Trained(NamedTuple):
 
         def write(output: Path) -> None:
             results = report, self.images, features, list(ways.values())[-1]
-            write_results(output, *results, name=self.dataset, trained_on=self.trained_on)
+            write_results(output, *results, name=self.dataset, settings=self.settings)
             click.echo(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
 
         return report, write
-
-
-def trained_on(settings: dict[str, Any]) -> str:
-    """Return the data that settings of a training name, in words."""
-    name = str(settings.get("dataset", "unknown"))
-    return f"{name}, trial {settings['trial']}" if name in ("regdb", "synthetic") else name
 
 
 def load(path: Path, device: str) -> "Checkpoint":

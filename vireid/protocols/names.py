@@ -1,7 +1,11 @@
 """Names of the directions and of the data sets. Importing them loads no PyTorch."""
 
+import os
 import re
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    from vireid.protocols import LLCM, SYSUMM01, RegDB
 
 __all__ = ["DATASETS", "DIRECTIONS", "DatasetName", "Direction", "dataset_name"]
 
@@ -32,3 +36,19 @@ def dataset_name(name: str) -> DatasetName:
     if plain not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(map(repr, DATASETS))}, in any spelling, got {name!r}")
     return plain
+
+
+def protocols_of(
+    dataset: str, permutations: str | os.PathLike[str] | None, *, direction: str = "both", **sysu: Any
+) -> "list[SYSUMM01 | RegDB | LLCM]":
+    """Return the protocols of a data set, one per direction; ``permutations`` and ``sysu`` are settings of SYSU-MM01's.
+
+    The permutations are used with official sampling only.
+    """
+    from vireid.protocols import LLCM, SYSUMM01, RegDB
+
+    if dataset == "sysu":
+        official = sysu.get("sampling", "official") == "official"
+        return [SYSUMM01(**sysu, permutations=permutations if official else None)]
+    ways: Any = DIRECTIONS if direction == "both" else [direction]
+    return [(LLCM if dataset == "llcm" else RegDB)(way) for way in ways]

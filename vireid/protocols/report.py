@@ -60,6 +60,14 @@ class Report:
         """Return ``{"dataset": …, "rows": […]}``, each row as `ReportRow.to_dict` gives it."""
         return {"dataset": self.dataset, "rows": [row.to_dict(per_query=per_query) for row in self.rows]}
 
+    def curves(self) -> dict[str, list[float]]:
+        """Return the CMC curve of each row by its direction and method, as `vireid.plots.cmc_curves` draws them."""
+        curves = {}
+        for row in self.rows:
+            way = row.features if row.rerank == "none" else f"{row.features} + {row.method}"
+            curves[f"{row.direction.replace('_', ' ')}, {way}"] = row.cmc
+        return curves
+
     def to_latex(self, metrics: Sequence[str] = ("rank1", "mAP"), *, std: bool = False) -> str:
         r"""Return a ``tabular`` for the package booktabs, a line per row; a column shows the direction if it differs.
 

@@ -140,3 +140,9 @@ def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, 
 def method_name(method: Any) -> str:
     """Return the name of a checkpoint's method for messages."""
     return "a model of one's own" if method is None else repr(method)
+
+
+def trained_on(settings: Mapping[str, Any]) -> str:
+    """Return the data that settings of a training name, in words."""
+    name = str(settings.get("dataset", "unknown"))
+    return f"{name}, trial {settings.get('trial', 1)}" if name in ("regdb", "synthetic") else name

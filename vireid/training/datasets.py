@@ -1,7 +1,9 @@
 """Data sets opened by name, and the key points of their images as heatmaps."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -84,3 +86,12 @@ def draw_heatmaps(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
     if keypoints.ndim == 4:
         return keypoints
     return gaussian_heatmaps(keypoints, (64, max(1, round(64 * size[1] / size[0]))), image_size=size)
+
+
+def progress_bar(values: Iterable[Any], what: str, disable: bool | None, **options: Any) -> Any:
+    """Return the values with a bar of tqdm on standard error; ``disable`` None: not unless that is a terminal."""
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("training and its features need tqdm: pip install 'vireid[train]'") from error
+    return tqdm(values, desc=what, disable=disable, **options)

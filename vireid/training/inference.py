@@ -13,19 +13,19 @@ from torch.utils.data import DataLoader
 from vireid import INFRARED, VISIBLE
 from vireid._files import written_whole
 from vireid._ops import evaluation_mode
-from vireid.data import EvalTransform, KeypointSample, LLCMDataset, SYSUMM01Dataset, move_heatmaps
+from vireid.data import EvalTransform, KeypointSample, SYSUMM01Dataset, move_heatmaps
 from vireid.models import G2DA
 from vireid.neighbors import topk
 from vireid.nn import H2FT
 from vireid.nn.transfer import FeatureTransfer
 from vireid.plots import cmc_curves, ranked_lists
-from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, Report
+from vireid.protocols import LLCM, SYSUMM01, RegDB, Report
+from vireid.protocols.names import protocols_of
 from vireid.rerank import AfterTransfer
-from vireid.training.datasets import Dataset, draw_heatmaps
+from vireid.training.checkpoint import trained_on
+from vireid.training.datasets import Dataset, draw_heatmaps, progress_bar
 
 __all__ = ["Distance", "evaluate", "extract_features", "ranking_ways", "write_results"]
-
-Protocol = SYSUMM01 | RegDB | LLCM
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(query (Nq, d), gallery (Ng, d)) -> distance (Nq, Ng)."""
@@ -33,7 +33,13 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def extract_features(
-    model: nn.Module, dataset: Dataset, *, flip: bool = False, batch_size: int = 128, workers: int = 0
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    flip: bool = False,
+    batch_size: int = 128,
+    workers: int = 0,
+    progress: bool | None = None,
 ) -> Tensor:
     """Compute the features of all images with the model in evaluation mode.
 
@@ -44,6 +50,7 @@ def extract_features(
         flip: mean of the features of an image and of its mirror image.
         batch_size: images per batch.
         workers: processes that read images.
+        progress: show a bar on standard error. Default: only on a terminal.
 
     Returns:
         (N, d) float32 in the data set's order, on the model's device.
@@ -51,15 +58,13 @@ def extract_features(
     Raises:
         ImportError: if tqdm, of the extra ``train``, is not installed.
     """
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("extract_features needs tqdm: pip install 'vireid[train]'") from error
+    loader = DataLoader(dataset, batch_size, num_workers=workers)
+    bar = progress_bar(loader, "features", None if progress is None else not progress, leave=False)
     device = next(model.parameters()).device
     transform = EvalTransform()
     features = []
     with evaluation_mode(model):
-        for sample in tqdm(DataLoader(dataset, batch_size, num_workers=workers), desc="features", leave=False):
+        for sample in bar:
             inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
             if isinstance(sample, KeypointSample):
                 size = (sample.image.shape[2], sample.image.shape[3])
@@ -84,13 +89,6 @@ def _mirrored(inputs: list[Tensor]) -> list[Tensor]:
     flipped = torch.ones(len(images), dtype=torch.bool, device=images.device)
     turned = [move_heatmaps(x, image_size=size, corner=corner, size=size, flipped=flipped) for x in heatmaps]
     return [images.flip(3), modality, *turned]
-
-
-def _protocols(dataset: Dataset) -> list[Protocol]:
-    if isinstance(dataset, SYSUMM01Dataset):
-        return [SYSUMM01(permutations=dataset.root / "exp" / "rand_perm_cam.mat")]
-    protocol = LLCM if isinstance(dataset, LLCMDataset) else RegDB
-    return [protocol(direction) for direction in DIRECTIONS]
 
 
 def ranking_ways(model: nn.Module, rerank: Mapping[str, Distance] | None = None) -> dict[str, Distance | None]:
@@ -123,7 +121,7 @@ def evaluate(
     dataset: Dataset,
     features: Tensor,
     ways: Mapping[str, Distance | None],
-    protocols: list[Protocol] | None = None,
+    protocols: list[SYSUMM01 | RegDB | LLCM] | None = None,
 ) -> Report:
     """Evaluate features by each protocol and each way to rank.
 
@@ -137,22 +135,13 @@ def evaluate(
     Returns:
         A `vireid.protocols.Report` of one row per way and direction.
     """
+    protocols = protocols or protocols_of(dataset.name, dataset.root / "exp" / "rand_perm_cam.mat")
+    about = dataset.ids, dataset.modality, dataset.cameras, dataset.image_numbers
     reports = []
     for name, distance in ways.items():
         kind, _, rerank = name.partition(" + ")
-        for protocol in protocols or _protocols(dataset):
-            reports.append(
-                protocol.evaluate(
-                    features,
-                    dataset.ids,
-                    dataset.modality,
-                    dataset.cameras,
-                    dataset.image_numbers,
-                    rerank=distance,
-                    features_name=kind,
-                    rerank_name=rerank or "none",
-                )
-            )
+        named: dict[str, Any] = {"features_name": kind, "rerank_name": rerank or "none"}
+        reports += [protocol.evaluate(features, *about, rerank=distance, **named) for protocol in protocols]
     return Report.merge(reports)
 
 
@@ -163,30 +152,26 @@ def write_results(
     features: Tensor,
     distance: Distance | None = None,
     *,
-    name: str,
-    trained_on: str,
+    settings: Mapping[str, Any],
+    name: str | None = None,
 ) -> None:
     """Write metrics.json, cmc.png and ranked.png, the latter with the images that are ranked best.
 
     Args:
-        output: folder.
-        report: of the evaluation.
-        dataset: that was evaluated.
+        output: folder, which is made.
+        report: of `evaluate`.
+        dataset: whose images were evaluated.
         features: (N, d) of its images.
-        distance: way to rank in the picture; None is the cosine distance.
-        name: of the data set.
-        trained_on: data that the model was trained on, in words.
+        distance: the way to rank in the picture; None is the cosine distance.
+        settings: of the training, which name the data that the model was trained on.
+        name: of the data set that was evaluated. Default: that of the training.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = {"dataset": name, "protocol": report.dataset, "trained_on": trained_on}
-    content: dict[str, Any] = names | {"rows": report.to_dict()["rows"]}
+    content: dict[str, Any] = {"dataset": name or settings.get("dataset"), "protocol": report.dataset}
+    content |= {"trained_on": trained_on(settings), "rows": report.to_dict()["rows"]}
     with written_whole(output / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    curves = {}
-    for row in report.rows:
-        way = row.features if row.rerank == "none" else f"{row.features} + {row.rerank}"
-        curves[f"{row.direction.replace('_', ' ')}, {way}"] = torch.tensor(row.cmc)
-    cmc_curves(curves, output / "cmc.png")
+    cmc_curves(report.curves(), output / "cmc.png")
     draw_ranked(output / "ranked.png", dataset, features, distance)
 
 
@@ -195,22 +180,15 @@ def draw_ranked(
 ) -> None:
     """Draw evenly chosen queries with their ten nearest images among all of the other modality."""
     kind = INFRARED if isinstance(dataset, SYSUMM01Dataset) else VISIBLE
-    query_rows = np.flatnonzero(dataset.modality == kind)
-    gallery_rows = np.flatnonzero(dataset.modality != kind)
-    query_rows = query_rows[np.linspace(0, len(query_rows) - 1, min(queries, len(query_rows))).astype(int)]
-    query, gallery = features[query_rows], features[gallery_rows]
+    rows, gallery = np.flatnonzero(dataset.modality == kind), np.flatnonzero(dataset.modality != kind)
+    rows = rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)]
     if distance is None:
-        values, index = topk(query, gallery, 10)
+        values, index = topk(features[rows], features[gallery], 10)
         values = 1 - values
     else:
-        values, index = distance(query, gallery).sort(dim=1, stable=True)
+        values, index = distance(features[rows], features[gallery]).sort(dim=1, stable=True)
         values, index = values[:, :10], index[:, :10]
-    hits = gallery_rows[index.cpu().numpy()]
-    ranked_lists(
-        torch.stack([dataset[int(i)].image for i in query_rows]),
-        torch.stack([torch.stack([dataset[int(i)].image for i in row]) for row in hits]),
-        dataset.ids[hits] == dataset.ids[query_rows][:, None],
-        path,
-        distance=values.cpu(),
-        modality=dataset.modality[query_rows],
-    )
+    hits = gallery[index.cpu().numpy()]
+    images = [torch.stack([dataset[int(i)].image for i in row]) for row in (rows, *hits)]
+    right, modality = dataset.ids[hits] == dataset.ids[rows][:, None], dataset.modality[rows]
+    ranked_lists(images[0], torch.stack(images[1:]), right, path, distance=values.cpu(), modality=modality)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from vireid.data import CrossModalIdentitySampler, KeypointSample
 from vireid.training.checkpoint import resumable, save_checkpoint
-from vireid.training.datasets import Dataset, draw_heatmaps
+from vireid.training.datasets import Dataset, draw_heatmaps, progress_bar
 from vireid.training.recipe import Recipe, make_optimizer
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def fit(
         ValueError: if a value is out of its range, the images are of another size than the recipe's, or the
             checkpoint in ``output`` is of other settings, which are named; it is not overwritten.
         FileNotFoundError: if there is nothing to resume.
-        RuntimeError: if a loss or a parameter is not finite after an epoch, of which nothing is saved.
+        FloatingPointError: if a loss or a parameter is not finite after an epoch, of which nothing is saved.
         ImportError: if a package of the extra ``train`` is not installed.
     """
     if getattr(dataset, "size", recipe.size) != recipe.size:
@@ -146,7 +146,7 @@ def fit(
             counts = {"num_classes": int(np.asarray(dataset.labels).max()) + 1, "epoch": epoch}
             save_checkpoint(fabric, checkpoint, {**parts, **kept, **counts})
 
-    epochs = _progress(range(start, recipe.epochs), disable=not fabric.is_global_zero)
+    epochs = progress_bar(range(start, recipe.epochs), "training", not fabric.is_global_zero, unit="epoch")
     for epoch in epochs:
         torch.manual_seed(recipe.seed + 10_007 * (epoch * fabric.world_size + fabric.global_rank + 1))
         sampler.set_epoch(epoch)
@@ -196,12 +196,4 @@ def _check_finite(step: nn.Module, means: Mapping[str, float], epoch: int) -> No
     if not math.isfinite(means["total"]) or not finite:
         shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
         what = f"the loss or a parameter is not finite in epoch {epoch + 1}"
-        raise RuntimeError(f"{what} ({shown}): nothing of it was saved")
-
-
-def _progress(values: range, *, disable: bool) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("training needs tqdm: pip install 'vireid[train]'") from error
-    return tqdm(values, desc="training", unit="epoch", disable=disable)
+        raise FloatingPointError(f"{what} ({shown}): nothing of it was saved")
