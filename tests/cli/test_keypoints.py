@@ -20,9 +20,9 @@ from PIL import Image
 from places import ROOT
 from standins import StandIn, bytes_of, tiny
 from vireid.cli.app import vireid as command
-from vireid.cli.keypoints import find_images
 from vireid.data import RegDBDataset, generate_synthetic, load_heatmaps, load_keypoints, pose, save_heatmaps
 from vireid.data.keypoints import heatmap_path
+from vireid.data.pose import find_images
 from vireid.models import G2DA
 from vireid.nn import PERSON_13, gaussian_heatmaps
 

@@ -1,23 +1,20 @@
 """``vireid draw``: pictures of a trained model, of its data and of reports."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from vireid import INFRARED, VISIBLE
-from vireid.cli.options import PICTURES, Command, Data, InputFile, OutputFile, Rules, data_options
+from vireid.cli.options import Command, Data, InputFile, OutputFile, Rules, data_options
+from vireid.cli.pairs import both_kinds, evenly, locate, open_pair, read_pairs
 from vireid.cli.rerankers import Reranking, rerank_options
 
-if TYPE_CHECKING:  # imported where they are used: the help needs no torch
-    import numpy as np
-
-    from vireid.cli.graphs import Alignment
-    from vireid.training.datasets import Dataset
-
 __all__ = ["draw"]
+
+
+_REGDB = "--dataset regdb --root RegDB --keypoints RegDB-heatmaps"
 
 
 @click.group()
@@ -39,10 +36,8 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
             click.echo(f"wrote {output}")
 
         wrapped: Any = data_options("test", "all")(run) if images else run
-        kind, default = OutputFile(*PICTURES), f"{name}.png"
-        wrapped = click.option("--output", type=kind, default=default, show_default=True, help="Picture to write.")(
-            wrapped
-        )
+        where: dict[str, Any] = {"default": f"{name}.png", "show_default": True, "help": "Picture to write."}
+        wrapped = click.option("--output", type=OutputFile(".png", ".pdf", ".svg"), **where)(wrapped)
         epilog = "\b\nExamples:\n" + "\n".join(f"  vireid draw {name} {example}".rstrip() for example in examples)
         draw.command(name, short_help=short, epilog=epilog)(wrapped)
         return command
@@ -52,29 +47,6 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
 
 _checkpoint = click.argument("checkpoint", type=InputFile(".pt"))
 _count = click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, help="Number of images.")
-
-
-def evenly(values: "np.ndarray", count: int) -> "np.ndarray":
-    """Return ``count`` of the values, or all if there are fewer, at even steps from the first to the last."""
-    import numpy as np
-
-    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
-
-
-def both_kinds(dataset: "Dataset") -> "np.ndarray":
-    """Return the people with a visible and an infrared image."""
-    import numpy as np
-
-    return np.intersect1d(*(dataset.ids[dataset.modality == kind] for kind in (VISIBLE, INFRARED)))
-
-
-def read_pairs(dataset: "Dataset", people: Iterable[int], count: int | None = None) -> Any:
-    """Return a batch of the first visible and the first infrared image of each of these people, ``count`` in all."""
-    import numpy as np
-    from torch.utils.data import default_collate
-
-    of = [(dataset.ids == i) & (dataset.modality == kind) for i in people for kind in (VISIBLE, INFRARED)]
-    return default_collate([dataset[int(np.flatnonzero(rows)[0])] for rows in of[:count]])
 
 
 @_picture("attention", "Attention maps of SAAI's prototypes over images (Fig. 6).", "checkpoint.pt --images 6")
@@ -95,10 +67,8 @@ def attention(checkpoint: Path, images: int, scale: Any, data: Data, output: Pat
     found = open_trained(checkpoint, data)
     model: Any = found.model
     if getattr(model, "pooling", None) is None:
-        raise click.UsageError(
-            f"{checkpoint} holds a model without prototypes, which has no attention maps: take one that vireid train "
-            "saai trained with its parts."
-        )
+        lacks = f"{checkpoint} holds a model without prototypes, which has no attention maps"
+        raise click.UsageError(f"{lacks}: take one that vireid train saai trained with its parts.")
     shown = read_pairs(found.images, evenly(both_kinds(found.images), (images + 1) // 2), images)
     with torch.no_grad():
         x = EvalTransform()(shown.image.to(data.device))
@@ -158,12 +128,7 @@ def panel_names(paths: tuple[Path, ...]) -> tuple[str, ...]:
     return tuple(map(str, paths))
 
 
-@_picture(
-    "skeleton",
-    "Key points and bones over images (G2DA).",
-    "",
-    "--dataset regdb --root RegDB --keypoints RegDB-heatmaps",
-)
+@_picture("skeleton", "Key points and bones over images (G2DA).", "", _REGDB)
 @click.argument("checkpoint", required=False, type=InputFile(".pt"))
 @_count
 @click.option("--size", type=int, nargs=2, default=(128, 64), show_default=True, metavar="H W", help="Of the images.")
@@ -186,7 +151,6 @@ def skeleton(
 
     CHECKPOINT says whose data are shown; without it they are the synthetic ones, or those of --dataset.
     """
-    from vireid.cli.graphs import locate
     from vireid.cli.trained import open_images
     from vireid.plots import skeleton_graph
     from vireid.training import read_checkpoint
@@ -207,28 +171,6 @@ def skeleton(
     )
 
 
-def _pair(checkpoint: Path, identity: int | None, data: Data) -> "tuple[Alignment, Any, str]":
-    """Return two images of a person, aligned; the images (2, 3, H, W); a title."""
-    from vireid.cli.graphs import align
-    from vireid.cli.trained import open_trained
-    from vireid.training import settings_of
-
-    found = open_trained(checkpoint, data)
-    if found.method != "g2da":
-        raise click.UsageError(f"{checkpoint} is of vireid train {found.method}: take one of vireid train g2da.")
-    people = both_kinds(found.images)
-    identity = int(people[0]) if identity is None else identity
-    if identity not in people:
-        listed = ", ".join(map(str, people[:10])) + (", …" if len(people) > 10 else "")
-        raise click.UsageError(
-            f"--identity must have a visible and an infrared image, as {listed} have, got {identity}."
-        )
-    shown = read_pairs(found.images, [identity])
-    settings = {**settings_of("g2da"), **found.settings}
-    pair = align(found.model, settings, shown.image, shown.modality, getattr(shown, "keypoints", None))
-    return pair, shown.image, f"identity {identity}: $D_{{ot}}$ = {pair.cost:.3f} with φ = {pair.phi:g}"
-
-
 _identity = click.option(
     "--identity", type=int, help="Whose first visible and first infrared image. Default: the first person's."
 )
@@ -242,11 +184,12 @@ def plan(checkpoint: Path, identity: int | None, data: Data, output: Path) -> No
 
     CHECKPOINT is one of vireid train g2da.
     """
-    pair, images, title = _pair(checkpoint, identity, data)
+    pair = open_pair(checkpoint, identity, data)
     from vireid.plots import transport_plan
 
-    places = dict(zip(("points_visible", "points_infrared"), pair.points, strict=True))
-    transport_plan(images[0], images[1], pair.plan, output, names=pair.names, title=title, **places)
+    (visible, infrared), points = pair.images, pair.points
+    named: dict[str, Any] = {"points_visible": points[0], "points_infrared": points[1], "names": pair.names}
+    transport_plan(visible, infrared, pair.plan, output, title=pair.title, **named)
 
 
 @_picture("costs", "Distances of two images' nodes, and the costs of the plan (G2DA).", "checkpoint.pt --identity 10")
@@ -257,11 +200,11 @@ def costs(checkpoint: Path, identity: int | None, data: Data, output: Path) -> N
 
     CHECKPOINT is one of vireid train g2da.
     """
-    pair, _, title = _pair(checkpoint, identity, data)
+    pair = open_pair(checkpoint, identity, data)
     from vireid.plots import cost_matrices
 
     visible, infrared = pair.nodes
-    cost_matrices(visible, infrared, pair.plan, output, loss=pair.structure, names=pair.names, title=title)
+    cost_matrices(visible, infrared, pair.plan, output, loss=pair.structure, names=pair.names, title=pair.title)
 
 
 @_picture("ranked", "Queries with their ten nearest images.", "checkpoint.pt --queries 5", "checkpoint.pt --rerank gnn")

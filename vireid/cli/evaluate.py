@@ -47,7 +47,7 @@ AIM's k1 and k2, unless given, are the paper's: 4 and 1 for SYSU-MM01 single-sho
 
 @click.command(short_help="Evaluate feature files or a checkpoint by a data set's protocol.", epilog=_EXAMPLES)
 @click.argument("files", nargs=-1, required=True, type=InputFile())
-@click.option("--protocol", type=DatasetName("sysu", "regdb", "llcm"), help="Feature files: whose rules apply.")
+@click.option("--protocol", type=DatasetName(["sysu", "regdb", "llcm"]), help="Feature files: whose rules apply.")
 @options.protocol_options
 @click.option("--permutations", type=InputFile(), help="Feature files: SYSU-MM01's exp/rand_perm_cam.mat.")
 @rerank_options(text="[none; for a checkpoint of SAAI aim]")

@@ -11,8 +11,6 @@ from vireid.cli.options import FOLDER, DatasetName, check_device, device_option
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
 
-    from vireid.training.datasets import Dataset
-
 __all__ = ["keypoints"]
 
 _EXAMPLES = """\b
@@ -24,7 +22,7 @@ Examples:
 
 
 @click.command(short_help="Estimate the key points of a data set's images.", epilog=_EXAMPLES)
-@click.option("--dataset", type=DatasetName("sysu", "regdb", "llcm"), required=True)
+@click.option("--dataset", type=DatasetName(["sysu", "regdb", "llcm"]), required=True)
 @click.option("--root", type=FOLDER, required=True, help="Folder of the data set, in its published layout.")
 @click.option("--output", type=FOLDER, help="Folder for the heatmaps. Default: beside --root, ROOT-heatmaps.")
 @click.option(
@@ -50,7 +48,7 @@ def keypoints(dataset: str, root: Path, output: Path | None, model: str, batch: 
     import numpy as np
 
     from vireid.data.keypoints import heatmap_path
-    from vireid.data.pose import cache_heatmaps
+    from vireid.data.pose import cache_heatmaps, find_images, read_scores
 
     output = output or root.resolve().with_name(f"{root.resolve().name}-heatmaps")
     images = find_images(dataset, root)
@@ -67,47 +65,16 @@ def keypoints(dataset: str, root: Path, output: Path | None, model: str, batch: 
         raise click.ClickException(text) from None
     made = sum(_state(file) != old for file, old in zip(files, before, strict=True))
     click.echo(f"{output}: heatmaps of {len(paths)} images, {made} made now, {len(paths) - made} there already")
-    click.echo(describe(scores, modality, score))
-
-
-def find_images(dataset: str, root: Path) -> dict[Path, int]:
-    """Return every image of a data set, whatever split it belongs to, and its modality."""
-    from vireid.data import LLCMDataset, RegDBDataset, SYSUMM01Dataset
-
-    opened: list[Dataset]
-    if dataset == "regdb":
-        trials = [trial for trial in range(1, 11) if (root / "idx" / f"train_visible_{trial}.txt").is_file()]
-        opened = [RegDBDataset(root, "all", trial=trial) for trial in trials or [1]]  # without a list it says so
-    else:
-        opened = [SYSUMM01Dataset(root, "all") if dataset == "sysu" else LLCMDataset(root, "all")]
-    return {path: kind for data in opened for path, kind in zip(data.paths, data.modality.tolist(), strict=True)}
+    click.echo(_describe(scores, modality, score))
 
 
 def _state(file: Path) -> tuple[int, int] | None:
     """Return what tells a file from the one that replaces it; None if there is none."""
-    try:
-        found = file.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_ino, found.st_mtime_ns
+    found = file.stat() if file.is_file() else None
+    return None if found is None else (found.st_ino, found.st_mtime_ns)
 
 
-def read_scores(folder: Path, paths: list[Path], root: Path) -> "np.ndarray":
-    """Return (N, 13) scores: the highest value of each heatmap, as a dataset will read them."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-    from tqdm import tqdm
-
-    from vireid.data import HeatmapFolder
-
-    heatmaps = HeatmapFolder(folder, paths, root)
-    with ThreadPoolExecutor() as pool:
-        scores = pool.map(lambda row: heatmaps[row].amax((1, 2)).numpy(), range(len(paths)))
-        return np.stack(list(tqdm(scores, total=len(paths), desc="scores", unit="image")))
-
-
-def describe(scores: "np.ndarray", modality: "np.ndarray", least: float) -> str:
+def _describe(scores: "np.ndarray", modality: "np.ndarray", least: float) -> str:
     """Return the share of key points with a score below ``least``, by modality, and the worst key point."""
     from vireid.nn import PERSON_13
 

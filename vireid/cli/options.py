@@ -18,30 +18,19 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PICTURES = (".png", ".pdf", ".svg")
 
-
-class DatasetName(click.ParamType):
+class DatasetName(click.Choice):
     """Name of a data set in any spelling: sysu, SYSU-MM01, sysu-mm01."""
 
-    name = "dataset"
-
-    def __init__(self, *choices: str) -> None:
-        self.choices = choices or DATASETS
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return the names for the help."""
-        return f"[{'|'.join(self.choices)}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the canonical name."""
         try:
-            name = dataset_name(value)
+            name: str = dataset_name(value)
         except ValueError:
             name = value
         if name not in self.choices:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)} (any case; SYSU-MM01 is sysu).", param, ctx)
-        return str(name)
+        return name
 
 
 class InputFile(click.Path):
@@ -70,14 +59,14 @@ class OutputFile(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, if its ending is one of ours and its folder exists and can be written to."""
         path = Path(value)
-        if path.suffix not in self.endings:
-            self.fail(f"{str(value)!r} must end in {' or '.join(self.endings)}.", param, ctx)
-        if not path.parent.is_dir():
-            self.fail(f"{str(value)!r} must be in an existing folder.", param, ctx)
-        if not os.access(path.parent, os.W_OK):
-            self.fail(f"{str(value)!r} must be in a folder that can be written to.", param, ctx)
-        if path.is_dir():
-            self.fail(f"{str(value)!r} is a folder.", param, ctx)
+        for wrong, text in (
+            (path.suffix not in self.endings, f"must end in {' or '.join(self.endings)}"),
+            (not path.parent.is_dir(), "must be in an existing folder"),
+            (not os.access(path.parent, os.W_OK), "must be in a folder that can be written to"),
+            (path.is_dir(), "is a folder"),
+        ):
+            if wrong:
+                self.fail(f"{str(value)!r} {text}.", param, ctx)
         return path
 
 
@@ -124,7 +113,7 @@ def data_options(*splits: str) -> Callable[[Command], Command]:
     With ``splits``, the first of which is the default, it also has --split and --device.
     """
     options = [
-        click.option("--dataset", type=DatasetName(), help="Any spelling will do, such as SYSU-MM01."),
+        click.option("--dataset", type=DatasetName(DATASETS), help="Any spelling will do, such as SYSU-MM01."),
         click.option("--root", type=FOLDER, help="Folder of the data set. The synthetic one is drawn there."),
         click.option("--trial", type=click.IntRange(1, 10), help="Split of RegDB and of the synthetic data [1]."),
         click.option(

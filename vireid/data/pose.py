@@ -16,13 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_number, check_size, check_tensor
 from vireid.data.dataset import ImageDataset, decode_image
-from vireid.data.keypoints import heatmap_path, load_heatmaps, save_heatmaps
+from vireid.data.keypoints import HeatmapFolder, heatmap_path, load_heatmaps, save_heatmaps
+from vireid.data.llcm import LLCMDataset
 from vireid.data.moves import centers, sample
+from vireid.data.regdb import RegDBDataset
+from vireid.data.sysu import SYSUMM01Dataset
 from vireid.data.transforms import normalize
 from vireid.nn.heatmaps import merge_coco_heatmaps
 
@@ -173,6 +177,27 @@ def cache_heatmaps(
             if bar is not None:
                 bar.close()
     return folder
+
+
+def find_images(dataset: str, root: Path) -> dict[Path, int]:
+    """Return every image of a data set, whatever split it belongs to, and its modality."""
+    opened: list[ImageDataset]
+    if dataset == "regdb":
+        trials = [trial for trial in range(1, 11) if (root / "idx" / f"train_visible_{trial}.txt").is_file()]
+        opened = [RegDBDataset(root, "all", trial=trial) for trial in trials or [1]]  # without a list it says so
+    else:
+        opened = [SYSUMM01Dataset(root, "all") if dataset == "sysu" else LLCMDataset(root, "all")]
+    return {path: kind for data in opened for path, kind in zip(data.paths, data.modality.tolist(), strict=True)}
+
+
+def read_scores(folder: Path, paths: list[Path], root: Path) -> np.ndarray:
+    """Return (N, 13) scores: the highest value of each heatmap, as a dataset will read them."""
+    from tqdm import tqdm
+
+    heatmaps = HeatmapFolder(folder, paths, root)
+    with ThreadPoolExecutor() as pool:
+        scores = pool.map(lambda row: heatmaps[row].amax((1, 2)).numpy(), range(len(paths)))
+        return np.stack(list(tqdm(scores, total=len(paths), desc="scores", unit="image")))
 
 
 def _image_files(
