@@ -20,7 +20,13 @@ _KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be 
 
 
 def check_tensor(
-    name: str, x: object, shape: str, *, kind: Literal["float", "integer", "bool", "any"] = "float", **sizes: int
+    name: str,
+    x: object,
+    shape: str,
+    *,
+    kind: Literal["float", "integer", "bool", "any"] = "float",
+    like: Tensor | None = None,
+    **sizes: int,
 ) -> None:
     """Raise unless ``x`` is a tensor of ``shape``, written in the letters of the docstrings.
 
@@ -30,24 +36,26 @@ def check_tensor(
         shape: one word per axis: a number ("3"), or a name ("B", "K+1") whose size is free unless ``sizes`` has it.
             Axes named h, w, H and W must not be empty.
         kind: kind of its dtype.
+        like: another argument, whose device it must be on.
         sizes: sizes that are known, by the axis' name.
 
     Raises:
         TypeError: if it is not a tensor, or of another kind.
-        ValueError: if its shape differs; the message has the known sizes in place of their names.
+        ValueError: if its shape or its device differs; the message has the known sizes in place of their names.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     axes = [str(sizes.get(axis, axis)) for axis in shape.split()]
-    if x.ndim != len(axes) or any(
-        (axis.isdigit() and size != int(axis)) or (axis in "hwHW" and size == 0)
-        for axis, size in zip(axes, x.shape, strict=True)
-    ):
-        expected = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
+    fits = x.ndim == len(axes) and all(not a.isdigit() or n == int(a) for a, n in zip(axes, x.shape, strict=True))
+    empty = fits and any(axis in "hwHW" and size == 0 for axis, size in zip(axes, x.shape, strict=True))
+    if empty or not fits:
+        expected = f"({', '.join(axes)}{',' * (len(axes) == 1)}){' with at least one pixel' * empty}"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
     found = "bool" if x.dtype == torch.bool else "float" if x.is_floating_point() else "integer"
     if kind != "any" and (found != kind or x.is_complex()):
         raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
+    if like is not None and x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} like the other arguments, got {x.device}")
 
 
 def check_module(name: str, module: object) -> None:

@@ -439,6 +439,7 @@ def test_a_bad_mask_is_named(case):
         (torch.ones(4, 3), TypeError, r"mask must be bool, got torch\.float32"),
         (torch.ones(4, 3, 2) > 0, ValueError, r"mask must have shape \(4, 3\), got \(4, 3, 2\)"),
         (torch.ones(3, 3) > 0, ValueError, r"mask must have shape \(4, 3\), got \(3, 3\)"),
+        (torch.ones(4, 3, device="meta") > 0, ValueError, "mask must be on cpu like the other arguments, got meta"),
     ):
         for form in (module, lambda *b, **k: case.function(module, *b, **k)):
             with pytest.raises(error, match=text):

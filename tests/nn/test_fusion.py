@@ -134,7 +134,7 @@ def test_a_replaced_channel_learns_only_through_those_that_borrow_from_it():
     assert (grad[2] != 0).all()
 
 
-# -- Neighbours and masks ------------------------------------------------------------------------------------------
+# -- Neighbors and masks ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -252,3 +252,5 @@ def test_a_batch_that_does_not_fit_is_named():
         net(torch.randn(2, 5, 8))
     with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\), got \(2, 3\)"):
         net(nodes, torch.ones(2, 3).bool())
+    with pytest.raises(ValueError, match="mask must be on cpu like the other arguments, got meta"):
+        net(nodes, torch.ones(2, 4, device="meta").bool())

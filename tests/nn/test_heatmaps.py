@@ -158,7 +158,7 @@ def test_pooling_takes_any_memory_format_and_count():
     expected = keypoint_pooling(features, heat)
     assert_close(keypoint_pooling(features.to(memory_format=torch.channels_last), heat), expected)
     assert keypoint_pooling(features, heat[:, :0]).shape == (2, 0, 5)
-    with pytest.raises(ValueError, match=r"heatmaps must have shape \(2, K, H, W\), got \(2, 3, 0, 8\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(2, K, H, W\) with at least one pixel, got \(2, 3, 0, 8\)"):
         keypoint_pooling(features, heat[:, :, :0])
     with pytest.raises(TypeError, match="heatmaps must hold real numbers, got"):
         keypoint_pooling(features, heat.to(torch.cfloat))

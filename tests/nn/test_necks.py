@@ -184,10 +184,7 @@ def test_dual_in_half_precision(dtype, training, device):
     expected.backward(grad.double())
     with torch.autocast(device.type, dtype=dtype):
         out = neck(x, modality)
-    with torch.autocast(device.type, dtype=dtype):  # not what PyTorch advises: its products are in half precision
-        (inside,) = torch.autograd.grad(out, x, grad, retain_graph=True)
-    assert_close(inside.double(), z.grad, rtol=0, atol=4 * torch.finfo(dtype).eps)
-    out.backward(grad)
+        out.backward(grad)  # inside, where products would be taken in half precision
     close = {"rtol": torch.finfo(dtype).eps, "atol": torch.finfo(dtype).eps}
     assert out.dtype == x.grad.dtype == dtype
     assert_close(out.double(), expected, **close)

@@ -171,7 +171,7 @@ def test_bad_settings(options, error, message):
 
 
 def test_a_map_without_a_pixel_is_named():
-    with pytest.raises(ValueError, match=r"feature_map must have shape \(B, 5, h, w\), got \(2, 5, 0, 3\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(B, 5, h, w\) with at least one pixel, got \(2, 5, 0, 3\)"):
         PrototypePooling(5).pool(torch.randn(2, 5, 0, 3))
 
 

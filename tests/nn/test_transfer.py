@@ -318,7 +318,7 @@ def test_inference_of_degenerate_input_is_finite(name):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", MODULES)
 def test_inference_under_autocast_is_as_exact_as_without(name, half, device):
-    """Neighbours, and which of them a query displaces, must not depend on the last bits of a half-precision cosine."""
+    """Neighbors, and which of them a query displaces, must not depend on the last bits of a half-precision cosine."""
     x, _ = batch(3, 30, 60, dim=6, device=device)
     module = MODULES[name]().to(device).eval()
     expected = module.double().distance(x[:30], x[30:])

@@ -554,7 +554,7 @@ X, Y = torch.ones(2, 4, 3), torch.ones(2, 5, 3)
         (X[..., :0], Y[..., :0], {}, ValueError, "x must have at least one node and one feature"),
         (X[:1], Y, {}, ValueError, r"y must have shape \(1, m, 3\), got \(2, 5, 3\)"),
         (X, Y[:, :, :2], {}, ValueError, r"y must have shape \(2, m, 3\), got \(2, 5, 2\)"),
-        (X, Y.to("meta"), {}, ValueError, "y must be on cpu, the device of x, got meta"),
+        (X, Y.to("meta"), {}, ValueError, "y must be on cpu like the other arguments, got meta"),
         (X, Y, {"mask_y": torch.ones(2, 5, dtype=torch.bool, device="meta")}, ValueError, "mask_y must be on cpu"),
         (X, Y, {"weights_y": torch.ones(5, device="meta")}, ValueError, "weights_y must be on cpu"),
         (X, Y, {"phi": 1.5}, ValueError, r"phi must be in \[0, 1\], got 1.5"),

@@ -48,7 +48,7 @@ def check_graphs(nodes: Any, labels: Any, modality: Any, mask: Any) -> None:
     check_parts("nodes", nodes, "B K+1 d")
     check_rows(len(nodes), labels=labels, modality=modality)
     if mask is not None:
-        check_tensor("mask", mask, "B K+1", kind="bool", B=len(nodes), **{"K+1": nodes.shape[1]})
+        check_tensor("mask", mask, "B K+1", kind="bool", like=nodes, B=len(nodes), **{"K+1": nodes.shape[1]})
 
 
 def membership(*keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,7 @@ class MessageFusionAttention(nn.Module):
         """Compute W^l v_i (B, K + 1, L, d / L)."""
         check_tensor("nodes", nodes, "B n d", n=self.nodes, d=self.dim)
         if mask is not None:
-            check_tensor("mask", mask, "B n", kind="bool", B=nodes.shape[0], n=self.nodes)
+            check_tensor("mask", mask, "B n", kind="bool", like=nodes, B=nodes.shape[0], n=self.nodes)
             nodes = torch.where(mask[:, :, None], nodes, 0)
         return rearrange(self.project(nodes), "b i (l c) -> b i l c", l=self.heads)
 

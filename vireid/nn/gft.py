@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vireid._checks import check_positive
 from vireid.neighbors import NeighborGraph
 from vireid.nn._inference import GFTGallery
-from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity
+from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity, topk_cosines
 
 
 class GFT(FeatureTransfer):
@@ -54,8 +54,13 @@ class GFT(FeatureTransfer):
         same = modality[:, None] == modality
         het = topk_affinity(cosine, ~same | itself, itself, self.k, self.tau)
         q, g = (~same).nonzero(as_tuple=True)
-        hom = topk_affinity(cosine[g], same[g] | itself[q], itself[g], self.k, self.tau)
-        return het, hom, g
+        # Only q can displace one of g's k nearest images of its own modality: those and q, (R, k + 1), are enough.
+        own, near = topk_cosines(cosine, same, itself, self.k)
+        candidates, columns = torch.cat([own[g], cosine[g, q][:, None]], 1), torch.cat([near[g], q[:, None]], 1)
+        first = torch.arange(candidates.shape[1], device=g.device).expand_as(candidates) == 0
+        weights = topk_affinity(candidates, torch.ones_like(first), first, self.k, self.tau)
+        # Added, as a column whose weight is 0 may occur twice.
+        return het, cosine.new_zeros(len(g), len(values)).scatter_add(1, columns, weights), g
 
     def prepare_gallery(self, graph: NeighborGraph) -> GFTGallery:
         """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries."""

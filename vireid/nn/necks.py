@@ -95,7 +95,7 @@ class DualBNNeck(nn.Module):
             x: (B, d) features, any floating dtype.
             modality: (B,) integers, 0 visible, 1 infrared. A row with any other value becomes NaN and enters no
                 statistics: raising an error would mean reading the values, which stalls a GPU. A row of ``x`` that is
-                not finite spoils the training statistics of both modalities.
+                not finite spoils the training statistics of its own modality.
 
         Returns:
             (B, d) in the dtype of ``x``; statistics are computed in at least float32.
@@ -108,17 +108,16 @@ class DualBNNeck(nn.Module):
         check_tensor("modality", modality, "B", kind="integer", B=x.shape[0])  # `len` would fix B in an export
         visible, infrared = modality == VISIBLE, modality == INFRARED
         branch = torch.where(visible, 0, torch.where(infrared, 1, 2))  # the row's place in a table of statistics
-        member = torch.stack([visible, infrared])
-        count = member.sum(1, keepdim=True)
+        count = torch.stack([visible, infrared]).sum(1, keepdim=True)
+        training = self.training and x.shape[0] > 0  # the gradient of `_sums` does not take an empty batch
         with torch.autocast(x.device.type, enabled=False):
             rows = at_least_float32(x)
             mean, var = self.running_mean.to(rows.dtype), self.running_var.to(rows.dtype)
-            if self.training:  # sums over a modality are products with its mask: no shape depends on data
-                share = member.to(rows.dtype) / count.clamp_min(1)
-                mean = torch.where(count > 1, share @ rows, mean)
+            if training:
+                mean = torch.where(count > 1, _sums(rows, branch) / count.clamp_min(1), mean)
             centered = rows - _of_rows(mean, branch)
-            if self.training:
-                var = torch.where(count > 1, share @ centered.square(), var)
+            if training:
+                var = torch.where(count > 1, _sums(centered.square(), branch) / count.clamp_min(1), var)
                 self._track(mean, var, count)
             scale = self.weight.to(rows.dtype) * (var + self.eps).rsqrt()
             return (centered * _of_rows(scale, branch, torch.nan)).to(x.dtype)
@@ -139,3 +138,12 @@ def _of_rows(table: Tensor, branch: Tensor, neither: float = 0.0) -> Tensor:
     As an embedding, whose gradient is summed in a fixed order on every device.
     """
     return F.embedding(branch, F.pad(table, (0, 0, 0, 1), value=neither))
+
+
+def _sums(rows: Tensor, branch: Tensor) -> Tensor:
+    """Return the sums (2, d) of the ``rows`` (B, d) of each modality, in a fixed order on every device.
+
+    As the gradient of an embedding: no shape depends on data, and unlike that of a product with a mask, its own
+    gradient is in full precision where backward runs under autocast.
+    """
+    return torch.ops.aten.embedding_dense_backward(rows, branch, 3, -1, False)[:2]

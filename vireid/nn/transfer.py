@@ -176,20 +176,21 @@ def cosines(values: Tensor) -> tuple[Tensor, Tensor]:
     return cosine.masked_fill(itself, 1.0), itself
 
 
-def topk_affinity(cosine: Tensor, allowed: Tensor, itself: Tensor, k: int, tau: float) -> Tensor:
-    """Compute A = D⁻¹ T(S, k) (Eq. 4).
+def topk_cosines(cosine: Tensor, allowed: Tensor, itself: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest allowed cosines per row, (R, k), and their columns; -inf where fewer are allowed.
 
     Args:
         cosine: (R, B) of the image of each row with all images.
         allowed: (R, B) bool, the images that may be neighbors of a row.
-        itself: (R, B) bool, the place of a row's own image, which is always kept.
+        itself: (R, B) bool, the place of a row's own image, which is always kept and comes first.
         k: number of images that are kept.
-        tau: temperature.
-
-    Returns:
-        (R, B); rows sum to 1.
     """
     scores = cosine.masked_fill(~allowed, -torch.inf)
     kept = scores.detach().masked_fill(itself, torch.inf).topk(min(k, scores.shape[1]), dim=1).indices
-    weights = (scores.gather(1, kept) / tau).softmax(1)
-    return torch.zeros_like(cosine).scatter(1, kept, weights)
+    return scores.gather(1, kept), kept
+
+
+def topk_affinity(cosine: Tensor, allowed: Tensor, itself: Tensor, k: int, tau: float) -> Tensor:
+    """Compute A = D⁻¹ T(S, k) (Eq. 4) at temperature ``tau``, (R, B), rows sum to 1; see `topk_cosines`."""
+    scores, kept = topk_cosines(cosine, allowed, itself, k)
+    return torch.zeros_like(cosine).scatter(1, kept, (scores / tau).softmax(1))

@@ -181,20 +181,16 @@ def check_options(phi: float, loss: str, solver: str, iterations: int, restarts:
 def _check_graphs(x: Tensor, y: Tensor, weights: dict[str, Tensor | None], masks: dict[str, Tensor | None]) -> None:
     """Raise unless the features of both graphs, and the weights and masks there are, fit each other."""
     check_tensor("x", x, "B n d")
-    check_tensor("y", y, "B m d", B=len(x), d=x.shape[2])
+    check_tensor("y", y, "B m d", like=x, B=len(x), d=x.shape[2])
     for name, nodes in (("x", x), ("y", y)):
         if 0 in nodes.shape[1:]:
             raise ValueError(f"{name} must have at least one node and one feature, got shape {tuple(nodes.shape)}")
         w, mask = weights[name], masks[name]
         if mask is not None:
-            check_tensor(f"mask_{name}", mask, "B n", kind="bool", B=len(x), n=nodes.shape[1])
+            check_tensor(f"mask_{name}", mask, "B n", kind="bool", like=x, B=len(x), n=nodes.shape[1])
         if w is not None:
             shape = "n" if isinstance(w, Tensor) and w.ndim == 1 else "B n"
-            check_tensor(f"weights_{name}", w, shape, B=len(x), n=nodes.shape[1])
-        for given, tensor in ((name, nodes), (f"mask_{name}", mask), (f"weights_{name}", w)):
-            if tensor is not None and tensor.device != x.device:
-                raise ValueError(f"{given} must be on {x.device}, the device of x, got {tensor.device}")
-        if w is not None:
+            check_tensor(f"weights_{name}", w, shape, like=x, B=len(x), n=nodes.shape[1])
             bad = ~(w.isfinite() & (w >= 0)) & (torch.ones_like(w, dtype=torch.bool) if mask is None else mask)
             if bad.any():
                 value = float(w.expand_as(bad)[bad][0])

@@ -22,8 +22,9 @@ __all__ = ["AfterTransfer", "GraphTransfer", "graph_transfer"]
 class GraphTransfer(GalleryReranker):
     """The distance of a trained `vireid.nn.H2FT` or `vireid.nn.GFT` (CIFT §4.2, §9), fitted to a gallery.
 
-    `fit` computes v(G), its graph and the transferred features, or for GFT their sums; a query then costs its own
-    transfer and its products with the gallery. The distances are those of ``module.distance(query, gallery)``.
+    `fit` computes v(G) and its graph, and for GFT the sums over it. H2FT's transferred features, normalized to length
+    1, are computed for the first query and kept. Every query costs its own transfer and its products with the gallery.
+    The distances are those of ``module.distance(query, gallery)``.
     The module's mode does not matter. It is held, not copied: fit again after training it further.
 
     Args:
