@@ -2,9 +2,8 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,17 +126,18 @@ def data_options(*splits: str) -> Callable[[Command], Command]:
             click.option("--split", type=click.Choice(splits), default=splits[0], show_default=True, help=text),
             device_option,
         ]
-    return lambda command: _grouped(command, "data", Data, *options)
+    return lambda command: grouped(command, "data", Data, Data.__annotations__, *options)
 
 
 def protocol_options(command: Command) -> Command:
     """Give a command the options of the protocols; it is called with one ``rules``."""
     directions = click.Choice([*DIRECTIONS, "both"])
     sampling = "SYSU-MM01: the published galleries [official], or the AGW family's. They differ: do not mix them."
-    return _grouped(
+    return grouped(
         command,
         "rules",
         Rules,
+        Rules.__annotations__,
         click.option("--mode", type=click.Choice(["all", "indoor"]), help="SYSU-MM01: all-search [default] or indoor."),
         click.option("--shots", type=click.Choice(["1", "10"]), help="SYSU-MM01: single-shot [default] or multi-shot."),
         click.option("--sampling", type=click.Choice(["official", "agw"]), help=sampling),
@@ -145,13 +145,16 @@ def protocol_options(command: Command) -> Command:
     )
 
 
-def _grouped(command: Command, name: str, kind: type, *options: Callable[[Any], Any]) -> Command:
-    """Give a command options whose values it is called with as one object."""
+def grouped(
+    command: Command, name: str, make: Callable[..., Any], names: Iterable[str], *options: Callable[[Any], Any]
+) -> Command:
+    """Give a command options; it is called with one object ``name``, made of those of them in ``names``."""
+    names = list(names)
 
     @functools.wraps(command)
     def run(**given: Any) -> Any:
-        found = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
-        return command(**{name: kind(**found)}, **given)
+        made = make(**{each: given.pop(each) for each in names if each in given})
+        return command(**{name: made}, **given)
 
     wrapped: Any = run
     for option in reversed(options):
@@ -196,10 +199,8 @@ def read_features(file: Path, *outputs: Path | None) -> "Features":
     return load_features(file)
 
 
-@contextmanager
-def bar(total: int, what: str, wanted: bool | None) -> Iterator[Any]:
-    """Show a bar of ``total`` steps on standard error; ``wanted`` None: only on a terminal."""
+def bar(total: int, what: str, wanted: bool | None) -> Any:
+    """Return a bar of ``total`` steps on standard error; ``wanted`` None: only on a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, disable=None if wanted is None else not wanted, leave=False) as shown:
-        yield shown
+    return tqdm(total=total, desc=what, disable=None if wanted is None else not wanted, leave=False)

@@ -1,13 +1,12 @@
 """The re-rankers as options of a command: --rerank and the settings of each method."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vireid.cli.options import Command, flags
+from vireid.cli.options import Command, flags, grouped
 from vireid.cli.signatures import NEEDED, keyword_arguments
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -138,19 +137,14 @@ def rerank_options(*, required: bool = False, text: str = "") -> Callable[[Comma
     text += f" {', '.join(m for m, fitted in METHODS.items() if fitted)}: a query with the gallery only. "
     text += f"{', '.join(m for m, fitted in METHODS.items() if not fitted)}: transductive, with the other queries too."
 
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def run(*, rerank: str | None, **given: Any) -> Any:
-            chosen = {name: given.pop(name) for name in _OPTIONS}
-            chosen = {name: value for name, value in chosen.items() if value is not None}
-            return command(reranking=Reranking(rerank, chosen), **given)
+    choice = click.Choice(["none", *METHODS])
+    options = [click.option("--rerank", type=choice, required=required, help=text.strip())]
+    for name, (kind, what) in _OPTIONS.items():
+        takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
+        defaults = ", ".join(m if value is NEEDED else f"{m} [{value}]" for m, value in takers.items())
+        options.append(click.option(flags([name]), name, type=kind, help=f"{what} For {defaults}."))
 
-        wrapped: Any = run
-        for name, (kind, what) in reversed(_OPTIONS.items()):
-            takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
-            defaults = ", ".join(m if value is NEEDED else f"{m} [{value}]" for m, value in takers.items())
-            wrapped = click.option(flags([name]), name, type=kind, help=f"{what} For {defaults}.")(wrapped)
-        choice = click.Choice(["none", *METHODS])
-        return click.option("--rerank", type=choice, required=required, help=text.strip())(wrapped)
+    def make(rerank: str | None, **given: Any) -> Reranking:
+        return Reranking(rerank, {name: value for name, value in given.items() if value is not None})
 
-    return decorate
+    return lambda command: grouped(command, "reranking", make, ["rerank", *_OPTIONS], *options)

@@ -95,8 +95,7 @@ def _add(method: str) -> None:
     arguments = keyword_arguments(_METHODS, f"{method.upper()}Settings")
 
     def run(**given: Any) -> None:
-        settings = {name: given.pop(name) for name in arguments}
-        _train(method, settings, **given)
+        _train(method, **given)
 
     run.__doc__ = f"""Train {method.upper()} or a row of its ablation, and evaluate it.
 
@@ -129,7 +128,6 @@ def _add(method: str) -> None:
 
 def _train(
     method: str,
-    settings: dict[str, Any],
     *,
     data: Data,
     rules: Rules,
@@ -141,8 +139,9 @@ def _train(
     devices: int,
     output: Path,
     resume: bool,
+    **settings: Any,
 ) -> None:
-    """Train and evaluate; only the first process of several does the latter."""
+    """Train by the method's settings and evaluate; only the first process of several does the latter."""
     from vireid.cli.rerankers import Reranking
     from vireid.cli.trained import Trained, keypoints_of, root_of
     from vireid.training import METHODS, RECIPES, build, fit, launch, open_dataset
@@ -168,8 +167,8 @@ def _train(
     if keypoints is not None:
         kept["keypoints"] = digest_keypoints(keypoints)
     model, criterion = build(method, images.num_classes, recipe.size, settings)
-    run: dict[str, Any] = {"recipe": recipe, "fabric": fabric, "output": output, "resume": resume}
-    model = fit(model, criterion, images, settings=kept, workers=data.workers, **run)
+    run: dict[str, Any] = {"recipe": recipe, "fabric": fabric, "output": output, "resume": resume, "settings": kept}
+    model = fit(model, criterion, images, workers=data.workers, **run)
     if fabric.is_global_zero:
         trained = Trained(model, method, kept, recipe.epochs, dataset, test)
         report, write = trained.evaluate(trained.features(data), rules, Reranking())
