@@ -78,6 +78,24 @@ def changed(file, tmp_path):
     return write
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "aim": {"k1": 4, "k2": 2, "variant": "released"},
+    "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2},
+    "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0},
+    "sim": {"k1": 6, "k2": 4, "lambda_value": 0.1},
+    "query_expansion": {"n": 3, "alpha": 3.0},
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def reranking(request):
+    """A method, its settings other than the defaults, and these as options."""
+    settings = OPTIONS[request.param]
+    options = [x for name, value in settings.items() for x in ("--" + name.replace("_", "-"), value)]
+    return request.param, settings, options
+
+
 SIZE = (32, 16)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cift": ("cift", {}),

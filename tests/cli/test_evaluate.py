@@ -13,22 +13,11 @@ from click.testing import CliRunner
 
 from vireid import rerank as rerankers
 from vireid.cli.app import vireid as command
-from vireid.cli.rerankers import METHODS, settings_of
+from vireid.cli.rerankers import settings_of
 from vireid.data.features import load_features, save_features
 from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, Report
 
 SYSU, REGDB, LLCM_ = (["--protocol", name] for name in ("sysu", "regdb", "llcm"))
-OPTIONS = {
-    "aim": {"k1": 4, "k2": 2, "variant": "released"},
-    "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2},
-    "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0},
-    "sim": {"k1": 6, "k2": 4, "lambda_value": 0.1},
-    "query_expansion": {"n": 3, "alpha": 3.0},
-}
-
-
-def flags(options):
-    return [x for name, value in options.items() for x in ("--" + name.replace("_", "-"), value)]
 
 
 def tensors(file):
@@ -45,13 +34,12 @@ def assert_rows(found, expected):
             assert a[key] == b[key], key
 
 
-@pytest.mark.parametrize("method", ["none", *METHODS])
-def test_evaluate_gives_the_figures_of_the_library(run, method, file, tmp_path):
+def test_evaluate_gives_the_figures_of_the_library(run, reranking, file, tmp_path):
     f, x, ids, cameras, modality = tensors(file)
-    options = OPTIONS.get(method, {})
+    method, settings, options = reranking
 
     def ranked(query, gallery):
-        return getattr(rerankers, method)(query, gallery, **options)
+        return getattr(rerankers, method)(query, gallery, **settings)
 
     if method != "none":
         ranked.uses = getattr(rerankers, method).uses
@@ -65,7 +53,7 @@ def test_evaluate_gives_the_figures_of_the_library(run, method, file, tmp_path):
     more = {"regdb": [], "sysu": ["--sampling", "agw"], "llcm": ["--direction", "infrared_to_visible"]}
     for protocol, report in expected.items():
         output = tmp_path / f"{protocol}.json"
-        arguments = [file, "--protocol", protocol, "--rerank", method, *flags(options), "--json", output]
+        arguments = [file, "--protocol", protocol, "--rerank", method, *options, "--json", output]
         out, err = run("evaluate", *arguments, *more[protocol])
         assert err == ""
         saved = json.loads(output.read_text())
@@ -73,7 +61,7 @@ def test_evaluate_gives_the_figures_of_the_library(run, method, file, tmp_path):
         assert_rows(saved["rows"], report.to_dict()["rows"])
         for row in saved["rows"]:
             assert (row["features"], row["rerank"]) == ("strong_features", method)
-            assert row["parameters"] == options
+            assert row["parameters"] == settings
             way = "strong_features" if method == "none" else rf"strong_features \+ {method} .*"
             assert re.search(rf"{row['direction']}: {way}; uses {row['uses']};", " ".join(out.split()))
 

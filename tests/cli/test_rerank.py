@@ -9,32 +9,18 @@ import torch
 from vireid import rerank as rerankers
 from vireid.data.features import load_features
 
-OPTIONS = {
-    "none": {},
-    "aim": {"k1": 4, "k2": 2, "variant": "released"},
-    "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2},
-    "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0},
-    "sim": {"k1": 6, "k2": 4, "lambda_value": 0.1},
-    "query_expansion": {"n": 3, "alpha": 3.0},
-}
 
-
-def flags(options):
-    return [x for name, value in options.items() for x in ("--" + name.replace("_", "-"), value)]
-
-
-@pytest.mark.parametrize("method", OPTIONS)
-def test_the_nearest_are_written(method, run, file, tmp_path):
-    f = load_features(file)
-    x, modality, options = torch.from_numpy(f.features), torch.from_numpy(f.modality), OPTIONS[method]
+def test_the_nearest_are_written(reranking, run, file, tmp_path):
+    f, (method, settings, options) = load_features(file), reranking
+    x, modality = torch.from_numpy(f.features), torch.from_numpy(f.modality)
     for query in ("infrared", "visible"):
         asked = 1 if query == "infrared" else 0
         rows, others = (modality == asked).nonzero().flatten(), (modality != asked).nonzero().flatten()
         if method == "none":
             distance = 1 - torch.nn.functional.cosine_similarity(x[rows][:, None], x[others][None], dim=2)
         else:
-            distance = getattr(rerankers, method)(x[rows], x[others], **options)
-        arguments = ["--rerank", method, *flags(options), "--query", query, "--top", 7, "--output", tmp_path / "a.npz"]
+            distance = getattr(rerankers, method)(x[rows], x[others], **settings)
+        arguments = ["--rerank", method, *options, "--query", query, "--top", 7, "--output", tmp_path / "a.npz"]
         out, err = run("rerank", file, *arguments)
         assert err == ""
         assert out.startswith(method)

@@ -12,7 +12,7 @@ from vireid.cli.options import Data, DatasetName, InputFile, OutputFile, Rules, 
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
-    from vireid.protocols import Report
+    from vireid.protocols import LLCM, SYSUMM01, RegDB, Report
 
 __all__ = ["evaluate"]
 
@@ -105,10 +105,10 @@ def evaluate(
         click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
         report, write = found.evaluate(found.features(data, flip=flip, progress=progress), rules, reranking)
     else:
-        used = {"dataset": data.dataset, "root": data.root, "trial": data.trial, "keypoints": data.keypoints}
-        used |= {"split": "all" if data.split == "all" else None, "flip": flip or None, "output": output}
-        refuse("", "feature files", used | {"workers": data.workers or None})
-        protocols, reranking = _chosen(files, protocol, permutations, rules, reranking)
+        used = {"split": None if data.split == "test" else data.split, "workers": data.workers or None, "device": None}
+        refuse("", "feature files", vars(data) | used | {"flip": flip or None, "output": output})
+        protocols = _protocols(files, protocol, permutations, rules)
+        reranking = reranking.completed(protocol, rules.shots)
         report = _features(files, protocols, reranking, name or files[0].stem, outputs, data.device, progress)
     try:  # the table first: a full disk must not lose the figures, nor a reader that has left the files
         click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
@@ -119,10 +119,10 @@ def evaluate(
             write(output)
 
 
-def _chosen(
-    files: tuple[Path, ...], protocol: str | None, permutations: Path | None, rules: Rules, reranking: Reranking
-) -> tuple[list[Any], Reranking]:
-    """Return the protocols and the re-ranking of feature files, checked."""
+def _protocols(
+    files: tuple[Path, ...], protocol: str | None, permutations: Path | None, rules: Rules
+) -> "list[SYSUMM01 | RegDB | LLCM]":
+    """Return the protocols that feature files are evaluated by."""
     if protocol is None:
         raise click.UsageError("Missing option '--protocol', the data set whose rules apply to feature files.")
     rules.check("--protocol", protocol)
@@ -139,12 +139,12 @@ def _chosen(
         raise click.UsageError("a file was given twice: each is one trial.")
     if len(files) > 1 and protocol != "regdb":
         raise click.UsageError(f"--protocol {protocol} takes one file, got {len(files)}.")
-    return rules.protocols(protocol, permutations), reranking.completed(protocol, rules.shots)
+    return rules.protocols(protocol, permutations)
 
 
 def _features(
     files: tuple[Path, ...],
-    protocols: list[Any],
+    protocols: "list[SYSUMM01 | RegDB | LLCM]",
     reranking: Reranking,
     name: str,
     outputs: list[Path],

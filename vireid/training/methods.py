@@ -8,20 +8,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from vireid import models
 from vireid._checks import check_at_least_zero, check_count, check_option, check_positive
 from vireid.losses import AffinityInferenceLoss, CRILoss
-from vireid.models import (
-    CIFT,
-    G2DA,
-    SAAI,
-    AlignedCriterion,
-    Baseline,
-    BaselineCriterion,
-    CIFTCriterion,
-    G2DACriterion,
-    SAAICriterion,
-    feature_size,
-)
 from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream, resnet50
 from vireid.nn import part_grid as grid_of_parts
 from vireid.training.recipe import RECIPES, Recipe
@@ -102,7 +91,7 @@ class TransferSettings(Settings):
             return criterion
         check_positive("alignment", self.alignment)
         rows, columns = self.part_grid or (4, 3)
-        return AlignedCriterion(criterion, weight=self.alignment, grid=(rows, columns))
+        return models.AlignedCriterion(criterion, weight=self.alignment, grid=(rows, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +109,15 @@ class CIFTSettings(TransferSettings):
         check_option("ablation", self.ablation, CIFT_ROWS)
         network = build_backbone(self.backbone, self.weights)
         if self.ablation == "baseline":
-            return Baseline(network, num_classes), self.aligned(BaselineCriterion())
-        dim = feature_size(network)
+            return models.Baseline(network, num_classes), self.aligned(models.BaselineCriterion())
+        dim = models.feature_size(network)
         if self.ablation in ("gft", "ubs"):
             layer = GFT(dim, k=self.k, tau=self.tau_het, unbalanced=self.ablation == "ubs")
-            model, cri = CIFT(network, num_classes, transfer=layer), None
+            model, cri = models.CIFT(network, num_classes, transfer=layer), None
         else:
             transfer, cri = self.transfer_of(dim)
-            model = CIFT(network, num_classes, transfer=transfer)
-        return model, self.aligned(CIFTCriterion(model, cri=cri if self.ablation == "cri" else None))
+            model = models.CIFT(network, num_classes, transfer=transfer)
+        return model, self.aligned(models.CIFTCriterion(model, cri=cri if self.ablation == "cri" else None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +161,13 @@ class SAAISettings(TransferSettings):
         grid = (6, 1) if baseline and not hasattr(network, "grid") else None
         graph = cri = affinity = None
         if self.transfer:
-            graph, cri = self.transfer_of(feature_size(network, grid) + parts * feature_size(network, (1, 1)))
+            graph, cri = self.transfer_of(
+                models.feature_size(network, grid) + parts * models.feature_size(network, (1, 1))
+            )
         if self.affinity_loss:
             # Cosines reach 1, amended scores more: each at the temperature that suited it in rough tries.
             affinity = AffinityInferenceLoss(amend=self.amend, temperature=0.3 if self.amend else 0.1)
-        model = SAAI(
+        model = models.SAAI(
             network,
             num_classes,
             parts=parts,
@@ -186,7 +177,7 @@ class SAAISettings(TransferSettings):
             dual_neck=not baseline,
             transfer=graph,
         )
-        criterion = SAAICriterion(
+        criterion = models.SAAICriterion(
             model,
             part_diversity=0.0 if baseline else self.part_diversity,
             center_separation=0.0 if baseline else self.center_separation,
@@ -249,7 +240,7 @@ class G2DASettings(Settings):
         elif self.two_stream:
             network = TwoStream.from_resnet(network)
         parts, adjacency = grid_of_parts(*self.part_grid) if self.part_grid else (None, None)
-        model = G2DA(
+        model = models.G2DA(
             network,
             num_classes,
             adjacency=adjacency,
@@ -259,7 +250,7 @@ class G2DASettings(Settings):
             threshold=self.threshold if row >= 4 else -math.inf,
             normalize_nodes=self.normalize_nodes,
         )
-        criterion = G2DACriterion(
+        criterion = models.G2DACriterion(
             base=self.base,
             transport=self.transport if row >= 1 else 0.0,
             contrastive=self.contrastive if row >= 2 else 0.0,
