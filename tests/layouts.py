@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-# camera -> identity -> image numbers: gaps in the numbers, identities missing in cameras, one seen by a single camera
+# camera -> identity -> image numbers: gaps in the numbers, identities missing in cameras, one seen by only one camera
 SYSU = {
     1: {2: [1, 3], 5: [2], 9: [1], 12: [4]},
     2: {2: [2], 9: [7, 8]},
@@ -13,7 +13,7 @@ SYSU = {
     5: {},
     6: {9: [5], 12: [2]},
 }
-# identity -> camera -> frames, of the test; 12 was seen by one camera only, in one modality
+# identity -> camera -> frames, of the test; 12 was seen by only one camera, in one modality
 LLCM_TEST = {
     "test_vis": {3: {1: [30, 4], 2: [7]}, 5: {2: [1, 2, 3], 9: [8]}, 12: {}},
     "test_nir": {3: {1: [5], 4: [6, 9, 2]}, 5: {2: [1]}, 12: {8: [1]}},

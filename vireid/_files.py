@@ -16,7 +16,7 @@ import numpy as np
 
 _HEADER = "header"  # name of the array that holds the JSON text
 _DEFLATE_RATIO = 1032  # a byte of a deflated member stands for no more bytes
-_DAMAGE = (  # errors of zipfile and NumPy about a file that is not what it should be
+_DAMAGE = (  # errors that zipfile and NumPy raise for damaged files
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),  # the last two: array headers
 )
@@ -37,10 +37,10 @@ def check_parent(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; the file written there replaces ``path`` when the block ends well.
+    """Yield a temporary path in the same folder; the file written there replaces ``path`` if the block succeeds.
 
-    The bytes are on the disk before the file takes its name, so that not even a crash leaves half a file. If the block
-    raises, the temporary file vanishes and ``path`` stays as it was.
+    The bytes are on the disk before the file is renamed, so that not even a crash leaves half a file. If the block
+    raises, the temporary file is removed and ``path`` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -48,7 +48,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # of a full disk, say, which names no file, or the temporary one
+    except OSError as error:  # such as a full disk's, which names no file or the temporary one
         if error.errno is None:
             raise OSError(f"cannot write {str(path)!r}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -64,11 +64,11 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz file, all or those of ``names`` that it holds; nothing in it is executed.
+    """Read the arrays of an .npz file, all or, of ``names``, those present; nothing in it is executed.
 
     Raises:
-        ValueError: if it is cut short, an array does not match its checksum or size, or one holds pickled objects; the
-            message names the array, not the file.
+        ValueError: if the file is cut short, or an array does not match its checksum or size or holds pickled objects;
+            the message names the array, not the file.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("is no .npz file, or cut short")
@@ -112,7 +112,7 @@ def save_arrays(
     Raises:
         ValueError: if the ending is not .npz.
         FileNotFoundError: if the folder does not exist.
-        OSError: if the disk is full or not writable; what stood at ``path`` is then untouched.
+        OSError: if the disk is full or not writable; the old file at ``path`` stays.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -123,7 +123,7 @@ def save_arrays(
 
 
 def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the arrays and settings that `save_arrays` wrote. Takes no more memory than the arrays.
+    """Read the arrays and settings that `save_arrays` wrote, in the memory of the arrays.
 
     Raises:
         FileNotFoundError: if there is no such file.

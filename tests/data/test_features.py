@@ -1,4 +1,4 @@
-"""Feature files: what comes back, what users' own code may write, and every kind of bad file."""
+"""Feature files: saving and loading, files of other programs, and every kind of bad file."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def arrays(n=4, d=3, dtype=np.float32):
 
 
 def written(path, content):
-    """A file as users' own code writes it."""
+    """Write a file as users' own code does."""
     if path.suffix == ".npz":
         np.savez(path, **content)
         return path
@@ -31,12 +31,12 @@ def written(path, content):
     return path
 
 
-# -- What comes back -----------------------------------------------------------------------------------------------
+# -- Saving and loading --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_what_was_saved_comes_back(ending, dtype, tmp_path):
+def test_what_is_saved_is_loaded(ending, dtype, tmp_path):
     given = arrays(dtype=dtype)
     path = tmp_path / f"a{ending}"
     save_features(
@@ -54,7 +54,7 @@ def test_what_was_saved_comes_back(ending, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_tensors_and_what_is_left_out(ending, tmp_path):
+def test_tensors_are_saved_and_options_default_to_none(ending, tmp_path):
     given = {name: torch.from_numpy(x) for name, x in arrays().items()}
     given["features"] = given["features"].bfloat16().T.contiguous().T.requires_grad_()  # columns in memory, a gradient
     given["cameras"] = given["ids"]  # shares its memory
@@ -78,7 +78,7 @@ def test_bfloat16_stays_so_in_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_file_that_users_wrote(ending, tmp_path):
+def test_files_of_other_programs_are_read(ending, tmp_path):
     """Smaller integers, other arrays beside, no names; a big-endian or Fortran array in an .npz."""
     given = arrays()
     content = given | {"ids": given["ids"].astype(np.uint16), "modality": given["modality"].astype(np.int8)}
@@ -93,7 +93,7 @@ def test_a_file_that_users_wrote(ending, tmp_path):
     assert found.names == (NAMES if ending == ".npz" else None)
 
 
-def test_a_compressed_npz(tmp_path):
+def test_a_compressed_npz_is_read(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", **arrays())
     np.testing.assert_array_equal(load_features(tmp_path / "a.npz").features, arrays()["features"])
 
@@ -178,7 +178,7 @@ def test_a_missing_array_is_named(name, ending, tmp_path):
         ({"features": torch.zeros(4, 3, dtype=torch.float8_e5m2)}, "features must be float16, bfloat16, float32 or "),
     ],
 )
-def test_bad_arguments(change, text, tmp_path):
+def test_bad_arguments_are_named(change, text, tmp_path):
     with pytest.raises((ValueError, TypeError)) as caught:
         save_features(tmp_path / "a.npz", **(arrays() | change))
     assert text in str(caught.value)
@@ -205,7 +205,7 @@ def test_bad_arguments(change, text, tmp_path):
         ({"features": X.astype(complex)}, "features must hold numbers, got complex128"),
     ],
 )
-def test_bad_npz(change, text, tmp_path):
+def test_bad_arrays_of_an_npz_are_named(change, text, tmp_path):
     with pytest.raises(ValueError, match=r"a\.npz: ") as caught:
         load_features(written(tmp_path / "a.npz", arrays() | change))
     assert text in str(caught.value)
@@ -220,7 +220,7 @@ def test_bad_npz(change, text, tmp_path):
         ("cam1", "names must be JSON text"),
     ],
 )
-def test_bad_names_in_safetensors(names, text, tmp_path):
+def test_bad_names_in_safetensors_are_named(names, text, tmp_path):
     with pytest.raises(ValueError, match=r"a\.safetensors: ") as caught:
         load_features(written(tmp_path / "a.safetensors", arrays() | {"names": names}))
     assert text in str(caught.value)
@@ -240,7 +240,7 @@ def test_a_cut_file_is_refused(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_flipped_byte_never_ends_in_anything_else(ending, tmp_path):
+def test_a_flipped_byte_is_named_or_harmless(ending, tmp_path):
     save_features(tmp_path / f"whole{ending}", **arrays(), names=NAMES, metadata={"a": "b"})
     content = (tmp_path / f"whole{ending}").read_bytes()
     refused = 0
@@ -267,12 +267,6 @@ def test_other_files_are_refused(content, ending, tmp_path):
         load_features(tmp_path / f"a{ending}")
 
 
-def test_a_folder_is_said(tmp_path):
-    (tmp_path / "a.npz").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"a\.npz': is a folder"):
-        load_features(tmp_path / "a.npz")
-
-
 @pytest.mark.parametrize("name", ["a.npy", "a", "a.npz.gz", "a.NPZ", "a.pt"])
 def test_other_endings_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match=r"path must end in \.npz or \.safetensors, got "):
@@ -281,8 +275,11 @@ def test_other_endings_are_refused(name, tmp_path):
         load_features(tmp_path / name)
 
 
-def test_missing_files_and_folders(tmp_path):
+def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"path must be a feature file, got '.*a\.npz': no such file"):
+        load_features(tmp_path / "a.npz")
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a\.npz': is a folder"):
         load_features(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError, match="path must be in an existing folder, got "):
         save_features(tmp_path / "none" / "a.npz", **arrays())
@@ -300,7 +297,7 @@ def test_a_failed_write_leaves_the_old_file(ending, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_without_safetensors(tmp_path, monkeypatch):
+def test_missing_safetensors_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").write_bytes(b"")
     for name in ("safetensors", "safetensors.torch"):
         monkeypatch.setitem(sys.modules, name, None)

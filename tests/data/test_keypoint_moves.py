@@ -45,7 +45,7 @@ def test_heatmaps_as_fine_as_the_image_move_pixel_by_pixel(dtype, device):
     assert 0 < flipped.sum() < 12
     for b in range(12):
         for k, name in enumerate(PERSON_13.names):
-            if flipped[b]:  # what is left in the mirror was right
+            if flipped[b]:  # left in the mirror was right
                 name = name.replace("left", "?").replace("right", "left").replace("?", "right")
             plane = maps[b, PERSON_13.names.index(name)].cpu().numpy()
             expected = crop_by_hand(plane, corner[b].tolist(), (9, 7), bool(flipped[b]))
@@ -110,7 +110,7 @@ def test_coordinates_by_hand(seed):
 
 
 def marked(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images with one bright pixel a channel, and key points on them: red left and green right shoulder, blue head."""
+    """Images with one bright pixel per channel, and key points on them: left shoulder red, right green, head blue."""
     g = torch.Generator().manual_seed(1)
     images, points = torch.zeros(count, 3, height, width), torch.zeros(count, 13, 3)
     for b in range(count):
@@ -256,7 +256,7 @@ def test_bad_moves_are_named(change, error, text):
 
 @pytest.mark.parametrize("change", [lambda k: k / 100, lambda k: k + 1000, lambda k: -k - 1])
 def test_coordinates_in_another_unit_are_refused(change):
-    """Shares in place of pixels, or places that no image has."""
+    """Shares instead of pixels, or places outside every image."""
     keypoints = np.random.default_rng(0).uniform(5, 60, (3, 13, 3)).astype(np.float32)
     keypoints[..., 2] = 1
     moved = keypoints.copy()

@@ -82,7 +82,7 @@ def test_images_may_be_named_by_paths(tmp_path):
     assert os.listdir(tmp_path) == ["k.npz"]
 
 
-def test_what_is_not_visible_may_be_nowhere(tmp_path):
+def test_invisible_key_points_may_have_no_coordinates(tmp_path):
     keypoints, sizes = random_table()
     keypoints[0, 3] = np.nan, np.inf, 0
     keypoints[1, 4] = np.nan, 2, np.nan
@@ -153,9 +153,9 @@ def test_a_missing_file_of_coordinates_is_named(tmp_path):
 # Files of heatmaps
 
 
-def make_image(path: Path, colour: int = 0) -> Path:
+def make_image(path: Path, color: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 16), (colour, 1, 2)).save(path)
+    Image.new("RGB", (8, 16), (color, 1, 2)).save(path)
     return path
 
 
@@ -186,7 +186,7 @@ def test_stale_heatmaps_are_refused(tmp_path):
     save_heatmaps(folder, image, np.zeros((13, 2, 2)), root=root, source={"model": "one"})
     with pytest.raises(ValueError, match=r"must be made by \{'model': 'two'\}, got \{'model': 'one'\}"):
         load_heatmaps(folder, image, root=root, source={"model": "two"})
-    make_image(image, colour=9)
+    make_image(image, color=9)
     with pytest.raises(ValueError, match=r"was made from another image than .*1\.png is now"):
         load_heatmaps(folder, image, root=root)
     image.unlink()

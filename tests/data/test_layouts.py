@@ -1,4 +1,4 @@
-"""What each reader makes of its published layout, and every fault of one."""
+"""Readers of the published layouts, each by hand, and every fault of a layout."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def rows(data):
 
 
 def edit(name, *changes):
-    """Spoils a file below the data set's folder: replaces text, or all of it where there is nothing to replace."""
+    """Return a function that replaces text in a file below the data set's folder, or all of it."""
 
     def spoil(root):
         text = (root / name).read_text()
@@ -121,7 +121,7 @@ def test_sysu_without_images(sysu):
         SYSUMM01Dataset(sysu, "all")
 
 
-def test_a_split_without_the_chosen_modality_says_so(sysu):
+def test_a_split_without_the_chosen_modality_is_named(sysu):
     (sysu / TEST).write_text("7")
     with pytest.raises(ValueError, match="no infrared image found in"):
         SYSUMM01Dataset(sysu, "test", modality=1)
@@ -241,7 +241,7 @@ def test_llcm_test_images_are_those_of_the_cameras_folders(llcm):
     assert len(LLCMDataset(llcm, "test", modality=1)) == 6
 
 
-def test_llcm_s_arrays_are_what_its_protocol_takes(llcm):
+def test_arrays_of_llcm_suit_its_protocol(llcm):
     data = LLCMDataset(llcm, "test")
     features = np.random.default_rng(0).normal(size=(len(data), 4)).astype(np.float32)
     for direction, valid in (("infrared_to_visible", 5), ("visible_to_infrared", 4)):

@@ -116,7 +116,7 @@ def test_a_mixture_of_experts_and_half_precision():
         ({"model": StandIn(keypoints=14)}, ValueError, "(B, 17, H, W)"),
     ],
 )
-def test_bad_arguments(change, error, text):
+def test_bad_arguments_are_named(change, error, text):
     arguments: dict[str, Any] = {"images": torch.zeros(1, 3, 8, 4), "model": StandIn()} | change
     with pytest.raises(error, match=re.escape(text)):
         estimate_heatmaps(arguments.pop("images"), **arguments)
@@ -372,5 +372,5 @@ def test_heatmaps_lie_where_the_models_processor_puts_the_key_points(transformer
             heat = ours[k] * (ours[k] > 0.2)
             place_y = (heat.sum(1) @ (torch.arange(2 * height) + 0.5)) / heat.sum() / 2
             place_x = (heat.sum(0) @ (torch.arange(2 * width) + 0.5)) / heat.sum() / 2
-            # They number pixels from 0; from the edges, the first one's centre is 0.5.
+            # They number pixels from 0; from the edges, the first one's center is 0.5.
             assert [place_x, place_y] == pytest.approx((theirs[LEFT_HIP] + 0.5).tolist(), abs=0.15)

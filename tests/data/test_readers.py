@@ -1,4 +1,4 @@
-"""What every reader does alike: arrays, samples, images read, kept and checked."""
+"""Contract of all readers: arrays, samples, images read, kept and checked."""
 
 import pickle
 import re
@@ -172,7 +172,10 @@ def test_a_missing_pillow_is_named(sysu, hidden):
         data[0]
 
 
-def test_a_missing_tqdm_is_named(sysu, hidden):
+def test_a_missing_tqdm_is_named_before_an_image_is_read(sysu, hidden, monkeypatch):
+    read = []
+    monkeypatch.setattr("vireid.data.dataset.decode_image", lambda path, *_: read.append(path))
     hidden("tqdm")
     with pytest.raises(ImportError, match=re.escape("tqdm: pip install 'vireid[train]'")):
         SYSUMM01Dataset(sysu).preload(progress=True)
+    assert read == []

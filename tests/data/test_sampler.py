@@ -1,3 +1,5 @@
+"""The batch sampler: every rule of its docstring, its seed and its ranks."""
+
 import random
 import re
 from collections import Counter
@@ -12,7 +14,7 @@ from vireid.data.sampler import CrossModalIdentitySampler
 
 
 def make(counts, order=0):
-    """Labels and modality of a set where identity ``i`` (named 10 + 3 i) has counts[i] = (visible, infrared) images."""
+    """Labels and modality of a set in which identity 10 + 3 i has counts[i] = (visible, infrared) images."""
     rows = [(10 + 3 * i, m) for i, pair in enumerate(counts) for m, n in enumerate(pair) for _ in range(n)]
     random.Random(order).shuffle(rows)
     labels, modality = zip(*rows, strict=True)
@@ -37,21 +39,10 @@ def check_walk(sequence, size):
 )
 def test_every_rule_of_the_docstring(counts, identities, per_modality, replicas, batches, epoch):
     labels, modality = make(counts)
-    samplers = [
-        CrossModalIdentitySampler(
-            labels,
-            modality,
-            identities=identities,
-            per_modality=per_modality,
-            batches=batches,
-            seed=3,
-            rank=rank,
-            replicas=replicas,
-        )
-        for rank in range(replicas)
-    ]
+    options = {"identities": identities, "per_modality": per_modality, "seed": 3}
     per_rank = []
-    for sampler in samplers:
+    for rank in range(replicas):
+        sampler = CrossModalIdentitySampler(labels, modality, batches=batches, rank=rank, replicas=replicas, **options)
         sampler.set_epoch(epoch)
         per_rank.append(list(sampler))
         assert len(per_rank[-1]) == len(sampler) == batches
@@ -78,17 +69,10 @@ def test_every_rule_of_the_docstring(counts, identities, per_modality, replicas,
     for (label, m), walk in walks.items():
         check_walk(walk, ((labels == label) & (modality == m)).sum())
 
-    # All ranks share one order: it is the one that a single process would follow.
-    alone = CrossModalIdentitySampler(
-        labels,
-        modality,
-        identities=identities,
-        per_modality=per_modality,
-        batches=batches * replicas,
-        seed=3,
-    )
-    alone.set_epoch(epoch)
-    assert list(alone) == in_order
+    # All ranks share the order of a single process.
+    single = CrossModalIdentitySampler(labels, modality, batches=batches * replicas, **options)
+    single.set_epoch(epoch)
+    assert list(single) == in_order
 
 
 def test_default_epoch_sees_every_image_of_the_larger_modality_once():
@@ -103,7 +87,7 @@ def test_default_epoch_sees_every_image_of_the_larger_modality_once():
 
 @pytest.mark.parametrize(("replicas", "expected"), [(1, 5), (2, 3), (4, 2)])
 def test_default_length_rounds_up_and_is_shared_by_the_ranks(replicas, expected):
-    labels, modality = make([(3, 9)] * 6)  # 54 infrared images, 12 a batch
+    labels, modality = make([(3, 9)] * 6)  # 54 infrared images, 12 per batch
     lengths = [
         len(CrossModalIdentitySampler(labels, modality, identities=3, per_modality=4, rank=r, replicas=replicas))
         for r in range(replicas)

@@ -130,14 +130,14 @@ def test_regdb_layout(regdb):
     assert len(splits) > 1
 
 
-def test_pictures(sysu):
+def test_pictures_differ_and_infrared_ones_are_gray(sysu):
     for camera in range(1, 7):
         paths = sorted((sysu / f"cam{camera}").glob("*/*.jpg"))
         images = [pixels(path) for path in paths]
         assert {image.shape for image in images} == {(48, 24, 3)}
         for image in images:
-            grey = (image == image[..., :1]).all()
-            assert grey == (camera in (3, 6))
+            gray = (image == image[..., :1]).all()
+            assert gray == (camera in (3, 6))
             assert image.std() > 8  # not an empty frame
         different = [np.abs(a - b).mean() > 4 for k, a in enumerate(images) for b in images[:k]]
         assert all(different)  # also within an identity
@@ -375,7 +375,7 @@ def test_a_faster_process_wins(tmp_path, sysu, monkeypatch):
         ({"seed": None}, TypeError, "seed must be an integer, got None"),
     ],
 )
-def test_bad_arguments(arguments, error, message, tmp_path):
+def test_bad_arguments_are_named(arguments, error, message, tmp_path):
     with pytest.raises(error, match=message):
         generate_synthetic(tmp_path / "root", **arguments)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Every picture names the argument that is wrong, what it must be and what came."""
+"""Errors of all pictures: the wrong argument, the expected value and the value given."""
 
 import pytest
 import torch
@@ -161,6 +161,6 @@ MAPS = random(2, 3, 4, 2)
         ("tsne", {"seed": -1}, ValueError, "seed must be at least 0"),
     ],
 )
-def test_what_is_wrong_is_named(name, change, error, message):
+def test_bad_arguments_are_named(name, change, error, message):
     with pytest.raises(error, match=message):
         draw(name, **change)

@@ -1,7 +1,6 @@
 """Contract of all pictures: the figure and its file, inputs that stay as they are, and no global state."""
 
 import copy
-import subprocess
 import sys
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from pictures import draw, inputs
-from places import ROOT
 from vireid import plots
 
 pytest.importorskip("matplotlib")
@@ -31,12 +29,15 @@ def test_every_picture_is_here():
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_written_whole_and_changes_neither_its_inputs_nor_settings(name, tmp_path):
+def test_a_picture_is_written_whole_and_changes_neither_its_inputs_nor_settings(name, tmp_path, monkeypatch):
     function, given = inputs()[name]
     before, settings = copy.deepcopy(given), dict(matplotlib.rcParams)
-    path = tmp_path / "figure.pdf"
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # its global state is not needed, nor is a display
+    monkeypatch.delattr(matplotlib, "pyplot", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    path = tmp_path / "figure.png"
     assert isinstance(function(**given, path=path), Figure)
-    assert path.read_bytes().startswith(b"%PDF")
+    assert path.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [path]
     assert equal(given, before)
     assert dict(matplotlib.rcParams) == settings
@@ -63,19 +64,7 @@ def test_missing_matplotlib_names_the_extra(name, hidden):
         draw(name)
 
 
-def test_no_pyplot_and_no_display_is_needed(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pictures import draw, inputs;"
-        "assert 'matplotlib' not in sys.modules;"
-        f"[draw(name, {str(tmp_path)!r} + '/a.png') for name in inputs() if name != 'tsne'];"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert (tmp_path / "a.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_the_suffix_chooses_the_format(suffix, start, tmp_path):
     draw("cmc_curves", tmp_path / f"figure.{suffix}")
     assert (tmp_path / f"figure.{suffix}").read_bytes().startswith(start)
@@ -97,7 +86,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none at .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"path must be in an existing folder, got .*missing"):
         draw("cmc_curves", tmp_path / "missing" / "figure.png")
     with pytest.raises(ValueError, match=r"path must end in one of .*png.*, got .*figure\.xyz"):
         draw("cmc_curves", tmp_path / "figure.xyz")

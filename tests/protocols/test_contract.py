@@ -1,4 +1,4 @@
-"""Properties that every protocol has."""
+"""Contract of all protocols."""
 
 import functools
 
@@ -51,7 +51,7 @@ def test_one_call_and_a_feature_file_serve_every_protocol(protocol, arrays, numb
 
 
 @each
-def test_query_and_gallery_are_of_other_modalities(protocol, arrays, numbers):
+def test_query_and_gallery_are_of_different_modalities(protocol, arrays, numbers):
     given = {name: arrays[name] for name in ("modality", "cameras")}
     query = protocol.query(**given).tolist()
     gallery = protocol.gallery(0, arrays["ids"], **given, image_numbers=numbers).tolist()

@@ -1,4 +1,4 @@
-"""Shared base of the datasets: their arrays, images read and kept, key points; the lists that the layouts hold."""
+"""Shared base of the datasets, and readers of the folders and lists of their layouts."""
 
 import io
 import operator
@@ -54,7 +54,7 @@ class KeypointSample(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An image's file and annotations, as a layout says them."""
+    """File and annotations of an image, read from a layout."""
 
     path: Path
     identity: int
@@ -64,10 +64,10 @@ class Record(NamedTuple):
 
 
 class ImageDataset(Dataset[Sample | KeypointSample]):
-    """Base of `SYSUMM01Dataset`, `RegDBDataset` and `LLCMDataset`; each of them says what its ``root`` holds.
+    """Base of `SYSUMM01Dataset`, `RegDBDataset` and `LLCMDataset`; each of them documents what its ``root`` holds.
 
-    The file lists are read and checked when a dataset is made, the images when they are asked for. Labels belong to
-    the split, not to the ``modality`` that is chosen of it.
+    The file lists are read and checked when a dataset is made, the images when they are indexed. Labels are those of
+    the whole split, whichever ``modality`` is kept.
 
     Args:
         root: folder of the dataset.
@@ -77,8 +77,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
         cache: keep an image in memory once it has been read.
         keypoints: a file of coordinates (`save_keypoints`, ``keypoints.npz`` of `generate_synthetic`) or a folder of
             heatmaps (`cache_heatmaps`), which covers every image of the split. Samples are then `KeypointSample`. A
-            source that is missing, damaged or lacks an image raises FileNotFoundError or ValueError, as it is opened
-            or, for damaged heatmaps, as they are asked for.
+            source that is missing, damaged or lacks an image raises FileNotFoundError or ValueError when it is opened
+            or, for damaged heatmaps, when they are read.
 
     Attributes:
         labels: (N,) int64 identities 0 … C-1, in ascending order of ``ids``.
@@ -95,8 +95,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
     Raises:
         FileNotFoundError: if the root, or a folder, list or image that the layout asks for, is missing.
         ValueError: if a list is empty or malformed, a folder or file is misnamed, lists contradict each other, or no
-            image is left; when an image is asked for, if it cannot be read.
-        ImportError: when an image is asked for, if Pillow, of the extra ``train``, is not installed.
+            image is left; when an image is indexed, if it cannot be read.
+        ImportError: when an image is indexed, if Pillow, of the extra ``train``, is not installed.
     """
 
     name: str
@@ -162,29 +162,28 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
     def preload(self, progress: bool = False) -> None:
         """Read all images into memory now, N·3·H·W bytes, and keep them, with or without ``cache``.
 
-        Heatmaps, where the dataset was given them, are kept too: 2·N·K·h·w bytes. Call it before a `DataLoader` starts
-        its workers: a worker keeps what it reads to itself.
+        The dataset's heatmaps, if any, are kept too: 2·N·K·h·w bytes. Call it before a `DataLoader` starts its workers,
+        which do not share what they read.
 
         Args:
-            progress: show a bar; needs tqdm, of the extra ``train``.
+            progress: show a progress bar (tqdm).
 
         Raises:
             ValueError: if an image or its heatmaps cannot be read.
-            ImportError: if the bar is wanted and tqdm is not installed.
+            ImportError: with ``progress``, if tqdm, of the extra ``train``, is not installed.
         """
+        if progress:
+            try:
+                from tqdm import tqdm
+            except ImportError as error:
+                raise ImportError("progress=True needs tqdm: pip install 'vireid[train]'") from error
         if self._cache is None:
             self._cache = {}
         if isinstance(self._keypoints, HeatmapFolder) and self._keypoints.kept is None:
             self._keypoints.kept = {}
-        with ThreadPoolExecutor() as pool:  # decoding and resizing let go of the interpreter lock
+        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
             done = pool.map(self.__getitem__, range(len(self)))
-            if progress:
-                try:
-                    from tqdm import tqdm
-                except ImportError as error:
-                    raise ImportError("progress=True needs tqdm: pip install 'vireid[train]'") from error
-                done = tqdm(done, total=len(self), desc=f"reading {self.name}")
-            for _ in done:
+            for _ in tqdm(done, total=len(self), desc=f"reading {self.name}") if progress else done:
                 pass
 
     def _image(self, index: int) -> Tensor:
@@ -192,7 +191,7 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
             return decode_image(self.paths[index], self.paths[index], self.size)
         if index not in self._cache:
             self._cache[index] = decode_image(self.paths[index], self.paths[index], self.size)
-        return self._cache[index].clone()  # a caller may write into what it gets
+        return self._cache[index].clone()  # a caller may write into it
 
 
 def check_folder(path: Path) -> None:
@@ -202,7 +201,7 @@ def check_folder(path: Path) -> None:
 
 
 def identity_folders(folder: Path) -> list[tuple[int, Path]]:
-    """Return each identity with its folder, which is named by its four digits."""
+    """Return each identity with its folder, named by its four digits."""
     found = []
     for path in visible_entries(folder):
         if not re.fullmatch("[0-9]{4}", path.name) or not path.is_dir():
@@ -241,7 +240,7 @@ def read_identities(path: Path) -> set[int]:
 
 
 def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, int]]:
-    """Return (path, identity, label) of each line of a list of RegDB or LLCM; identities and labels go in pairs."""
+    """Return (path, identity, label) of each line of a list of RegDB or LLCM; a label stands for one identity."""
     entries = []
     labels: dict[int, int] = {}
     for number, line in enumerate(_read_text(index).splitlines(), 1):
@@ -260,7 +259,7 @@ def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, in
         path, identity = root.joinpath(*parts), int(parts[1])
         try:
             there = path.is_file()
-        except OSError as error:  # a name longer than the system takes
+        except OSError as error:  # a name too long for the system
             raise ValueError(f"{where}: cannot look for {listed[:80]!r}: {error.strerror}") from error
         if not there:
             raise FileNotFoundError(f"{where}: file {path} does not exist")
@@ -275,7 +274,7 @@ def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, in
 
 
 def decode_image(file: Path | io.BytesIO, path: Path, size: tuple[int, int] | None) -> Tensor:
-    """Return the image of an open or closed file, (3, H, W) uint8 RGB, resized if ``size`` is given."""
+    """Decode the image of a file or of its bytes, (3, H, W) uint8 RGB, resized if ``size`` is given."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -1,6 +1,6 @@
 """Feature files: features with identities, modality and cameras in one .npz or .safetensors file.
 
-A file is plain arrays, so that ``numpy.savez`` writes one as well as `save_features` does; `load_features` checks all.
+A file is plain arrays, which ``numpy.savez`` can write as well as `save_features`; `load_features` checks them.
 """
 
 import json
@@ -115,7 +115,7 @@ def save_features(
         TypeError: for an array of a wrong type.
         FileNotFoundError: if the folder does not exist.
         ImportError: for .safetensors where safetensors is not installed.
-        OSError: if the disk is full or not writable; what stood at ``path`` is then untouched.
+        OSError: if the disk is full or not writable; the old file at ``path`` stays.
     """
     path = Path(path)
     _check_ending(path)
@@ -142,7 +142,7 @@ def save_features(
 def load_features(path: str | os.PathLike[str]) -> Features:
     """Read and check a feature file; nothing in it is executed.
 
-    Arrays of other names are left alone. Integers may be of any size, features float16, float32 or float64; bfloat16,
+    Arrays of other names are ignored. Integers may be of any size, features float16, float32 or float64; bfloat16,
     which safetensors knows, becomes float32.
 
     Args:
@@ -153,7 +153,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for another ending, a file that is damaged or cut short, an array that is missing, of a wrong type
-            or size, or holds NaN, pickled objects, no image, or a modality other than 0 and 1. It names the file.
+            or size, or holds NaN, pickled objects, no image, or a modality other than 0 and 1.
         ImportError: for .safetensors where safetensors is not installed.
     """
     path = Path(path)

@@ -1,8 +1,8 @@
 """Key points of images on disk: files that hold their coordinates or their heatmaps.
 
 A coordinate is in pixels, with the image's left and top edge at 0 and its right and bottom edge at its width and
-height, as in `vireid.nn.gaussian_heatmaps`. Files are safe (no pickles) and written whole or not at all; damage is
-noticed.
+height, as in `vireid.nn.gaussian_heatmaps`. Files hold no pickles, are written whole or not at all, and damage is
+detected.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Keypoints(NamedTuple):
     Attributes:
         paths: of the images, relative to the data set's folder, with forward slashes.
         keypoints: (N, K, 3) float32: x, y in pixels, and a number above 0 where the key point is visible.
-        sizes: (N, 2) int64: (height, width) of the images that x and y are pixels of.
+        sizes: (N, 2) int64: (height, width) of the images in whose pixels x and y are.
     """
 
     paths: list[str]
@@ -51,8 +51,8 @@ class Keypoints(NamedTuple):
         """Return the key points (n, K, 3) of these images, each resized to ``size`` = (height, width).
 
         Raises:
-            ValueError: if an image is not among ``paths``, or the coordinates cannot be pixels of these images: if no
-                visible key point of any of them lies inside, or all are shares of 0 to 1.
+            ValueError: if an image is missing, or the coordinates cannot be pixels of these images: no visible key
+                point lies inside its image, or all of them lie between 0 and 1.
         """
         place = {path: row for row, path in enumerate(self.paths)}
         if missing := [path for path in paths if path not in place]:
@@ -68,7 +68,7 @@ class Keypoints(NamedTuple):
         return torch.from_numpy(x)
 
     def check(self) -> "Keypoints":
-        """Return the table itself, or raise ValueError if it is not as described above."""
+        """Return the table itself; raise ValueError unless it is as described above."""
         count, shape, dtype = len(self.paths), self.keypoints.shape, self.keypoints.dtype
         if len(shape) != 3 or shape[::2] != (count, 3) or not shape[1] or dtype != np.float32:
             expected = f"float32 of shape ({count}, K, 3), one entry for each path, K at least 1"
@@ -83,18 +83,18 @@ class Keypoints(NamedTuple):
 
 
 def save_keypoints(path: AnyPath, paths: Sequence[str | PurePath], keypoints: np.ndarray, sizes: np.ndarray) -> None:
-    """Write the coordinates of a data set's key points in one file, as `Keypoints` describes them.
+    """Write the coordinates of a data set's key points in one file.
 
     Args:
         path: the file, ending in .npz.
         paths: of the N images, relative to the data set's folder, with forward slashes.
-        keypoints: (N, K, 3), K at least 1. The coordinates of one that is not visible may be NaN.
+        keypoints: (N, K, 3), K at least 1, as in `Keypoints`. Coordinates of invisible key points may be NaN.
         sizes: (N, 2) whole numbers, (height, width) of the images.
 
     Raises:
         ValueError: if a shape or a value does not fit, an image is named twice or by an absolute path, or the ending is
             another.
-        TypeError: if ``paths`` holds something else than names.
+        TypeError: if ``paths`` holds anything but names.
         FileNotFoundError: if the folder does not exist.
         OSError: if the file cannot be written.
     """
@@ -107,13 +107,13 @@ def save_keypoints(path: AnyPath, paths: Sequence[str | PurePath], keypoints: np
         names.append(name.as_posix() if isinstance(name, PurePath) else name)
         if "\n" in names[-1]:
             raise ValueError("paths must hold no line break")
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not survive is found below
+    with np.errstate(over="ignore", invalid="ignore"):  # bad values are found below
         whole = np.asarray(sizes).astype(np.int64)
         table = Keypoints(names, np.asarray(keypoints, np.float32), whole)
     if (other := whole != sizes).any():
         raise ValueError(f"sizes must be whole numbers, got {np.asarray(sizes)[other][0]}")
     table.check()
-    # One text, a name per line: an array of strings would take the longest one's room for each.
+    # One text, a name per line: an array of strings would take the room of the longest one for each.
     text = np.frombuffer("".join(f"{name}\n" for name in names).encode(), dtype=np.uint8)
     arrays = {"paths": text, "keypoints": table.keypoints, "sizes": table.sizes}
     save_arrays(Path(path), _COORDINATES, _VERSION, arrays)
@@ -155,14 +155,14 @@ def save_heatmaps(
     source: Mapping[str, object] | None = None,
     digest: str | None = None,
 ) -> Path:
-    """Write the heatmaps of one image, of whatever pose estimator, for a dataset to read with ``keypoints=folder``.
+    """Write the heatmaps of one image, from any pose estimator; a dataset reads them with ``keypoints=folder``.
 
     Args:
-        folder: where the heatmaps of the data set lie; made if missing.
+        folder: of the data set's heatmaps; made if missing.
         image: the image's file. Its SHA-256 goes into the file, so that a changed image is noticed.
         heatmaps: (K, h, w) finite numbers over the whole image, of any resolution; kept in float16.
         root: folder of the data set; the file is named after the image's path below it.
-        source: what made them, for instance a model and its settings, as JSON values.
+        source: origin of the heatmaps, such as a model and its settings, as JSON values.
         digest: the image's SHA-256 in hexadecimal, if it is known already.
 
     Returns:
@@ -199,10 +199,10 @@ def load_heatmaps(
     """Read the heatmaps of one image that `save_heatmaps` wrote.
 
     Args:
-        folder: as it was given to `save_heatmaps`.
+        folder: as in `save_heatmaps`.
         image: the image's file.
         root: folder of the data set.
-        source: what must have made them; None: anything.
+        source: expected origin; None accepts any.
         digest: the image's SHA-256 in hexadecimal, if it is known already.
 
     Returns:
@@ -210,7 +210,7 @@ def load_heatmaps(
 
     Raises:
         FileNotFoundError: if there is no such image or it has no heatmaps.
-        ValueError: if the file is damaged, the image is not the one it was made from, or ``source`` is another.
+        ValueError: if the file is damaged, was made from another image, or has another ``source``.
     """
     x, found = _read_heatmaps(folder, image, root, digest)
     if source is not None and found != json.loads(json.dumps(dict(source))):
@@ -219,7 +219,7 @@ def load_heatmaps(
 
 
 def _read_heatmaps(folder: AnyPath, image: AnyPath, root: AnyPath, digest: str | None) -> tuple[np.ndarray, Any]:
-    """Return the heatmaps of an image, and what made them."""
+    """Return the heatmaps of an image and their source."""
     path = heatmap_path(folder, image, root)
     digest = digest or _digest(image)
     arrays, settings = load_arrays(path, _HEATMAPS, _VERSION)
@@ -240,15 +240,15 @@ class HeatmapFolder:
     """The heatmaps of a dataset's images, read one by one: ``HeatmapFolder(…)[i]`` is (K, h, w) float32 of image i.
 
     Args:
-        folder: holds a file per image, written by `vireid.data.cache_heatmaps` or `save_heatmaps`.
+        folder: of one file per image, written by `vireid.data.cache_heatmaps` or `save_heatmaps`.
         paths: of the N images.
         root: folder of the data set.
-        keep: hold on to what was read, in float16.
+        keep: keep heatmaps in memory, in float16, once they have been read.
 
     Raises:
         FileNotFoundError: if ``folder`` or the heatmaps of an image are missing.
-        ValueError: if an image does not lie below ``root``; when heatmaps are asked for, if their file is damaged, was
-            made from another image, or by another source or in another shape than the first file that was read.
+        ValueError: if an image does not lie below ``root``; when heatmaps are indexed, if their file is damaged, was
+            made from another image, or differs in source or shape from the first file read.
     """
 
     def __init__(self, folder: AnyPath, paths: Sequence[Path], root: AnyPath, *, keep: bool = False) -> None:

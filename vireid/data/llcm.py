@@ -19,14 +19,14 @@ class LLCMDataset(ImageDataset):
       path is relative to ``root``;
     - ``test_vis/cam<camera>/<identity>/`` and ``test_nir/cam<camera>/<identity>/`` with the test images, and
       ``idx/test_id.txt``, one line of comma-separated identities. Not every camera saw every identity. Infrared
-      images are read from cameras 1, 2, 4 … 9, the ones that the authors' evaluation names.
+      images are read from cameras 1, 2, 4 … 9, those of the authors' evaluation.
 
     Splits are "train", "test" and "all", both together. Officially 713 identities train (16,946 visible, 13,975
     infrared images) and 351 test (8,680 and 7,166). The training lists' own labels are checked (one label per
     identity, the same in both) and replaced by the order of the identities. No identity may be in both parts.
 
     Images are in the order of the lists in training, and by identity, camera, name in the test, visible ones first.
-    ``image_numbers`` are the places of the files' names among those of their identity, camera and modality.
+    ``image_numbers`` are the ranks of the files' names within identity, camera and modality.
     """
 
     name = "llcm"

@@ -17,17 +17,17 @@ __all__ = ["move_heatmaps", "move_keypoints"]
 def move_keypoints(
     keypoints: Tensor, *, corner: Tensor, size: tuple[int, int], flipped: Tensor, skeleton: Skeleton = PERSON_13
 ) -> Tensor:
-    """Move coordinates of key points as each image was cropped and, some of them, flipped.
+    """Move coordinates of key points along with the crop and the flip of their images.
 
     Args:
         keypoints: (B, K, 3) floating point: x and y in pixels, and a number above 0 where visible.
         corner: (B, 2) integer y, x of the crop's upper left pixel; negative in the padding.
         size: (h, w) of the crop.
         flipped: (B,) bool, whether the crop was mirrored left to right.
-        skeleton: says which key point is whose mirror image: left and right change places.
+        skeleton: names the mirror image of each key point: left and right change places.
 
     Returns:
-        (B, K, 3) in the same dtype; the third number is 0 for a key point that is not inside the crop.
+        (B, K, 3) in the same dtype; the third number is 0 for a key point outside the crop.
 
     Raises:
         ValueError: if a shape does not fit or a size is below 1.
@@ -53,10 +53,10 @@ def move_heatmaps(
     flipped: Tensor,
     skeleton: Skeleton = PERSON_13,
 ) -> Tensor:
-    """Move heatmaps over images as each image was cropped and, some of them, flipped.
+    """Move heatmaps along with the crop and the flip of their images.
 
     The result has as many cells as before, now over the crop; a crop moves by shares of a cell, so values are
-    interpolated (bilinear) between cells. What the crop takes from beyond the image is 0.
+    interpolated (bilinear) between cells. Outside the image they are 0.
 
     Args:
         heatmaps: (B, K, h', w') floating point, over the whole image.
@@ -103,7 +103,7 @@ def sample(maps: Tensor, x: Tensor, y: Tensor, *, corners: bool = False) -> Tens
 
 
 def _check_moves(count: int, corner: Tensor, size: tuple[int, int], flipped: Tensor) -> None:
-    """Raise unless these say how ``count`` images were cropped and flipped."""
+    """Raise unless the arguments describe the crop and the flip of ``count`` images."""
     check_size("size", size)
     check_tensor("corner", corner, "B 2", kind="integer", B=count)
     check_tensor("flipped", flipped, "B", kind="bool", B=count)

@@ -1,6 +1,6 @@
 """Heatmaps of key points from a pose estimator, ViTPose as maintained in Hugging Face ``transformers``, for G2DA.
 
-`estimate_heatmaps` takes a batch of images; `cache_heatmaps` a data set, whose heatmaps it leaves on disk for a
+`estimate_heatmaps` takes a batch of images; `cache_heatmaps` takes a data set and stores its heatmaps on disk, for a
 dataset's argument ``keypoints``. Both need ``pip install 'vireid[pose]'``. An image shows one person, visible or
 infrared: an estimator trained on visible images works on both (G2DA, Fig. 3). The paper uses HRNet; ViTPose (Xu et al.,
 NeurIPS 2022) has the same 17 key points of COCO, which are merged to the paper's 13.
@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_number, check_size, check_tensor
+from vireid._checks import check_count, check_number, check_size
 from vireid.data.dataset import ImageDataset, decode_image
 from vireid.data.keypoints import HeatmapFolder, heatmap_path, load_heatmaps, save_heatmaps
 from vireid.data.llcm import LLCMDataset
 from vireid.data.moves import centers, sample
 from vireid.data.regdb import RegDBDataset
 from vireid.data.sysu import SYSUMM01Dataset
-from vireid.data.transforms import normalize
+from vireid.data.transforms import check_images, normalize, unit_range
 from vireid.nn.heatmaps import merge_coco_heatmaps
 
 __all__ = ["cache_heatmaps", "estimate_heatmaps"]
@@ -47,32 +47,29 @@ def estimate_heatmaps(
     """Estimate heatmaps of the 13 key points of `vireid.nn.PERSON_13` in images of one person each.
 
     As the estimator's own processor does, an image is enlarged by ``margin`` and to the network's aspect, with black
-    around it, and brought to its input size, rows and columns by one factor. The heatmaps are brought back to the
-    image's frame (bilinear, 0 where the network did not look), COCO's 17 merged to 13, values cut off to 0 … 1.
+    around it, and resized to its input size, rows and columns by one factor. The heatmaps are resized back to the
+    image's frame (bilinear, 0 where the network did not look), COCO's 17 merged to 13, values clamped to 0 … 1.
 
     Args:
         images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1. RGB, not normalized.
         model: a name or folder that ``transformers`` loads a ``VitPoseForPoseEstimation`` from (only from safetensors;
-            a name is downloaded at the first use), or a loaded one. It runs as in evaluation and keeps its mode.
+            a name is downloaded at the first use), or a loaded one. It runs in evaluation mode; its mode is restored.
         size: (h, w) of the heatmaps. For images twice as high as wide the default is at least as fine as the network's.
-        margin: what is seen around the image's frame; the estimator is trained with 1.25.
-        batch: images that the network is given at a time.
-        device: where a model that is loaded by name runs (default: CUDA where there is one); a loaded one stays where
-            it is.
+        margin: enlargement of the image's frame that the network sees; the estimator is trained with 1.25.
+        batch: images per forward pass.
+        device: of a model loaded by name; default: CUDA if available. A loaded model stays where it is.
 
     Returns:
         (B, 13, h, w) float32 in [0, 1], on the images' device.
 
     Raises:
-        ValueError: if a shape or a number does not fit, the model does not have COCO's 17 key points, or what is loaded
-            is no such model or lacks weights.
+        ValueError: if a shape or a number does not fit, the model does not have COCO's 17 key points, or the name
+            stands for another model or one that lacks weights.
         TypeError: if ``images`` is no tensor of a type above, or ``model`` is neither a name nor a pose estimator.
         ImportError: if a name is given and ``transformers``, of the extra ``pose``, is not installed.
-        OSError: if there is nothing under the model's name, on this machine or to be downloaded.
+        OSError: if the model is neither on this machine nor can be downloaded.
     """
-    check_tensor("images", images, "B 3 H W", kind="any")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
+    check_images(images)
     size, margin = _check_settings(size, margin, batch)
     estimator = _load(model, device)
     lengths = torch.tensor([images.shape[2:]])
@@ -96,21 +93,21 @@ def cache_heatmaps(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Estimate the heatmaps of a data set's images as `estimate_heatmaps` does, and keep them on disk.
+    """Estimate the heatmaps of a data set's images as `estimate_heatmaps` does, and store them on disk.
 
     Every image gets a file of its own, named after its path, written whole or not at all. A further call makes only
-    what is missing: after an interruption, for other splits of the same data set, for files that are damaged, images
-    that changed, or another model (its weights are compared, not its name), size or margin. Images are read ahead, at
-    their full size. A file takes 2·13·h·w bytes.
+    the missing ones: after an interruption, for other splits of the same data set, for damaged files, changed images,
+    or another model (its weights are compared, not its name), size or margin. Images are read ahead, at their full
+    size. A file takes 2·13·h·w bytes.
 
     Args:
         images: a dataset of `vireid.data`, or paths of image files.
         folder: for the heatmaps; made if missing. Default: beside the data set's, ``<root>-heatmaps``.
         root: folder of the data set, below which every image lies. Default: the dataset's own.
         model: as in `estimate_heatmaps`.
-        size: (h, w) of the heatmaps.
+        size: as in `estimate_heatmaps`.
         margin: as in `estimate_heatmaps`.
-        batch: images that the network is given at a time.
+        batch: as in `estimate_heatmaps`.
         device: as in `estimate_heatmaps`.
         progress: show a progress bar (tqdm).
 
@@ -119,11 +116,11 @@ def cache_heatmaps(
 
     Raises:
         FileNotFoundError: if an image is missing; nothing is estimated then.
-        ValueError: if an image cannot be read or lies elsewhere than below ``root``, ``folder`` is ``root``, a setting
-            does not fit, or what is loaded is no such model or lacks weights.
-        TypeError: if ``images`` is no dataset and no paths, or ``model`` is neither a name nor a pose estimator.
+        ValueError: if an image cannot be read or does not lie below ``root``, ``folder`` is ``root``, a setting does
+            not fit, or the name stands for another model or one that lacks weights.
+        TypeError: if ``images`` is neither a dataset nor paths, or ``model`` is neither a name nor a pose estimator.
         ImportError: if ``transformers``, ``tqdm`` or Pillow, of the extra ``pose``, is needed and not installed.
-        OSError: if there is nothing under the model's name, or a file cannot be written.
+        OSError: if the model is neither on this machine nor can be downloaded, or a file cannot be written.
     """
     paths, root = _image_files(images, root)
     size, margin = _check_settings(size, margin, batch)
@@ -131,7 +128,7 @@ def cache_heatmaps(
     if folder.resolve() == root.resolve():
         raise ValueError(f"folder must be another one than the data set's, got {str(folder)!r}")
     for path in paths:
-        heatmap_path(folder, path, root)  # raises for one that lies elsewhere
+        heatmap_path(folder, path, root)  # raises for an image that lies elsewhere
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} images do not exist, first {missing[0]}")
     if progress:
@@ -146,7 +143,7 @@ def cache_heatmaps(
     folder.mkdir(parents=True, exist_ok=True)
 
     def read(path: Path) -> tuple[Path, str, Tensor, tuple[int, int]] | None:
-        """Return an image's path, digest, pixels for the network and size; None if its heatmaps are there."""
+        """Return an image's path, digest, pixels for the network and size; None if its heatmaps are stored."""
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         try:
@@ -219,7 +216,7 @@ def _check_settings(size: tuple[int, int], margin: float, batch: int) -> tuple[t
     if not 1 <= margin < float("inf"):
         raise ValueError(f"margin must be at least 1, got {margin}")
     check_count("batch", batch)
-    return (int(size[0]), int(size[1])), float(margin)  # NumPy's numbers are none for JSON
+    return (int(size[0]), int(size[1])), float(margin)  # JSON takes no NumPy numbers
 
 
 def _load(model: str | nn.Module, device: torch.device | str | None) -> nn.Module:
@@ -239,9 +236,9 @@ def _load(model: str | nn.Module, device: torch.device | str | None) -> nn.Modul
             "model must be a folder with a config.json and a model.safetensors, or a name that can be downloaded or "
             f"has been, got {model!r}: {error}"
         ) from error
-    except Exception as error:  # whatever transformers makes of another model's folder, or a damaged one
+    except Exception as error:  # transformers raises errors of many kinds for other or damaged models
         raise ValueError(f"model must be a VitPoseForPoseEstimation, cannot load {model!r}: {error}") from error
-    if missing := sorted(found["missing_keys"]):  # which it fills with random numbers
+    if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
         lacks = f"{len(missing)} of them, first {missing[0]}"
         raise ValueError(f"model must hold all weights of a VitPoseForPoseEstimation, but {model!r} lacks {lacks}")
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -254,7 +251,7 @@ def _input_size(model: nn.Module) -> tuple[int, int]:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Return a digest of all that the heatmaps of an image follow from."""
+    """Return a digest of everything that determines the heatmaps of an image."""
     config: Any = model.config
     digest = hashlib.sha256(json.dumps(_settings(config.to_dict()), sort_keys=True, default=str).encode())
     for name, x in sorted(model.state_dict().items()):
@@ -264,18 +261,18 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without its origin: the same model saved and loaded again is the same."""
+    """Return a configuration without its origin, which saving and loading a model changes."""
     origin = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     return {k: _settings(v) if isinstance(v, dict) else v for k, v in config.items() if k not in origin}
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode, and the model's mode put back."""
+    """Run the block without gradients and in evaluation mode, then restore the model's mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: what it makes cannot take part in training
+        with torch.no_grad():  # inference_mode's tensors cannot take part in training
             yield
     finally:
         for module, training in modes:
@@ -283,20 +280,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _seen(lengths: Tensor, network: tuple[int, int], margin: float) -> Tensor:
-    """Return height and width (B, 2) of what the network sees of images of ``lengths`` (B, 2), in images' lengths."""
+    """Return height and width (B, 2) of the network's view of images of ``lengths`` (B, 2), in those lengths."""
     lengths = lengths.float()
     height = torch.maximum(lengths[:, 0], lengths[:, 1] * network[0] / network[1]) * margin
     return torch.stack([height, height * network[1] / network[0]], 1) / lengths
 
 
 # ViTPose counts pixels as UDP does (Huang et al., CVPR 2020): the first and the last pixel of the input, and of the
-# heatmaps, have their centers on the edges of what is seen; in the image, a coordinate is a pixel's number and the
+# heatmaps, have their centers on the edges of its view; in the image, a coordinate is a pixel's number and the
 # middle is W/2, half a pixel right of the middle between the edges.
 
 
 def _to_network(images: Tensor, network: tuple[int, int], margin: float) -> Tensor:
     """Return images (B, 3, H, W) as the network sees them, (B, 3, h, w) float32 in 0 … 1."""
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     lengths = torch.tensor([images.shape[2:]])
     seen = _seen(lengths, network, margin)
     y, x = (
@@ -305,7 +301,7 @@ def _to_network(images: Tensor, network: tuple[int, int], margin: float) -> Tens
         .to(images.device)
         for i in (0, 1)
     )
-    return sample(pixels, x, y)
+    return sample(unit_range(images), x, y)
 
 
 def _predict(model: nn.Module, pixels: Tensor, lengths: Tensor, size: tuple[int, int], margin: float) -> Tensor:

@@ -10,7 +10,7 @@ __all__ = ["RegDBDataset"]
 
 
 class RegDBDataset(ImageDataset):
-    """RegDB (Nguyen et al., Sensors 2017) in its published layout, with the attributes of `ImageDataset`.
+    """RegDB (Nguyen et al., Sensors 2017) in its published layout; other arguments as in `ImageDataset`.
 
     ``root`` holds ``Visible/<identity>/…``, ``Thermal/<identity>/…`` and, for each of ten trials,
     ``idx/{train,test}_{visible,thermal}_<trial>.txt`` with a line ``path label`` per image; the path is relative to
@@ -21,13 +21,8 @@ class RegDBDataset(ImageDataset):
     are positions among the identity's images of this modality in its list.
 
     Args:
-        root: folder of the dataset.
         split: "train" or "test", the lists of that name (206 identities each); "all", both together.
         trial: 1 … 10.
-        modality: as in `ImageDataset`.
-        size: as in `ImageDataset`.
-        cache: as in `ImageDataset`.
-        keypoints: as in `ImageDataset`.
 
     Raises:
         ValueError: also if the trial is not 1 … 10.

@@ -23,7 +23,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
       all were taken. So a batch repeats an image only where the identity has fewer than K, and only as often as needed.
 
     An identity without an image of one of the modalities cannot fill its share and is left out (listed in
-    ``left_out``). The order depends only on ``seed`` and the epoch: an epoch that is iterated twice is the same twice,
+    ``left_out``). The order depends only on ``seed`` and the epoch: iterating an epoch twice gives the same batches,
     so call `set_epoch` before each.
 
     With ``replicas`` > 1 all ranks compute the same global order, and rank r takes its batches r, r + replicas, …: the
@@ -36,8 +36,8 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         identities: P, the identities in a batch; 8 as in CIFT and AGW.
         per_modality: K, the images of an identity in each modality; 4 as in CIFT and AGW.
         batches: batches per epoch *on each rank*. By default the images of the larger modality, divided by P·K and by
-            ``replicas`` and rounded up: each of them is seen about once, exactly once where all identities have equally
-            many and the divisions leave no rest.
+            ``replicas`` and rounded up: each of them is seen about once, exactly once if all identities have as
+            many and the divisions leave no remainder.
         seed: of the sampler's own generator; neither NumPy's nor PyTorch's global state is used.
         rank: this process, 0 … replicas - 1.
         replicas: number of processes.
@@ -136,8 +136,8 @@ def _identity_order(rng: np.random.Generator, classes: int, identities: int, bat
         walk = rng.permutation(classes)
         begun = len(order) % identities
         if begun:
-            # This walk fills up a batch that the last one began: whoever is in there already must wait, so the first
-            # places go to others. There are enough, since classes >= identities.
+            # This walk fills up a batch that the last one began: identities already in it must wait, so the first
+            # places go to others, of which there are enough, since classes >= identities.
             first = np.flatnonzero(~np.isin(walk, order[-begun:]))[: identities - begun]
             walk = np.concatenate([walk[first], np.delete(walk, first)])
         order = np.concatenate([order, walk])

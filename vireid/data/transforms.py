@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device: every draw is per sample, no loop runs over samples.
+"""Augmentation of whole batches on their device: every draw is per image, no loop runs over images.
 
 All randomness comes from PyTorch's global CPU generator, on any device, so ``torch.manual_seed`` reproduces it.
 """
@@ -45,11 +45,12 @@ def normalize(images: Tensor, *, mean: Sequence[float] = IMAGENET_MEAN, std: Seq
         TypeError: if the images are neither uint8 nor floating point.
     """
     offset, scale = _channel_statistics(mean, std)
-    return (_unit_range(images) - offset.to(images.device)) / scale.to(images.device)
+    check_images(images)
+    return (unit_range(images) - offset.to(images.device)) / scale.to(images.device)
 
 
 def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, infrared: float = 0.5) -> Tensor:
-    """Exchange channels as CAJ does (Ye et al., ICCV 2021), drawn for each image by itself.
+    """Exchange channels as CAJ does (Ye et al., ICCV 2021), drawn independently per image.
 
     - A visible image becomes, with probability ``visible``, one of its own channels copied to all three; R, G and B are
       equally likely. CAJ trains on two visible views, the original and the exchanged: 1.0 is its second view, 0.5 gives
@@ -109,7 +110,7 @@ class ChannelExchange(nn.Module):
 
 
 class EvalTransform(nn.Module):
-    """`normalize` with its settings; called as `TrainAugmentation` is, so that one can stand in for the other."""
+    """`normalize` with its settings; called like `TrainAugmentation`, so that either can replace the other."""
 
     def __init__(self, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class EvalTransform(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor, modality: Tensor | None = None) -> Tensor:
-        """Normalize ``images`` (B, 3, H, W); ``modality`` is not looked at."""
+        """Normalize ``images`` (B, 3, H, W); ``modality`` is ignored."""
         return normalize(images, mean=self.mean, std=self.std)
 
     def extra_repr(self) -> str:
@@ -132,8 +133,8 @@ class TrainAugmentation(nn.Module):
     channel exchange. Padding and erased boxes are 0 after normalization, the mean color. The defaults are AGW's crop
     and flip with CAJ's erasing and channel exchange. ``eval()`` does not switch it off: use `EvalTransform`.
 
-    Key points, where given, follow the crop and the flip; the images are the same with and without them. Erasing leaves
-    key points as they are.
+    Key points, if given, follow the crop and the flip; the images are the same with and without them. Erasing does not
+    change key points.
 
     Args:
         size: (h, w) of the result.
@@ -148,7 +149,7 @@ class TrainAugmentation(nn.Module):
         exchange_infrared: its probability for an infrared image.
         mean: of the three channels on the scale 0 … 1.
         std: of the three channels on that scale.
-        skeleton: of the key points: a flip exchanges its left and right.
+        skeleton: of the key points; a flip exchanges its left and right.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -207,7 +208,7 @@ class TrainAugmentation(nn.Module):
     def forward(
         self, images: Tensor, modality: Tensor, keypoints: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Augment a batch; the input is left as it is.
+        """Augment a batch; the input does not change.
 
         Args:
             images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1.
@@ -224,13 +225,13 @@ class TrainAugmentation(nn.Module):
             TypeError: if the images are neither uint8 nor floating point, the modality is not integer, or the key
                 points are not floating point.
         """
-        check_tensor("images", images, "B 3 H W", kind="any")
+        check_images(images)
         check_tensor("modality", modality, "B", kind="integer", B=len(images))
         if keypoints is not None and len(keypoints) != len(images):
             raise ValueError(f"keypoints must be those of {len(images)} images, got {len(keypoints)}")
         image_size = (images.shape[2], images.shape[3])
         if self.grayscale is not None and len(images):
-            images = self.grayscale(_unit_range(images))
+            images = self.grayscale(unit_range(images))
         images, corner = _random_crop(self.normalize(images), self.size, self.padding)
         flipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.flip is not None and len(images):
@@ -257,7 +258,7 @@ class TrainAugmentation(nn.Module):
 
 
 def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> tuple[Tensor, Tensor]:
-    """Pad with 0 and cut a (h, w) window from each image, all places equally likely; also where: y, x (B, 2).
+    """Pad with 0, cut a (h, w) window from each image, all equally likely, and return them with their y, x (B, 2).
 
     The windows are views (``unfold``) and one gather picks a window per image. kornia's RandomCrop cuts the images one
     after the other (``cropping_mode="slice"``) or warps them, which is slower and blurs.
@@ -283,13 +284,16 @@ def _kornia(name: str, **settings: object) -> nn.Module:
     return module
 
 
-def _unit_range(images: Tensor) -> Tensor:
+def check_images(images: Tensor) -> None:
+    """Raise unless ``images`` are (B, 3, H, W), uint8 or floating point."""
     check_tensor("images", images, "B 3 H W", kind="any")
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
+    if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
-    return images.float()
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """Return checked images in float32, uint8 ones scaled to 0 … 1."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ features.
 
 Every function returns a ``matplotlib.figure.Figure`` that belongs to the caller (no pyplot, no global state, no display
 needed) and, where a ``path`` is given, also writes it: the suffix chooses the format (png, pdf, svg, …), and the file
-appears whole or not at all. All of them need ``pip install 'vireid[plots]'``.
+appears whole or not at all. All of them need ``pip install 'vireid[plots]'`` and raise ImportError without.
 """
 
 from vireid.plots.attention import attention_maps

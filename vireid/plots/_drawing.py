@@ -11,13 +11,13 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_number
-from vireid._files import written_whole
+from vireid._files import check_parent, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, GREEN, RED, GRAY = "#1f4e9c", "#1a8f3c", "#d1242f", "#57606a"
-# Safe for the color-blind, and told apart by line and marker in print as well.
+# Safe for the color-blind; lines and markers tell them apart in gray print.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
@@ -88,7 +88,7 @@ def to_modality(modality: Any, count: int) -> np.ndarray:
 
 
 def to_points(name: str, points: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return checked x and y (*shape, 2), float64, and which of them (*shape) are seen in an image of ``size``."""
+    """Return checked x and y (*shape, 2), float64, and whether each (*shape) is seen in an image of ``size``."""
     points = to_numpy(points)
     if points.shape not in ((*shape, 2), (*shape, 3)):
         raise ValueError(f"{name} must have shape {(*shape, 2)} or {(*shape, 3)}, got {points.shape}")
@@ -96,12 +96,12 @@ def to_points(name: str, points: Any, shape: tuple[int, ...], size: tuple[int, i
         raise TypeError(f"{name} must hold real numbers, got {points.dtype}")
     place = points[..., :2].astype(np.float64)
     height, width = size
-    seen = ((place >= 0) & (place <= (width, height))).all(-1)  # not so for NaN
+    seen = ((place >= 0) & (place <= (width, height))).all(-1)  # False for NaN
     return place, seen & (points[..., 2] > 0) if points.shape[-1] == 3 else seen
 
 
 def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple[float, float]:
-    """Return ``limits`` as the two ends of a scale of colors."""
+    """Return checked ``limits``, the two ends of a color scale."""
     if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
         raise ValueError(f"{name} must be {expected}, got {limits!r}")
     low, high = limits
@@ -125,7 +125,7 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> "Fig
 
 
 def new_canvas(width: float, height: float, title: str | None, middle: float | None = None) -> tuple["Figure", Any]:
-    """Return a figure with one axes in inches, y downwards, that holds (0, 0) to (width, height), titled at its top."""
+    """Return a figure and its axes in inches, y downwards, from (0, 0) to (width, height), titled at the top."""
     figure = new_figure(width + 0.2, height + 0.1, layout=None)
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.05, -0.05))
@@ -136,7 +136,7 @@ def new_canvas(width: float, height: float, title: str | None, middle: float | N
 
 
 def draw_bar(figure: "Figure", x: float, y: float, width: float, height: float, scale: tuple[float, float, str]) -> Any:
-    """Draw a color bar with its upper left corner at (x, y) of the canvas; ``scale`` is its ends and its colors."""
+    """Draw a color bar with its upper left corner at (x, y) of the canvas; ``scale`` holds its ends and colors."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -173,7 +173,7 @@ def draw_frame(
 
 
 def draw_first(axes: Any, image: np.ndarray, x: float, y: float, size: tuple[float, float], modality: Any) -> None:
-    """Draw the image that begins a row, framed blue, its modality, if any, written beside it."""
+    """Draw the first image of a row, framed blue, with its modality, if any, beside it."""
     draw_image(axes, image, x, y, *size)
     draw_frame(axes, x, y, *size, BLUE)
     if modality is not None:
@@ -188,8 +188,8 @@ def draw_nodes(axes: Any, places: np.ndarray, colors: list[str], marker: str = "
 
 
 def text_width(names: Sequence[str], size: float) -> float:
-    """Return the inches that the longest of the names takes at ``size`` points."""
-    new_figure(1, 1)  # matplotlib is there, or the extra is named
+    """Return the width in inches of the longest of the names at ``size`` points."""
+    new_figure(1, 1)  # raises without matplotlib, naming the extra
     from matplotlib.cbook import is_math_text
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
@@ -200,12 +200,12 @@ def text_width(names: Sequence[str], size: float) -> float:
 
 
 def show_name(name: str) -> str:
-    """Return a node's name as it is written in a picture."""
+    """Return a node's name as shown in a picture."""
     return name.replace("_", " ").strip()
 
 
 def finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":
-    """Write ``figure`` to ``path``, if there is one, through a temporary file in the same folder."""
+    """Write ``figure`` to ``path``, if given, whole or not at all, and return it."""
     if path is None:
         return figure
     target = Path(path)
@@ -213,8 +213,7 @@ def finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":
     suffix = target.suffix.lstrip(".").lower()
     if suffix not in formats:
         raise ValueError(f"path must end in one of {', '.join(sorted(formats))}, got {target}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must lie in an existing folder, there is none at {target.parent}")
+    check_parent(target)
     with written_whole(target) as temporary:
         figure.savefig(temporary, format=suffix, dpi=200)
     return figure

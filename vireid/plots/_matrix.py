@@ -1,4 +1,4 @@
-"""A transport plan and its node names, checked, and matrices between the nodes, drawn."""
+"""Checks of a transport plan and its node names; drawing of matrices between the nodes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ SAME, OTHER = COLORS[2], COLORS[1]  # of lines and cells between nodes of one na
 SIDE = 2.6  # inches of the longer side of a matrix
 _ABSENT = "#e8e8e8"
 _READABLE = 0.16  # inches: a cell below this has no number in it
-_ROOM = 0.13  # inches: of two names, the next is this far away at least
+_ROOM = 0.13  # inches: least distance between two names
 
 
 def check_plan(plan: Any) -> np.ndarray:
@@ -37,7 +37,7 @@ def check_plan(plan: Any) -> np.ndarray:
 def node_names(
     names: Sequence[str] | None, infrared: Sequence[str] | None, shape: tuple[int, ...], places: Sequence[int]
 ) -> list[list[str]]:
-    """Return the names of the nodes of both images, of which the first ``places`` have one in the image."""
+    """Return the names of the nodes of both images; in each, the first ``places`` nodes have a point."""
     if names is None:
         if infrared is not None:
             raise ValueError("names must be given where names_infrared are")
@@ -51,12 +51,12 @@ def node_names(
 
 
 def most(plan: np.ndarray) -> float:
-    """Return the mass that can go from one node to another at most."""
+    """Return the most mass that can go from one node to another."""
     return float(min(plan.sum(1).max(), plan.sum(0).max()))
 
 
 def bar_room(cell: float) -> float:
-    """Return the inches that the color bar takes beside matrices of such cells: 0 where numbers stand in them."""
+    """Return the width in inches of the color bar beside matrices of such cells: 0 if they hold numbers."""
     return 0.0 if cell >= _READABLE else 0.55
 
 
@@ -103,7 +103,7 @@ def draw_matrix_bar(axes: Any, x: float, y: float, height: float, limits: tuple[
 
 
 def frame_cells(axes: Any, plan: np.ndarray, names: Sequence[list[str]], x: float, y: float, cell: float) -> None:
-    """Frame the cells that carry at least half of what can go from one node to another."""
+    """Frame the cells with at least half of the most mass that can go from one node to another."""
     for i, j in np.argwhere(plan >= most(plan) / 2):
         color = SAME if names[0][i] == names[1][j] else OTHER
         draw_frame(axes, x + (j + 0.1) * cell, y + (i + 0.1) * cell, 0.8 * cell, 0.8 * cell, color, inches=0.018)

@@ -47,8 +47,8 @@ def attention_maps(
     """Draw the attention of each prototype: one row per image, the image first, then its maps laid over it in gray.
 
     A map is enlarged to its image bilinearly, so that no value leaves the map's own range. The color scale stands
-    beside the rows. Sigmoid maps of a trained model may differ little: ``scale="map"`` shows where each map is large
-    and writes its range below it, since colors can then no longer be compared between maps.
+    beside the rows. Sigmoid maps of a trained model may differ little: ``scale="map"`` shows where each map is large,
+    with its range below it, since colors then cannot be compared between maps.
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or floating point in [0, 1]; not normalized.
@@ -60,15 +60,14 @@ def attention_maps(
         combined: the last column, over the prototypes: their largest value at each place, or their mean (the sum on
             the scale of one map); None leaves it out.
         scale: "common": one for all maps, from the least to the largest value; (low, high): one with these ends, such
-            as (0, 1) for sigmoid maps, values outside take the color of the end; "map": one per map, from its least to
-            its largest value.
+            as (0, 1) for sigmoid maps, where values outside take the color of the end; "map": one per map, from its
+            least to its largest value.
         title: line above the picture.
 
     Raises:
         TypeError: if the images are neither uint8 nor floating point, or the attention is not floating point.
         ValueError: if shapes do not go together or are empty, a number is not finite, an image leaves [0, 1], an option
             or a modality is unknown, or ``scale`` does not rise.
-        ImportError: if matplotlib is not installed.
     """
     pictures = to_images("images", images)
     count, _, height, width = pictures.shape
@@ -135,7 +134,7 @@ def _maps(attention: Any, size: tuple[int, int] | None, count: int) -> Tensor:
 
 
 def _ends(values: Tensor) -> tuple[float, float]:
-    """Return the least and the largest value; where they are one, the end of a scale of length 1 from it."""
+    """Return the least and the largest value; if they are equal, the second is larger by 1."""
     low, high = values.min().item(), values.max().item()
     return low, high if high > low else low + 1
 
@@ -149,5 +148,5 @@ def _limits(scale: Any, maps: Tensor) -> tuple[float, float] | None:
 
 
 def _digits(span: float) -> int:
-    """Return the decimals that tell values apart which lie ``span`` from each other at most."""
+    """Return the number of decimals that tells values within ``span`` apart."""
     return int(np.clip(1 - np.floor(np.log10(span)), 1, 4)) if span > 0 else 2

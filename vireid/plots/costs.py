@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import check_option
@@ -40,7 +42,7 @@ def cost_matrices(
         lower left   c(v_i^R, v_i'^R)
         lower right  c(v_j^I, v_j'^I)
 
-    One scale of colors serves all four. Nodes that the plan gives no mass are absent and gray.
+    The four share one color scale. Nodes without mass are absent and gray.
 
     Args:
         visible: (n, d) node features of the visible image, those given to `vireid.ot.graph_ot`.
@@ -50,14 +52,13 @@ def cost_matrices(
         loss: L = |c - c'|, "abs" as in the paper, or (c - c')², "square".
         names: of the n nodes; "1" and on if None.
         names_infrared: of the m nodes of the infrared image; the same if None.
-        limits: ends of the scale of colors, such as (0, 2), all that c can be; if None, from 0 to the largest value.
+        limits: ends of the color scale, such as (0, 2), the range of c; if None, 0 and the largest value.
         title: line above the picture.
 
     Raises:
         TypeError: if features or plan are not floating point.
         ValueError: if shapes or names do not go together, a number is not finite, the plan holds a negative number, or
             ``limits`` do not rise.
-        ImportError: if matplotlib is not installed.
     """
     check_option("loss", loss, ("abs", "square"))
     values = check_plan(plan)
@@ -65,7 +66,7 @@ def cost_matrices(
     x = to_array("visible", visible, "n d", "float", finite=True, n=n)
     y = to_array("infrared", infrared, "m d", "float", finite=True, m=m, d=x.shape[1])
     labels = node_names(names, names_infrared, values.shape, values.shape)
-    rows, columns = _unit_rows(x.astype(np.float64)), _unit_rows(y.astype(np.float64))
+    rows, columns = (F.normalize(torch.from_numpy(side.astype(np.float64))).numpy() for side in (x, y))
     between, first, second = 1 - rows @ columns.T, _within(rows), _within(columns)
     u, v = values.sum(1), values.sum(0)
     difference = _difference(first, second, values, loss)
@@ -102,21 +103,15 @@ def cost_matrices(
     return finish(figure, path)
 
 
-def _unit_rows(x: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; a zero row stays."""
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 1e-12, length, 1)
-
-
 def _within(rows: np.ndarray) -> np.ndarray:
-    """Return the distances of the nodes of one graph; of a node from itself 0, though its feature be zero."""
+    """Return the distances of the nodes of one graph; a node's own is 0, even if its feature is zero."""
     distance = 1 - rows @ rows.T
     np.fill_diagonal(distance, 0)
     return distance
 
 
 def _difference(first: np.ndarray, second: np.ndarray, plan: np.ndarray, loss: str) -> np.ndarray:
-    """Return E_ii' (n, n): the mean loss between the distance of two visible nodes and those of where T takes them."""
+    """Return E_ii' (n, n): the mean loss between the distance of two visible nodes and those of their targets."""
     u = plan.sum(1, keepdims=True)
     share = plan / np.where(u > 0, u, 1)
     result = np.empty_like(first)

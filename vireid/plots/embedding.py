@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["embedding_map", "tsne"]
 
-_SHAPES = {VISIBLE: ("o", 26.0), INFRARED: ("^", 16.0)}  # marker and its area: triangles leave circles below to be seen
+_SHAPES = {
+    VISIBLE: ("o", 26.0),
+    INFRARED: ("^", 16.0),
+}  # marker and its area: small triangles leave circles visible
 
 
 def tsne(
@@ -36,8 +39,8 @@ def tsne(
 
     Rows are scaled to length 1, so that distances go with the cosine (a squared one is twice 1 - cos). The projection
     starts from the first two principal components: on one machine, the same features and seed give the same picture.
-    Points that lie near in a picture are near in the features. The size and the place of groups, and the distances
-    between them, mean nothing, within one panel or from one to the next.
+    Points near each other in a picture are near in the features. Size, place and distance of groups mean nothing,
+    neither within one panel nor between panels.
 
     Args:
         features: (N, d), or name -> (N, d) of one panel each, such as a baseline beside SAAI; d may differ, all show
@@ -47,7 +50,7 @@ def tsne(
         path: where to write the figure as well.
         identities: shown at most, chosen evenly among those of ``labels`` in ascending order (our choice: the paper
             does not say which it shows). The others take no part in the projection.
-        perplexity: of t-SNE, about the number of neighbors that count for an image; below the number of images shown.
+        perplexity: of t-SNE, about the number of neighbors of an image; below the number of images shown.
         seed: of t-SNE's draws.
         title: line above the picture.
 
@@ -55,7 +58,6 @@ def tsne(
         TypeError: if the features are not floating point.
         ValueError: if shapes do not go together, no row is left or all are equal, a number is out of range, features
             are not finite, or a modality is unknown.
-        ImportError: if matplotlib or scikit-learn is not installed.
     """
     check_count("identities", identities)
     check_positive("perplexity", perplexity)
@@ -88,7 +90,7 @@ def embedding_map(
     *,
     title: str | None = None,
 ) -> "Figure":
-    """Draw points of the plane, whatever projection they come from, as `tsne` draws its own.
+    """Draw points of any projection to the plane, in the style of `tsne`.
 
     Args:
         points: (N, 2) coordinates, or name -> (N, 2) of one panel each. Axes have no ticks, and one scale for x and y.
@@ -100,7 +102,6 @@ def embedding_map(
     Raises:
         ValueError: if there is no panel or no point, shapes do not go together, a coordinate is not finite, or a
             modality is unknown.
-        ImportError: if matplotlib is not installed.
     """
     panels = dict(points) if isinstance(points, Mapping) else {"": points}
     if not panels:
@@ -115,7 +116,7 @@ def embedding_map(
 
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
-    side = {1: 4.6, 2: 3.6, 3: 2.8}[columns]  # so that two or three are as wide together as a page
+    side = {1: 4.6, 2: 3.6, 3: 2.8}[columns]  # two or three fill the width of a page
     figure = new_figure(side * columns, side * lines + 0.3)
     colors = _colors(len(found))
     grid: Any = figure.subplots(lines, columns, squeeze=False)
@@ -155,7 +156,7 @@ def _project(argument: str, rows: np.ndarray, perplexity: float, seed: int) -> n
 
 
 def _colors(count: int) -> np.ndarray:
-    """Return (count, 3) colors: those of the other pictures, or hues in turn, neighbors of unlike lightness."""
+    """Return (count, 3) colors: those of the other pictures, or hues whose neighbors differ in lightness."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
     if count <= len(COLORS):
@@ -166,7 +167,7 @@ def _colors(count: int) -> np.ndarray:
 
 
 def _legend(figure: "Figure", colors: np.ndarray, kinds: list[int]) -> None:
-    """Draw, below the panels, which shape is which modality and what the colors are."""
+    """Draw a legend of shapes and colors below the panels."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 

@@ -43,11 +43,10 @@ def cmc_curves(
     Args:
         curves: name -> (R,) matching rate at rank 1, 2, …, R in [0, 1] (`RankMetrics.cmc`); drawn in the order given.
         path: where to write the figure as well.
-        max_rank: ranks shown; a shorter curve ends where it ends.
+        max_rank: number of ranks shown; a shorter curve ends earlier.
 
     Raises:
         ValueError: if there is no curve, or one is not (R,) with R >= 1 and values in [0, 1].
-        ImportError: if matplotlib is not installed.
     """
     check_count("max_rank", max_rank)
     if not curves:
@@ -103,14 +102,13 @@ def ranked_lists(
         hits: (Q, R, 3, H, W) gallery images, likewise, nearest first; the top R = 10 in most papers.
         correct: (Q, R) bool, whether the gallery image shows the query's identity.
         path: where to write the figure as well.
-        distance: (Q, R), written below each gallery image.
+        distance: (Q, R), written below the gallery images.
         modality: (Q,) of the queries, `vireid.VISIBLE` or `vireid.INFRARED`, written beside each.
         title: line above the picture.
 
     Raises:
         TypeError: if the images are neither uint8 nor floating point, or ``correct`` is not bool.
         ValueError: if shapes do not go together, Q or R is 0, an image leaves [0, 1], or a modality is another number.
-        ImportError: if matplotlib is not installed.
     """
     queries = to_images("queries", queries, "Q 3 H W")
     count, _, height, width = queries.shape

@@ -47,7 +47,7 @@ def skeleton_graph(
     columns: int | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Draw the skeleton graph of each image over it: bones and key points, the person's left and right told by color.
+    """Draw the skeleton graph of each image over it: bones and key points, colored by the person's left and right.
 
     A key point that is not visible, outside the image or NaN is left out with its bones.
 
@@ -60,14 +60,13 @@ def skeleton_graph(
         modality: (B,) `vireid.VISIBLE` or `vireid.INFRARED`, written below each image.
         names: write the name of each key point beside the image.
         global_node: show the global node too, above the image, and its edges to the key points.
-        columns: images in a row; 8 if None, 3 with names, which fills the width of a page.
+        columns: images per row; if None, 8, or 3 with names, which fills the width of a page.
         title: line above the picture.
 
     Raises:
         TypeError: if the images are neither uint8 nor floating point, or key points are not real numbers.
         ValueError: if shapes do not go together or are empty, an image leaves [0, 1], a modality is another number,
             ``columns`` is below 1, or a bone ends at a key point that is not there.
-        ImportError: if matplotlib is not installed.
     """
     pictures = to_images("images", images)
     count, _, height, width = pictures.shape
@@ -118,13 +117,13 @@ def skeleton_graph(
 
 
 def side_color(*names: str) -> str:
-    """Return the color of a key point, or of a bone between two: that of the one side on which its ends lie, if any."""
+    """Return the color of a key point, or of a bone between two: that of the only side its names begin with."""
     sides = {name.partition("_")[0] for name in names} & {"left", "right"}
     return MIDDLE if len(sides) != 1 else LEFT if "left" in sides else RIGHT
 
 
 def _draw_graph(axes: Any, places: np.ndarray, seen: np.ndarray, skeleton: Skeleton) -> None:
-    """Draw bones, each with a dark rim, so that it shows on light and on dark cloth; then the key points."""
+    """Draw bones, each with a dark rim to show on light and on dark cloth, then the key points."""
     for i, j in skeleton.bones:
         if seen[i] and seen[j]:
             ends, color = places[[i, j]].T, side_color(skeleton.names[i], skeleton.names[j])
@@ -158,9 +157,9 @@ def _draw_names(
 
 
 def _spread(levels: np.ndarray, middle: float, length: float) -> np.ndarray:
-    """Move rising ``levels`` up and down until each is a name's step below the one before and beside the image."""
+    """Move rising ``levels`` so that each is a name's step below the one before it and all stand beside the image."""
     steps = np.arange(len(levels)) * _NAME_STEP
     room = max(length - _NAME_STEP, steps.max(initial=0))
-    # less its steps, a level must not be below the one before it: the mean of the two ways to see to that
+    # Less its steps, no level may be below the one before it: take the mean of the two ways to achieve that.
     free = np.clip(levels - steps, middle - room / 2, middle + room / 2 - steps.max(initial=0))
     return (np.maximum.accumulate(free) + np.minimum.accumulate(free[::-1])[::-1]) / 2 + steps

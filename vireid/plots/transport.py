@@ -49,9 +49,9 @@ def transport_plan(
 ) -> "Figure":
     """Draw the plan T between two images: as lines from node to node, and as a matrix in percent, rows visible.
 
-    The wider and the more opaque a line, the more mass it carries; it is widest where it carries the most that could
-    go from one node to another, min(max u, max v) of T's row sums u and column sums v: for uniform weights, all
-    of a node. It is green and solid where both ends have one name, orange and dashed where not. Nodes that have no
+    The wider and the more opaque a line, the more mass it carries; the widest carries the most that can go from one
+    node to another, min(max u, max v) of T's row sums u and column sums v: for uniform weights, all of a node. It is
+    green and solid if both ends have one name, orange and dashed if not. Nodes that have no
     place in their image, such as the global one, stand above it if they carry mass. Nodes without mass are gray in the
     matrix.
 
@@ -64,17 +64,16 @@ def transport_plan(
             that is above 0 where the node is visible, as `skeleton_graph` takes them: key points, or the centers of a
             grid's cells. The nodes after them have no place.
         points_infrared: (l, 2) or (l, 3) for the infrared image, l ≤ m.
-        names: of the n nodes; if None, "1" and on, and "global" for the last, if it is the one without a point. Names
-            that begin with ``left_`` and ``right_`` give their nodes the colors of `skeleton_graph`.
+        names: of the n nodes; if None, "1" and on, and "global" for the last if only it has no point. Names that
+            begin with ``left_`` and ``right_`` give their nodes the colors of `skeleton_graph`.
         names_infrared: of the m nodes of the infrared image; the same if None.
-        kept: lines are drawn from this share of the widest on; 0 draws all that carry mass.
+        kept: least mass of a drawn line, as a share of the widest; 0 draws all that carry mass.
         title: line above the picture.
 
     Raises:
         TypeError: if the images are neither uint8 nor floating point, or the plan is not floating point.
         ValueError: if shapes or names do not go together, a number of the plan is negative or not finite, an image
             leaves [0, 1] or ``kept`` is not in [0, 1].
-        ImportError: if matplotlib is not installed.
     """
     pictures = [to_images("visible", visible, "3 H W"), to_images("infrared", infrared, "3 H W")]
     values = check_plan(plan)
@@ -152,7 +151,7 @@ def _without_place(seen: np.ndarray, mass: np.ndarray) -> np.ndarray:
 
 
 def _draw_lines(axes: Any, share: np.ndarray, places: list[np.ndarray], labels: list[list[str]], kept: float) -> None:
-    """Draw the plan's lines, the heaviest last, bent upwards so that those between nodes of one level lie apart."""
+    """Draw the plan's lines, the heaviest last, bent upwards to separate those between nodes of one level."""
     t = np.linspace(0, 1, 33)[:, None]
     order = np.argsort(share, axis=None, kind="stable")
     for i, j in zip(*np.unravel_index(order, share.shape), strict=True):
@@ -165,7 +164,7 @@ def _draw_lines(axes: Any, share: np.ndarray, places: list[np.ndarray], labels: 
 
 
 def _line(same: bool, share: float) -> dict[str, Any]:
-    """Return the look of a line that carries ``share`` of the most that can go from one node to another."""
+    """Return the style of a line that carries ``share`` of the most mass that can go between two nodes."""
     return {
         "color": SAME if same else OTHER,
         "linestyle": "-" if same else (0, (3, 1.2)),
@@ -176,7 +175,7 @@ def _line(same: bool, share: float) -> dict[str, Any]:
 
 
 def _written(percent: float) -> str:
-    """Return three characters; none below a twentieth of a percent."""
+    """Return at most three characters; an empty text below 0.05 percent."""
     if not percent >= 0.05:
         return ""
     return f"{percent:.1f}" if percent < 9.95 else f"{percent:.0f}"

@@ -1,6 +1,6 @@
 """The data sets' evaluation protocols: who is query, who is gallery, and what is skipped.
 
-The names load on first use, so that `vireid.protocols.names` can be read without PyTorch.
+The names load on first use, so that importing `vireid.protocols.names` loads no PyTorch.
 """
 
 import importlib

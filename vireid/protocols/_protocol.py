@@ -13,6 +13,7 @@ from vireid._checks import Array, check_count, check_finite, check_option, to_in
 from vireid._ops import at_least_float32, normalize_rows
 from vireid.data.features import Features
 from vireid.metrics import RankMetrics, rank_metrics
+from vireid.protocols._report_row import Parameter
 from vireid.protocols.names import Direction
 from vireid.protocols.report import QueryResults, Report, ReportRow
 
@@ -21,7 +22,7 @@ Rerank: TypeAlias = Callable[[Tensor, Tensor], Array]
 
 
 class Images(NamedTuple):
-    """Annotations of N images, int64 arrays (N,); an empty one was not given and is not needed."""
+    """Annotations of N images, int64 arrays (N,), those not given empty."""
 
     ids: np.ndarray
     modality: np.ndarray
@@ -37,7 +38,7 @@ class Protocol:
     trials = 1
     _needs: tuple[str, ...] = ("modality",)  # besides the ids
     _query_needs: tuple[str, ...] = ("modality",)
-    _cameras = range(0)  # the data set's own, none where cameras do not matter
+    _cameras = range(0)  # the data set's numbers, empty if cameras do not matter
     _exclude: Literal["same_camera", "same_id_same_camera"] | None = None
     _cmc_over: Literal["images", "identities"] = "images"
 
@@ -74,8 +75,8 @@ class Protocol:
             A `Report` of one row with ``trials`` trials.
 
         Raises:
-            ValueError: for sizes that do not match, NaN or an infinity, values that are none of the data set's, images
-                that are missing or given twice, or a distance of the wrong shape.
+            ValueError: for sizes that do not match, NaN or an infinity, values unknown to the data set, images that are
+                missing or given twice, or a distance of the wrong shape.
             TypeError: for an array that is needed and not given, features that are not floating point, other arrays
                 that are not integers or a ``rerank`` that cannot be called.
         """
@@ -99,7 +100,7 @@ class Protocol:
             gallery = torch.from_numpy(draw(trial)).to(x.device)
             cams = (places[query], places[gallery]) if self._exclude else (None, None)
             results.append(
-                rank_metrics(  # the distances are let go before the next trial's are made
+                rank_metrics(  # frees the distances before the next trial's are computed
                     compare(asking, x[gallery], rerank),
                     people[query],
                     people[gallery],
@@ -118,8 +119,8 @@ class Protocol:
             cameras: (N,) camera numbers of all test images.
 
         Raises:
-            ValueError: if there is no query image, or for a value that is none of the data set's.
-            TypeError: if the one that the protocol needs is not given.
+            ValueError: if there is no query image, or for a value unknown to the data set.
+            TypeError: if the array that the protocol needs is not given.
         """
         images = self._images(self._query_needs, {"modality": modality, "cameras": cameras})
         return torch.from_numpy(self._query(images))
@@ -137,8 +138,8 @@ class Protocol:
         A drawn gallery is in the order of identity, camera, draw; one of all images in the order given.
 
         Raises:
-            ValueError: for a trial out of range, values that are none of the data set's, or images that are missing or
-                given twice.
+            ValueError: for a trial out of range, values unknown to the data set, or images that are missing or given
+                twice.
             TypeError: if an array that the protocol needs is not given.
         """
         check_count("trial", trial, minimum=0)
@@ -157,7 +158,7 @@ class Protocol:
         raise NotImplementedError
 
     def _places(self, images: Images) -> np.ndarray:
-        """Return the number of the place that each image was taken in, which exclusion compares."""
+        """Return the number of each image's place, which exclusion compares."""
         return images.cameras
 
     @staticmethod
@@ -166,7 +167,7 @@ class Protocol:
         return file.numbers()
 
     def _images(self, needs: Sequence[str], given: Mapping[str, Array | None], length: int | None = None) -> Images:
-        """Return the annotations, all of ``length`` or, by default, of the first one's."""
+        """Return the annotations, all of ``length`` or, by default, of the length of the first."""
         arrays = {}
         for name in Images._fields:
             x = given.get(name)
@@ -187,7 +188,7 @@ class Protocol:
 
 
 def _integers(name: str, x: Array, length: int) -> np.ndarray:
-    """Return ``x`` as an int64 array (``length``,); a wrong type's message says how to convert."""
+    """Return ``x`` as an int64 array (``length``,); the error for another type tells how to convert it."""
     try:
         return to_integers(name, x, length, torch.device("cpu")).numpy()
     except TypeError as error:
@@ -198,7 +199,7 @@ def _integers(name: str, x: Array, length: int) -> np.ndarray:
 
 
 def split_modalities(modality: np.ndarray, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the images of the query's and of the gallery's modality; both must be there."""
+    """Return the indices of the images of the query's and of the gallery's modality; neither may be empty."""
     visible, infrared = np.flatnonzero(modality == VISIBLE), np.flatnonzero(modality == INFRARED)
     if len(visible) + len(infrared) != len(modality):
         raise ValueError(f"modality must be 0 (visible) or 1 (infrared), got {np.unique(modality).tolist()}")
@@ -243,7 +244,7 @@ def image_name(person: int, camera: int, number: int) -> str:
 
 
 def _check_rerank(rerank: object) -> None:
-    """Raise unless ``rerank`` is None or can be called, and no class."""
+    """Raise unless ``rerank`` is None or callable, but not a class."""
     if isinstance(rerank, type):
         raise TypeError(f"rerank must be an object such as AIM(k1=…, k2=…), got the class {rerank.__name__}")
     if rerank is not None and not callable(rerank):
@@ -251,7 +252,7 @@ def _check_rerank(rerank: object) -> None:
 
 
 def compare(query: Tensor, gallery: Tensor, rerank: Rerank | None = None) -> Tensor:
-    """Return the distance (Nq, Ng) that ``rerank`` answers, or the cosine distance without it."""
+    """Return the distance (Nq, Ng) of ``rerank``, or the cosine distance without it."""
     if rerank is not None:
         distance = to_matrix("rerank's distance", rerank(query, gallery))
         if distance.shape != (len(query), len(gallery)):
@@ -290,15 +291,12 @@ def _make_report(
     return Report(dataset, (row,))
 
 
-Parameter: TypeAlias = bool | int | float | str | None
-
-
 def _describe(rerank: Rerank | None) -> tuple[str, str, dict[str, Parameter]]:
-    """Name, ``uses`` and parameters of a re-ranking: a function, a partial of one, an object or one's bound method."""
+    """Return name, ``uses`` and parameters of a function, a partial of one, an object or a bound method."""
     if rerank is None:
         return "none", "query", {}
     function, keywords = (rerank.func, rerank.keywords) if isinstance(rerank, functools.partial) else (rerank, {})
-    owner = getattr(function, "__self__", function)  # a bound method, such as H2FT's distance, speaks for its object
+    owner = getattr(function, "__self__", function)  # a bound method, such as H2FT's distance, stands for its object
     settings = getattr(owner, "settings", None)
     given = (dict(settings) if isinstance(settings, Mapping) else {}) | keywords
     uses = next((u for u in (getattr(x, "uses", None) for x in (rerank, function, owner)) if u is not None), "unknown")
@@ -313,6 +311,6 @@ def _describe(rerank: Rerank | None) -> tuple[str, str, dict[str, Parameter]]:
 
 
 def _plain(value: object) -> Parameter:
-    """Return a parameter as reports hold it: a number, str or None as it is, else the name of its type."""
+    """Return a parameter as a report stores it: a number, str or None unchanged, else the name of its type."""
     value = value.item() if isinstance(value, np.generic) else value
     return value if isinstance(value, bool | int | float | str | None) else type(value).__name__

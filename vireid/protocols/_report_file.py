@@ -1,4 +1,4 @@
-"""Rows of reports that were saved as JSON, read back: keys and types are checked, figures are taken as they are."""
+"""Read the rows of reports saved as JSON: keys and types are checked, the figures are not."""
 
 import json
 from types import UnionType

@@ -1,4 +1,4 @@
-"""A row of a report: its trials, means, deviations, intervals over the queries, and its line of a LaTeX table."""
+"""A row of a report: its trials, means, deviations, intervals over the queries, and its LaTeX."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 from vireid._checks import check_count, check_option
 
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
-"""Metrics that a row holds of each trial, in percent."""
+"""Metrics of each trial, in percent."""
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the intervals that are printed and saved
 _BLOCK = 2**20  # queries drawn at once
@@ -66,14 +66,14 @@ class ReportRow:
         direction: "infrared_to_visible" or "visible_to_infrared": query to gallery.
         features: name of the features that were compared.
         rerank: name of the re-ranking, "none" without.
-        uses: what a query's ranking looks at beyond itself: "query" (nothing), "gallery", "transductive" (other
-            queries too) or "unknown", as the re-ranking's ``uses`` says. Tables in print often mix the three.
+        uses: data used to rank a query: "query" (only itself), "gallery", "transductive" (other queries too) or
+            "unknown", as the re-ranking's ``uses`` says. Tables in print often mix the three.
         trials: one dict per trial with the metrics rank1, rank5, rank10, rank20, mAP, mINP in percent.
         cmcs: one CMC curve per trial, shares in [0, 1]. Their lengths may differ.
-        parameters: the re-ranking's parameters, as far as they are known.
-        queries: per-query results, which intervals need: one `QueryResults` for each set of queries, its trials
-            together those of ``trials``, in order. SYSU-MM01 has one of ten trials, RegDB ten of one. May be empty.
-        saved_intervals: the intervals that a report without per-query results was saved with, percent.
+        parameters: the re-ranking's parameters, if known.
+        queries: per-query results, needed for intervals; may be empty. One `QueryResults` per set of queries, in the
+            order of ``trials``: SYSU-MM01 has one of ten trials, RegDB ten of one.
+        saved_intervals: intervals of a report saved without per-query results, percent.
         saved_counts: its `query_counts`.
 
     Raises:
@@ -136,9 +136,8 @@ class ReportRow:
         Each resample draws as many queries as there are, with replacement, from those with a true match. Trials that
         share their queries (SYSU-MM01, LLCM) get the same draw, merged trials (RegDB's ten models) one each
         (our choice). The galleries and the models are not resampled: ``std`` shows what the trials add. Queries of one
-        identity or camera are alike, which independent draws do not see: the interval is on the narrow side. The
-        draws are those of ``numpy.random.default_rng(seed).integers`` and are made once; rows of the same queries
-        get the same draws.
+        identity or camera are alike, which independent draws ignore: the interval is on the narrow side. The draws are
+        those of ``numpy.random.default_rng(seed).integers``, the same for rows of the same queries.
 
         Args:
             metric: one of `METRICS`.
@@ -151,7 +150,7 @@ class ReportRow:
 
         Raises:
             ValueError: for an unknown metric, a level outside (0, 1), ``resamples`` below 1, or a row without
-                per-query results (one loaded from a file, unless saved with them, answers only the defaults).
+                per-query results (one loaded from a file saved without them has only the default intervals).
         """
         check_option("metric", metric, METRICS)
         check_count("resamples", resamples)
@@ -170,7 +169,7 @@ class ReportRow:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]] | None:
-        """Return each metric's `interval` with its defaults; None where the row does not hold what they need."""
+        """Return each metric's default `interval`; None if the row holds neither them nor per-query results."""
         if not self.queries and self.saved_intervals is None:
             return None
         return {name: self.interval(name) for name in METRICS}
@@ -206,10 +205,10 @@ class ReportRow:
         return content
 
     def to_latex(self, metrics: Sequence[str] = ("rank1", "mAP"), *, std: bool = False, name: str | None = None) -> str:
-        r"""Return a table's line: method, what it uses, and the means in percent.
+        r"""Return a row of a table: method, the data it uses, and the means in percent.
 
         Args:
-            metrics: which of `METRICS`, in order.
+            metrics: some of `METRICS`, in order.
             std: add the sample standard deviation over the trials.
             name: the method's name; None: features and re-ranking with its parameters. Special characters are escaped.
 

@@ -20,7 +20,7 @@ class LLCM(Protocol):
     modality, drawn anew in each trial. A query skips the gallery images that show its identity in its own camera.
     CMC is over identities, mAP and mINP over images; the mean over the trials is reported.
 
-    Trial t draws what the authors' code draws: ``random.seed(t)``, then ``random.choice`` among the files sorted by
+    Trial t draws as the authors' code does: ``random.seed(t)``, then ``random.choice`` among the files sorted by
     name, identity by identity and camera by camera. The caller's random state is neither used nor changed.
 
     Both directions follow the paper's text. The authors' code agrees only from infrared to visible: asked for visible

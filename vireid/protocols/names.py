@@ -20,9 +20,7 @@ DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 
 
 def dataset_name(name: str) -> DatasetName:
-    """Return the one name of a data set that goes by several spellings.
-
-    Case, spaces, hyphens and underscores do not count.
+    """Return the standard name of a data set; case, spaces, hyphens and underscores do not count.
 
     Raises:
         ValueError: for a name of no data set.

@@ -33,7 +33,7 @@ class Report:
 
     @staticmethod
     def merge(reports: Sequence["Report"]) -> "Report":
-        """Join reports of one data set; trials of one direction, features and re-ranking become one row's.
+        """Join reports of one data set; trials of one direction, features and re-ranking share a row.
 
         RegDB's ten trials are ten models: evaluate each and merge the ten reports. Joined trials count as trials of
         different queries; the row has intervals if all of them hold per-query results.
@@ -57,7 +57,7 @@ class Report:
         return Report.merge([self, other]) if isinstance(other, Report) else NotImplemented
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
-        """Return ``{"dataset": …, "rows": […]}``, each row as `ReportRow.to_dict` gives it."""
+        """Return ``{"dataset": …, "rows": […]}``, with `ReportRow.to_dict` of each row."""
         return {"dataset": self.dataset, "rows": [row.to_dict(per_query=per_query) for row in self.rows]}
 
     def curves(self) -> dict[str, list[float]]:
@@ -69,10 +69,10 @@ class Report:
         return curves
 
     def to_latex(self, metrics: Sequence[str] = ("rank1", "mAP"), *, std: bool = False) -> str:
-        r"""Return a ``tabular`` for the package booktabs, a line per row; a column shows the direction if it differs.
+        r"""Return a ``tabular`` for the package booktabs, one line per row; a column shows the direction if it differs.
 
         Args:
-            metrics: which of `METRICS`, in order.
+            metrics: some of `METRICS`, in order.
             std: add the sample standard deviations over the trials.
 
         Raises:
@@ -100,11 +100,11 @@ class Report:
         """Write the report whole or not at all.
 
         Args:
-            path: "*.json" holds `to_dict`, which `load` reads; "*.csv" one line per row: names, means, number of
-                trials, deviations, the ends of the intervals and the numbers of queries and of those with a true match
-                (empty where there are none; one number, or one per trial if they differ).
-            per_query: only JSON: save each query's results too, from which a loaded report can compute any interval;
-                about 50 bytes per query and trial.
+            path: "*.json" holds `to_dict`, which `load` reads; "*.csv" has one line per row: names, means, number of
+                trials, deviations, ends of the intervals, and numbers of queries and of those with a true match (empty
+                if unknown; one number, or one per trial if they differ).
+            per_query: only JSON: save each query's results too, about 50 bytes per query and trial. From them a loaded
+                report can compute any interval.
 
         Raises:
             ValueError: for another ending, or ``per_query`` with CSV.
@@ -143,8 +143,8 @@ class Report:
     def load(path: str | os.PathLike[str]) -> "Report":
         """Read a report that `save` wrote as JSON.
 
-        The trials' CMC curves are not in the file: each becomes their mean. Means, deviations and intervals are those
-        that were saved; other intervals need ``save(…, per_query=True)``.
+        The file holds the mean of the trials' CMC curves, which each trial gets. Intervals are the saved ones; others
+        need ``save(…, per_query=True)``.
 
         Args:
             path: "*.json".
@@ -177,11 +177,13 @@ class Report:
                     figures[f"95 % {end}"] = {name: ends[i] for name, ends in row.intervals.items()}
             for title, values in figures.items():
                 lines.append(f"  {title:14}" + "".join(f"{values[name]:9.2f}" for name in METRICS))
-        return "\n".join([*lines, *(_left_out(row) for row in self.rows if _left_out(row))])
+        for row in self.rows:
+            lines += textwrap.wrap(_left_out(row), _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        return "\n".join(lines)
 
 
 def _left_out(row: ReportRow) -> str:
-    """Return the line that says how many queries have no true match, empty if all have one or it is unknown."""
+    """Return how many queries have no true match, as text; empty if all have one or the number is unknown."""
     queries, valid = (sum(c) for c in zip(*row.query_counts, strict=True)) if row.query_counts else (0, 0)
     if queries == valid:
         return ""

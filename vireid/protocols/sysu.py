@@ -26,7 +26,7 @@ class SYSUMM01(Protocol):
     camera-2 image. CMC is over identities, mAP and mINP over images; the mean over the trials is reported.
 
     ``sampling="official"`` takes the first ``shots`` image numbers of the authors' ``rand_perm_cam.mat``.
-    ``sampling="agw"`` draws what the AGW family of code bases draws from files sorted by name, identity by identity and
+    ``sampling="agw"`` draws as the AGW family of code bases does from files sorted by name, identity by identity and
     camera by camera: single-shot the same images as ``random.seed(trial)`` and ``random.choice`` give them. Their
     multi-shot draw, ``numpy.random.choice(files, 10, replace=False)``, is not seeded by that; here it is that draw
     after ``numpy.random.seed(trial)`` (our choice). The caller's random state is neither used nor changed.
@@ -131,7 +131,7 @@ class SYSUMM01(Protocol):
         return np.where(images.cameras == 2, 3, images.cameras)
 
     def _check(self, images: Images) -> None:
-        """Raise unless every camera of the protocol has images and their modality is the cameras'."""
+        """Raise unless every camera of the protocol has images, and the modality agrees with the cameras."""
         cameras = images.cameras
         for camera in (*self.query_cameras, *self.gallery_cameras):
             if camera not in cameras:
@@ -147,11 +147,11 @@ class SYSUMM01(Protocol):
 
 
 def _read_permutations(path: Path, trials: int) -> list[list[np.ndarray]]:
-    """[camera][identity] -> (trials, n) image numbers; MATLAB's format holds arrays only, nothing that runs."""
+    """Return [camera][identity] -> (trials, n) image numbers; MATLAB's format holds only arrays, no code."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    # What loadmat, and what is made of its answer, raise for a damaged or foreign file.
+    # Raised for a damaged or foreign file by loadmat or by the use of its result.
     damaged = (KeyError, ValueError, TypeError, NotImplementedError, AttributeError, OSError, MatReadError, zlib.error)
     check_file(path, "permutations must be the path of rand_perm_cam.mat")
     try:

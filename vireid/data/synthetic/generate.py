@@ -1,4 +1,4 @@
-"""A data set of drawn pedestrians in visible and in thermal light, for trying, testing and teaching offline.
+"""A data set of drawn pedestrians in visible and in thermal light, for trials, tests and teaching offline.
 
 An identity is a body, an outfit and what it carries. Its shapes are shared by both modalities; color exists in the
 visible images only, warmth in the thermal ones only (dark cloth is somewhat warmer: the one tie between them). Each
@@ -42,8 +42,8 @@ def generate_synthetic(
     """Draw a visible-thermal person data set and write it in a published layout, the same bytes for the same arguments.
 
     Half of the identities are for training and half for testing. An identity is a build, an outfit, its pattern and
-    colors, hair or hat, and bag; no one of these tells two people apart. Shapes show in both modalities and color in
-    the visible one only; warmth follows from skin, thickness and, as in sunlight, from how dark the cloth is. It is a
+    colors, hair or hat, and bag; no single one of these identifies a person. Shapes show in both modalities, color
+    only in the visible one; warmth follows from skin, thickness and, as in sunlight, from the cloth's darkness. It is a
     stand-in for exercising code: results on it say nothing about real pedestrians. Another version of NumPy, Pillow or
     libjpeg may change a few pixels.
 
@@ -56,24 +56,24 @@ def generate_synthetic(
 
     Both come with the true key points of every image, the 13 of `vireid.nn.PERSON_13`: ``keypoints.npz``, for
     `vireid.data.keypoints.load_keypoints` or a dataset's argument ``keypoints``. One counts as visible unless it is
-    outside the image or behind what stands in front; behind the person's own body it is visible.
+    outside the image or behind an obstacle; behind the person's own body it is visible.
 
     Args:
         root: folder to make, with its parents. It appears in one step at the end, so an interrupted run leaves nothing
-            of it. If it holds what the same arguments wrote before, nothing is done.
+            behind. If it holds the data set of the same arguments already, nothing is done.
         layout: "sysu" or "regdb".
         identities: people drawn, at least 4.
         images_per_camera: images of a person by each camera; RegDB has one camera for each modality. Default: 4 for
             "sysu" (2,304 images in all), 10 for "regdb" (1,920 images).
         size: (height, width) in pixels, at least 32 × 16.
-        seed: the pictures and splits follow from it. A person's k-th image by a camera depends on it and ``size``.
+        seed: of pictures and splits. A person's k-th image by a camera depends only on it and ``size``.
         progress: show a progress bar (tqdm).
 
     Returns:
         ``root`` as a path.
 
     Raises:
-        FileExistsError: if ``root`` exists and is neither an empty folder nor what these arguments write.
+        FileExistsError: if ``root`` exists and is neither an empty folder nor the data set of these arguments.
         OSError: if it cannot be written.
         ImportError: if Pillow, or with ``progress`` tqdm, is missing; both come with ``vireid[train]``.
         TypeError: if a count, a size or the seed is not an integer.
@@ -147,7 +147,7 @@ def _is_finished(root: Path, manifest: dict[str, Any]) -> bool:
 
 
 def _rng(seed: int, *key: int) -> np.random.Generator:
-    """Return a generator of its own for each thing drawn, so that nothing depends on how much else was drawn before."""
+    """Return a generator of its own for each drawn thing, which thus does not depend on the number of others."""
     return np.random.default_rng(np.random.SeedSequence([seed, *key]))
 
 
@@ -178,7 +178,7 @@ def _shots(layout: str, identity: int, count: int) -> Iterator[_Shot]:
 
 
 def _write_image(work: Path, shot: _Shot, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Draw and write one image; returns its joints (13, 3)."""
+    """Draw and write one image, and return its joints (13, 3)."""
     person = Person.draw(_rng(seed, 0, shot.identity))
     view = Camera.draw(_rng(seed, 1, shot.camera), inverted=shot.camera == 6)
     image, joints = render(person, view, size, shot.infrared, _rng(seed, 2, shot.identity, shot.camera, shot.number))
