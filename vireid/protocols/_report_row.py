@@ -104,6 +104,11 @@ class ReportRow:
         return f"{self.rerank} ({given})" if given else self.rerank
 
     @property
+    def title(self) -> str:
+        """Return the names of features and re-ranking, such as "backbone + aim (k1=4, k2=1)"."""
+        return self.features if self.rerank == "none" else f"{self.features} + {self.method}"
+
+    @property
     def mean(self) -> dict[str, float]:
         """Return each metric's mean over the trials, percent."""
         return {name: float(np.mean([t[name] for t in self.trials])) for name in METRICS}
@@ -223,11 +228,9 @@ class ReportRow:
             CIFT\_b & query & 71.77 & 67.64 \\
         """
         check_metrics(metrics)
-        if name is None:
-            name = self.features if self.rerank == "none" else f"{self.features} + {self.method}"
         mean, deviation = self.mean, self.std
         cells = [f"${mean[m]:.2f} \\pm {deviation[m]:.2f}$" if std else f"{mean[m]:.2f}" for m in metrics]
-        return " & ".join([escaped(name), escaped(self.uses), *cells]) + r" \\"
+        return " & ".join([escaped(self.title if name is None else name), escaped(self.uses), *cells]) + r" \\"
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

@@ -39,9 +39,9 @@ def dataset_name(name: str) -> DatasetName:
 def protocols_of(
     dataset: str, permutations: str | os.PathLike[str] | None, *, direction: str = "both", **sysu: Any
 ) -> "list[SYSUMM01 | RegDB | LLCM]":
-    """Return the protocols of a data set, one per direction; ``permutations`` and ``sysu`` are settings of SYSU-MM01's.
+    """Return the protocols of a data set, one per direction.
 
-    The permutations are used with official sampling only.
+    The settings are SYSU-MM01's, ``permutations`` only for official sampling.
     """
     from vireid.protocols import LLCM, SYSUMM01, RegDB
 

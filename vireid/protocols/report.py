@@ -62,11 +62,7 @@ class Report:
 
     def curves(self) -> dict[str, list[float]]:
         """Return the CMC curve of each row by its direction and method, as `vireid.plots.cmc_curves` draws them."""
-        curves = {}
-        for row in self.rows:
-            way = row.features if row.rerank == "none" else f"{row.features} + {row.method}"
-            curves[f"{row.direction.replace('_', ' ')}, {way}"] = row.cmc
-        return curves
+        return {f"{row.direction.replace('_', ' ')}, {row.title}": row.cmc for row in self.rows}
 
     def to_latex(self, metrics: Sequence[str] = ("rank1", "mAP"), *, std: bool = False) -> str:
         r"""Return a ``tabular`` for the package booktabs, one line per row; a column shows the direction if it differs.
@@ -168,8 +164,7 @@ class Report:
         lines = [f"{self.dataset}, percent{below}", " " * 16 + "".join(f"{name:>9}" for name in METRICS)]
         for row in self.rows:
             count = "1 trial" if len(row.trials) == 1 else f"{len(row.trials)} trials"
-            way = row.features if row.rerank == "none" else f"{row.features} + {row.method}"
-            name = f"{row.direction}: {way}; uses {row.uses}; {count}"
+            name = f"{row.direction}: {row.title}; uses {row.uses}; {count}"
             lines += textwrap.wrap(name, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
             figures = {"mean": row.mean} | ({"± over trials": row.std} if len(row.trials) > 1 else {})
             if row.intervals is not None:
