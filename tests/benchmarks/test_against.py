@@ -1,8 +1,11 @@
 """Two versions of the library in one run: each run sees its own, the least times are compared."""
 
+import json
+
 import pytest
 
 from benchmarks.speed import against
+from benchmarks.speed.measure import figures, write_table
 from places import ROOT
 
 FAKE = """
@@ -46,3 +49,30 @@ def test_the_least_times_are_compared(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         against.main([str(tmp_path / "nowhere"), "heads"])
     assert "checkout must hold vireid/" in capsys.readouterr().err
+
+
+def test_another_checkouts_own_script_is_run_there_and_matched_by_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "vireid").mkdir()
+    old = {
+        "batch": {"dim": 3},
+        "results": {
+            "sysu": {"cases": {"aim": {"runs": [{"seconds": 3.0}, {"seconds": 1.0}]}, "gone": {"runs": []}}},
+            "more": [{"k": 2, "results": {"plain": {"seconds": [4.0, 2.0, 9.0]}, "other": {"seconds": 7.0}}}],
+            "pairs": [
+                {"name": "exact", "loss": "abs", "seconds": {"forward": [0.5], "forward_backward": [2.0, 2.0]}},
+                {"name": "products", "loss": "square", "seconds": {"forward": [0.25], "forward_backward": [0.25]}},
+            ],
+        },
+    }
+    (tmp_path / "script.py").write_text(f"import sys\nopen(sys.argv[3], 'w').write({json.dumps(old)!r})\n")
+    this = [("w", "", "AIM (vireid)"), ("w", "", "plain"), ("fw", "", "exact, abs"), ("bw", "", "exact, abs")]
+    this += [("w", "", "products"), ("w", "s", "new")]
+    monkeypatch.setattr(against, "run", lambda *_: dict.fromkeys(this, 1.0))
+    against.main([str(tmp_path), "heads", "--rounds", "1", "--theirs", "python script.py --fast"])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[-3] for line in lines[:4]] == ["2000.00", "4000.00", "500.00", "2000.00"]
+    assert [line.split()[-2] for line in lines[4:]] == ["-", "-"]  # products: two times there, one here
+    table = tmp_path / "t.csv"
+    write_table(table, figures("w", "s", "m", [2.0], peak_bytes=3), {})
+    (tmp_path / "script.py").write_text(f"import sys, shutil\nshutil.copy({str(table)!r}, sys.argv[2])\n")
+    assert against.run_theirs(tmp_path, "python script.py", tmp_path) == [("m", 2.0)]
