@@ -59,6 +59,12 @@ def test_features_are_in_the_data_sets_order_whatever_the_batches(model, people)
     assert not features.requires_grad
 
 
+def test_a_bar_is_shown_on_a_terminal_or_when_asked_for(model, people, capsys):
+    for progress, shown in ((None, False), (False, False), (True, True)):
+        extract_features(model, people, progress=progress)
+        assert ("features: " in capsys.readouterr().err) == shown
+
+
 def test_flip_is_the_mean_with_the_mirror_image(people):
     class Pixels(nn.Module):
         """Features that are the image itself; a plain tensor is an output too."""

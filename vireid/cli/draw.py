@@ -214,11 +214,12 @@ def costs(checkpoint: Path, identity: int | None, data: Data, output: Path) -> N
 def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, output: Path) -> None:
     """Draw evenly chosen queries with their ten nearest images of the other modality, in the last way of ranking."""
     from vireid.cli.trained import open_trained
+    from vireid.training import extract_features
     from vireid.training.inference import draw_ranked
 
     found = open_trained(checkpoint, data)
-    ways = found.ways(reranking, Rules())
-    draw_ranked(output, found.images, found.features(data), list(ways.values())[-1], queries=queries)
+    features = extract_features(found.model, found.images, workers=data.workers)
+    draw_ranked(output, found.images, features, list(found.ways(reranking, Rules()).values())[-1], queries=queries)
 
 
 @_picture("cmc", "CMC curves of reports.", "metrics.json", "report.json other.json --max-rank 50", images=False)

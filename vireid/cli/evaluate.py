@@ -103,7 +103,7 @@ def evaluate(
 
         found = open_trained(files[0], data, rules)
         click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
-        report, write = found.evaluate(found.features(data, flip=flip, progress=progress), rules, reranking)
+        report, write = found.evaluate(data, rules, reranking, flip=flip, progress=progress)
     else:
         used = {"split": None if data.split == "test" else data.split, "workers": data.workers or None, "device": None}
         refuse("", "feature files", vars(data) | used | {"flip": flip or None, "output": output})

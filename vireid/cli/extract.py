@@ -30,13 +30,14 @@ def extract(checkpoint: Path, output: Path, data: Data, flip: bool, progress: bo
     """
     from vireid.cli.trained import open_trained
     from vireid.data import save_features
+    from vireid.training import extract_features
     from vireid.training.checkpoint import trained_on
 
     found = open_trained(checkpoint, data)
     images = found.images
     save_features(
         output,
-        found.features(data, flip=flip, progress=progress),
+        extract_features(found.model, images, flip=flip, workers=data.workers, progress=progress),
         images.ids,
         images.modality,
         images.cameras,

@@ -170,8 +170,7 @@ def _train(
     run: dict[str, Any] = {"recipe": recipe, "fabric": fabric, "output": output, "resume": resume, "settings": kept}
     model = fit(model, criterion, images, workers=data.workers, **run)
     if fabric.is_global_zero:
-        trained = Trained(model, method, kept, recipe.epochs, dataset, test)
-        report, write = trained.evaluate(trained.features(data), rules, Reranking())
+        report, write = Trained(model, method, kept, recipe.epochs, dataset, test).evaluate(data, rules, Reranking())
         click.echo(report)
         write(output)
 

@@ -27,12 +27,6 @@ class Trained(NamedTuple):
     dataset: str
     images: "Dataset"
 
-    def features(self, data: Data, *, flip: bool = False, progress: bool | None = None) -> "Tensor":
-        """Return the features (N, d) of the images."""
-        from vireid.training import extract_features
-
-        return extract_features(self.model, self.images, flip=flip, workers=data.workers, progress=progress)
-
     def ways(self, reranking: Reranking, rules: Rules) -> "dict[str, Callable[[Tensor, Tensor], Tensor] | None]":
         """Return the ways in which the model ranks by name; of SAAI, by default, also with AIM."""
         from vireid.training import ranking_ways
@@ -43,11 +37,15 @@ class Trained(NamedTuple):
         return ranking_ways(self.model, {} if method == "none" else {name: chosen.function()})
 
     def evaluate(
-        self, features: "Tensor", rules: Rules, reranking: Reranking
+        self, data: Data, rules: Rules, reranking: Reranking, **options: Any
     ) -> "tuple[Report, Callable[[Path], None]]":
-        """Evaluate the features in all `ways`; returns the report and what writes the results' files into a folder."""
-        from vireid.training import evaluate, write_results
+        """Evaluate the model in all `ways`; returns the report and what writes the results' files into a folder.
 
+        ``options`` are those of `extract_features`.
+        """
+        from vireid.training import evaluate, extract_features, write_results
+
+        features = extract_features(self.model, self.images, workers=data.workers, **options)
         ways = self.ways(reranking, rules)
         protocols = rules.protocols(self.dataset, self.images.root / "exp" / "rand_perm_cam.mat")
         report = evaluate(self.images, features, ways, protocols)

@@ -1,4 +1,4 @@
-"""Names of the directions and of the data sets. Importing them loads no PyTorch."""
+"""Names of the directions and of the data sets, and the protocols of each. Importing them loads no PyTorch."""
 
 import os
 import re

@@ -88,10 +88,10 @@ def draw_heatmaps(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
     return gaussian_heatmaps(keypoints, (64, max(1, round(64 * size[1] / size[0]))), image_size=size)
 
 
-def progress_bar(values: Iterable[Any], what: str, disable: bool | None, **options: Any) -> Any:
-    """Return the values with a bar of tqdm on standard error; ``disable`` None: not unless that is a terminal."""
+def progress_bar(values: Iterable[Any], what: str, shown: bool | None, **options: Any) -> Any:
+    """Return the values with a bar of tqdm on standard error; ``shown`` None: only on a terminal."""
     try:
         from tqdm import tqdm
     except ImportError as error:
         raise ImportError("training and its features need tqdm: pip install 'vireid[train]'") from error
-    return tqdm(values, desc=what, disable=disable, **options)
+    return tqdm(values, desc=what, disable=None if shown is None else not shown, **options)

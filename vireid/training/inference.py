@@ -59,12 +59,11 @@ def extract_features(
         ImportError: if tqdm, of the extra ``train``, is not installed.
     """
     loader = DataLoader(dataset, batch_size, num_workers=workers)
-    bar = progress_bar(loader, "features", None if progress is None else not progress, leave=False)
     device = next(model.parameters()).device
     transform = EvalTransform()
     features = []
     with evaluation_mode(model):
-        for sample in bar:
+        for sample in progress_bar(loader, "features", progress, leave=False):
             inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
             if isinstance(sample, KeypointSample):
                 size = (sample.image.shape[2], sample.image.shape[3])

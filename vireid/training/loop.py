@@ -146,7 +146,7 @@ def fit(
             counts = {"num_classes": int(np.asarray(dataset.labels).max()) + 1, "epoch": epoch}
             save_checkpoint(fabric, checkpoint, {**parts, **kept, **counts})
 
-    epochs = progress_bar(range(start, recipe.epochs), "training", not fabric.is_global_zero, unit="epoch")
+    epochs = progress_bar(range(start, recipe.epochs), "training", fabric.is_global_zero, unit="epoch")
     for epoch in epochs:
         torch.manual_seed(recipe.seed + 10_007 * (epoch * fabric.world_size + fabric.global_rank + 1))
         sampler.set_epoch(epoch)
