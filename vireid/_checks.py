@@ -41,7 +41,7 @@ def check_tensor(
 
     Raises:
         TypeError: if it is not a tensor, or of another kind.
-        ValueError: if its shape or its device differs; the message has the known sizes in place of their names.
+        ValueError: if its shape or device differs; the message has the known sizes in place of their names.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
@@ -158,5 +158,5 @@ def to_integers(name: str, x: object, length: int, device: torch.device) -> Tens
 
 
 def same_kind(x: Tensor, given: ArrayT) -> ArrayT:
-    """Return ``x`` as a NumPy array if ``given`` is one, else as it is."""
+    """Return ``x`` as a NumPy array if ``given`` is one, else unchanged."""
     return cast(ArrayT, x.cpu().numpy() if isinstance(given, np.ndarray) else x)

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or in float64 if it is: sums over many terms lose too much in half precision."""
+    """Return ``x`` in float32, or unchanged in float64: sums over many terms lose too much in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def normalize_rows(x: Tensor) -> Tensor:
     """Scale the rows of ``x`` (…, d) to length 1, whatever their length; a zero row stays zero.
 
-    The largest entry is scaled to 1 first: then no square overflows or vanishes, a row that is not zero is at least 1
-    long, and with a lower bound of 1 the gradient of a zero row is no larger than the incoming one.
+    The largest entry is scaled to 1 first: then no square overflows or vanishes, a nonzero row is at least 1 long, and
+    with a lower bound of 1 the gradient of a zero row is no larger than the incoming one.
     """
     largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(*x.shape[:-1], 1)
     return F.normalize(x / torch.where(largest > 0, largest, 1), dim=-1, eps=1.0)
@@ -31,7 +31,7 @@ def rounding(dim: int, dtype: torch.dtype) -> float:
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Compute the distances (…, a, b) of rows of ``x`` (…, a, d) and ``y`` (…, b, d), with gradient 0 at distance 0.
 
-    Without the matrix product, whose cancellation is larger than the distance of rows that nearly coincide.
+    The matrix product is avoided: its cancellation exceeds the distance of rows that nearly coincide.
     """
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -42,7 +42,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """Average ``x`` where ``mask`` holds; 0 where it never holds, and NaN in the other places is ignored."""
+    """Average ``x`` where ``mask`` is True; 0 if it never is. NaN elsewhere is ignored."""
     return torch.where(mask, x, 0).sum(dim) / mask.sum(dim).clamp_min(1)
 
 

@@ -5,8 +5,8 @@ a function in snake case. (The two losses of a graph's classifier, whose rows ar
 functions.) The module's docstring has the equation; keyword-only arguments of the function are its options.
 
 All of them raise a ``ValueError`` if a shape or an option is wrong, and a ``TypeError`` if features are not floating
-point, labels or modality hold no integers, a mask is not bool, or an option is not a number. A batch without the pairs
-that a loss compares costs 0. Averages are over the local batch of a process.
+point, labels or modality are not integers, a mask is not bool, or an option is not a number. The loss of a batch
+without any pair to compare is 0. Averages are over the local batch of a process.
 """
 
 from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores

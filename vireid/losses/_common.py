@@ -67,5 +67,5 @@ def membership(*keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def group_means(member: Tensor, rows: Tensor) -> Tensor:
-    """Mean of the ``rows`` (B, d) of each group of ``member`` (M, B), as (M, d)."""
+    """Average the ``rows`` (B, d) of each group of ``member`` (M, B), as (M, d)."""
     return member @ rows / member.sum(1, keepdim=True)

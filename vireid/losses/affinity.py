@@ -20,8 +20,7 @@ def affinity_inference_scores(
 
     Row i is 1 - `vireid.rerank.aim` of image i as the only query, with all images of the other modality as its gallery;
     the other images of its own modality do not matter. As no gallery depends on its query, the groups of a whole batch
-    are two masked (B, B) affinities. Which entries are kept and who is nearest is decided without gradient; the entries
-    kept carry it.
+    are two masked (B, B) affinities. Entries and neighbors are selected without gradient; the entries kept carry it.
 
     Args:
         x: (B, d) features, any order.
@@ -37,7 +36,7 @@ def affinity_inference_scores(
 
     Raises:
         ValueError: if a shape or an option is wrong.
-        TypeError: if ``x`` is not floating point, ``modality`` holds no integers, or k1 or k2 is not an integer.
+        TypeError: if ``x`` is not floating point, or ``modality``, k1 or k2 is not integer.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -84,7 +83,7 @@ def _check_options(k1: int, k2: int, variant: str) -> None:
 
 
 def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: bool) -> tuple[Tensor, Tensor]:
-    """Scores (B, B) and the mask of each row's gallery, outside of which the scores are meaningless."""
+    """Compute the scores (B, B) and the mask of each row's gallery; scores outside of it are meaningless."""
     gallery = modality[:, None] != modality
     with torch.autocast(x.device.type, enabled=False):
         rows = normalize_rows(at_least_float32(x))
@@ -105,17 +104,17 @@ def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: 
 
 
 def _unit(rows: Tensor, noise: float) -> Tensor:
-    """``rows`` scaled to length 1; one without an entry above ``noise``, the rounding of a cosine, becomes 0."""
+    """Scale ``rows`` to length 1; one without an entry above ``noise``, the rounding of a cosine, becomes 0."""
     return normalize_rows(rows.masked_fill((rows.abs() <= noise).all(1, keepdim=True), 0))
 
 
 def _nearest(cosine: Tensor, allowed: Tensor) -> Tensor:
-    """Columns per row by descending cosine, ties by index; those that are not allowed come last."""
+    """Sort the columns of each row by descending cosine, ties by index; those not allowed come last."""
     return cosine.detach().masked_fill(~allowed, -torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
 def _first(columns: Tensor, k: int, allowed: Tensor) -> Tensor:
-    """Mask (B, B) of the first k ``columns`` per row, or of as many as are allowed."""
+    """Mark the first k ``columns`` per row (B, B), or as many as are allowed."""
     return torch.zeros_like(allowed).scatter(1, columns[:, :k], True) & allowed
 
 
@@ -126,9 +125,9 @@ class AffinityInferenceLoss(Loss):
 
     Each image i is the only query of a gallery that holds all images of the other modality, as at test time (the 1 : N
     groups of CIFT, Sec. 4.2); P_i and N_i are its gallery's images of the same and of other identities. The scores s
-    are those of `affinity_inference_scores`. Each positive competes with the negatives only: the order among positives
-    does not change an average precision, so the loss asks nothing of it. A query without a positive or without a
-    negative drops out of the mean; with none left the loss is 0.
+    are those of `affinity_inference_scores`. Each positive competes with the negatives only, as the order among
+    positives does not change an average precision. A query without a positive or without a negative drops out of the
+    mean; with none left the loss is 0.
 
     Args:
         k1: entries kept per row of the affinities, as in `vireid.rerank.aim`; ties by lowest index, and more than the

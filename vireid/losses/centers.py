@@ -49,13 +49,13 @@ def hcc_loss(
 
 
 def _to_means(x: Tensor, member: Tensor, normalize: bool) -> Tensor:
-    """‖I - C‖ (B, M) between the rows and the means of their groups."""
+    """Compute ‖I - C‖ (B, M) between the rows and the means of the groups."""
     rows = normalize_rows(x) if normalize else x
     return euclidean(rows, group_means(member, rows))
 
 
 def _to_mean_softmax(logits: Tensor, member: Tensor) -> Tensor:
-    """KL(softmax(I) ‖ C) (B, M), C the mean softmax of each group."""
+    """Compute KL(softmax(I) ‖ C) (B, M), C the mean softmax of each group."""
     log_p = logits.log_softmax(1)
     # The logarithm of C is computed in the log domain: where a probability underflows, its logarithm does not.
     log_mean = (log_p + member.log()[..., None]).logsumexp(1) - member.sum(1, keepdim=True).log()  # (M, C)
@@ -64,7 +64,7 @@ def _to_mean_softmax(logits: Tensor, member: Tensor) -> Tensor:
 
 
 def _check_hcc(margin: float | None, distance: str, centers: str, negatives: str) -> float:
-    """Raise unless these are options of the loss; return the margin, the paper's one for None."""
+    """Raise unless these are options of the loss; return the margin, by default the paper's."""
     check_option("distance", distance, ("euclidean", "kl"))
     check_option("centers", centers, ("shared", "cross"))
     check_option("negatives", negatives, ("mean", "sum"))
@@ -149,8 +149,8 @@ class CenterSeparationLoss(Loss):
     identities in the batch. The second term is 0 for one identity, the first for one image per identity. The gradient
     of a distance of 0 is 0: two identities whose centers coincide are not pushed apart.
 
-    Both margins are distances between features as they come in; the paper's F̂ are those that enter the BNNeck. Two
-    unrelated features of unit variance are about √(2d) apart, far beyond ρ2 = 0.7: there only the first term acts.
+    Both margins are distances between the given features; the paper's F̂ are those that enter the BNNeck. Two unrelated
+    features of unit variance are about √(2d) apart, far beyond ρ2 = 0.7: there only the first term acts.
 
     Args:
         rho1: ρ1, the radius around the center within which an image is not pulled, at least 0.

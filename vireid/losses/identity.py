@@ -61,12 +61,12 @@ def _terms(
 
 
 def _nll(log_p: Tensor, labels: Tensor) -> Tensor:
-    """Sum of -log p of the labels. Unlike `torch.nn.functional.nll_loss` it leaves no label out, such as -100."""
+    """Sum -log p of the labels. Unlike `torch.nn.functional.nll_loss` it ignores no label, such as -100."""
     return -log_p.gather(1, labels[:, None]).sum()
 
 
 def _choose(first: Tensor, logits: Tensor) -> Tensor:
-    """Log-probabilities (B, C) of the first C of ``logits`` (B, 2C) where ``first`` (B, 1), else of the last C."""
+    """Compute log-probabilities (B, C) of the first half of ``logits`` (B, 2C) where ``first``, else of the second."""
     one, other = at_least_float32(logits).chunk(2, dim=1)
     return torch.where(first, one, other).log_softmax(1)
 
@@ -160,7 +160,7 @@ class MutualIdentityLoss(Loss):
         return _terms(x, labels, modality, *weights, self.specific_weight, self.mutual_weight)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (B, C) of ``x`` (B, d) by the shared classifier."""
+        """Compute the logits (B, C) of ``x`` (B, d) by the shared classifier."""
         check_tensor("x", x, "B d", d=self.shared.shape[1])
         return F.linear(x, self.shared)
 

@@ -49,7 +49,7 @@ def _total_indirect_effect(
     classifier: nn.Module,
     detach: bool,
 ) -> Tensor:
-    """Y(X, A_X) - mean of Y(X, A_X*) over the draws, as (B + R, C)."""
+    """Compute Y(X, A_X) minus the mean of Y(X, A_X*) over the draws, (B + R, C)."""
     weights: dict[str, Tensor] = dict(classifier.named_parameters())
     if detach:
         values, weights = values.detach(), {name: weight.detach() for name, weight in weights.items()}
@@ -74,8 +74,8 @@ class CRILoss(Loss):
 
     Only the affinities differ between the two terms: the transferred values stay v(X) and the classifier is shared. So
     the loss falls when the affinities of X serve the classification better than those of random features do. X_μ and
-    X_σ are learned by the reparameterization trick; Z is drawn from the caller's torch generator. Nothing of this
-    exists at inference.
+    X_σ are learned by the reparameterization trick; Z is drawn from the caller's torch generator. Inference does not
+    use any of this.
 
     v sees X* in evaluation mode (our choice): its running statistics are neither changed by X* nor replaced by those of
     X*, which would cancel X_μ and X_σ.
@@ -123,8 +123,8 @@ class CRILoss(Loss):
             modality: (B,) integers, 0 visible, 1 infrared.
             transfer: the graph layer that makes ``output`` from ``x``: `vireid.nn.H2FT` or `vireid.nn.GFT`.
             classifier: module (N, d) -> (N, C), the one that the transferred features are trained with.
-            output: ``transfer(x, modality)`` if it is at hand; saves computing it again, and an update of v's running
-                statistics.
+            output: ``transfer(x, modality)`` if already computed; saves the second computation, and a second update of
+                v's running statistics.
         """
         return cri_loss(
             x,

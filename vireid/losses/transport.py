@@ -48,14 +48,14 @@ def graph_ot_loss(
 
 
 def _solve(*graphs: Tensor, **options: Any) -> GraphOT:
-    """Call `graph_ot`, hidden from a compiler, which would unroll its loops: they end when the data say so."""
+    """Call `graph_ot`, hidden from a compiler, which would unroll its loops, whose length depends on the data."""
     if torch.compiler.is_compiling():  # only then: `disable` imports torch._dynamo, which takes as long as torch itself
         return torch.compiler.disable(graph_ot)(*graphs, **options)
     return graph_ot(*graphs, **options)
 
 
 def _choose_pairs(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: str) -> tuple[Tensor, Tensor]:
-    """Rows (P,) of the visible and (P,) of the infrared images of the pairs."""
+    """Return the rows (P,) of the visible and (P,) of the infrared images of the pairs."""
     first = modality == VISIBLE
     second = ~first
     same = labels[:, None] == labels
@@ -72,7 +72,7 @@ def _choose_pairs(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: 
 
 
 def _select(graphs: Tensor, rows: Tensor) -> Tensor:
-    """``graphs[rows]``, with a gradient that adds up in a fixed order on every device, unlike that of an index."""
+    """Return ``graphs[rows]``, with a gradient summed in a fixed order on every device, unlike that of an index."""
     return rearrange(F.embedding(rows, graphs.flatten(1)), "p (n d) -> p n d", n=graphs.shape[1])
 
 
@@ -87,7 +87,7 @@ class GraphOTLoss(Loss):
     P identities with K visible and K infrared images each have P K² pairs. The paper aligns "every cross-modality image
     pair", and so does ``pairs="all"``, in any order of the batch. ``"one_to_one"`` (our choice) joins the k-th visible
     image of an identity, in the order of the batch, to its k-th infrared one: P K pairs, at a K-th of the cost, with
-    other partners each time the order is drawn anew.
+    new partners whenever the order changes.
 
     On a GPU, choosing the pairs waits for the device once, as their number depends on the data; the solver also waits.
 

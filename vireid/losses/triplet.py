@@ -38,7 +38,7 @@ class CrossModalityTripletLoss(Loss):
     Every image in turn is the anchor i. An anchor without a positive or without a negative drops out of the mean; with
     none left the loss is 0. Equally hard images share the gradient. The gradient of a distance of 0 is 0.
 
-    The distance is Euclidean, not squared, between the features as they come in (our choice; the paper says neither).
+    The distance is Euclidean, not squared, and the features are not scaled (our choice; the paper says neither).
 
     Args:
         margin: ρ, above 0; 0.3 in the paper.

@@ -43,14 +43,14 @@ class Embedder(nn.Module):
 
 
 def linear_classifier(dim: int, num_classes: int) -> nn.Linear:
-    """Linear classifier without bias, as fits a BNNeck, starting near zero."""
+    """Build a linear classifier without bias, to follow a BNNeck, initialized near zero."""
     layer = nn.Linear(dim, num_classes, bias=False)
     nn.init.normal_(layer.weight, std=0.001)
     return layer
 
 
 def _feature_grid(backbone: nn.Module) -> tuple[int, int]:
-    """The backbone's own ``grid``, or (1, 1)."""
+    """Return the backbone's own ``grid``, or (1, 1)."""
     rows, columns = getattr(backbone, "grid", (1, 1))
     return rows, columns
 
@@ -61,10 +61,10 @@ def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None, *, na
     Args:
         backbone: a module with the attribute ``out_channels``, and ``grid`` if its cells are to be stacked.
         grid: (rows, columns) instead of the backbone's own.
-        name: argument to ask for in the error.
+        name: of the missing argument, for the message.
 
     Raises:
-        ValueError: if the backbone does not say its channels.
+        ValueError: if the backbone has no ``out_channels``.
     """
     channels = getattr(backbone, "out_channels", None)
     if channels is None:

@@ -52,8 +52,8 @@ class G2DA(Embedder):
             modalities.
         num_classes: number C of training identities.
         adjacency: (K + 1, K + 1) bool, see `vireid.nn.skeleton_adjacency`. Default: the paper's 13 key points.
-        parts: (K, H, W) heatmaps that every image has, in place of its own: such as `vireid.nn.part_grid` gives, with
-            its adjacency. Then the model needs images and modality only. Default: each image brings its own.
+        parts: (K, H, W) heatmaps shared by all images, such as those of `vireid.nn.part_grid`, with its adjacency.
+            Then the model needs images and modality only. Default: each image has its own.
         graph: False leaves the graph's layers out, and the features are BN(GAP(F)) (Table III's rows before "G").
         heads: L of `vireid.nn.MessageFusionAttention`; d must be a multiple.
         threshold: θ of its message fusion; -inf fuses nothing (Table III's "G" without "MF").
@@ -140,7 +140,7 @@ class G2DA(Embedder):
 
 
 def _graph(local: Tensor, whole: Tensor) -> Tensor:
-    """(B, K + 1, d) nodes, the global one last."""
+    """Return the nodes (B, K + 1, d), the global one last."""
     return torch.cat([local, whole[:, None].to(local.dtype)], 1)
 
 

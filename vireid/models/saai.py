@@ -53,7 +53,7 @@ class SAAI(Embedder):
         position_in_values: as in `vireid.nn.PrototypePooling`.
         dual_neck: one BNNeck per modality; False: one for both (the paper's baseline).
         transfer: CIFT's `H2FT` or `GFT` on the features, of size d; None leaves it out. With it the model is CIFT on
-            SAAI's features, which is in no paper (our choice).
+            SAAI's features (our choice; in no paper).
 
     Attributes:
         dim: d, the size of the features.

@@ -53,7 +53,7 @@ class PreparedGallery(ABC):
 
     def _blocks(self, query: Rows) -> Iterator[tuple[Found, Rows, Tensor]]:
         """Yield the neighbors of a block of queries, its rows and its f_q: itself and k - 1 gallery images (§1.2)."""
-        # GFT holds about ten matrices of a block's size, which a cache should hold
+        # GFT needs about ten matrices of a block's size, which should fit a cache
         size = max(1, _BLOCK // len(self.graph)) if query.proposal.device.type == "cpu" else None
         for found in search(query, self.graph.rows, min(max(1, self.k - 1), len(self.graph)), block=size):
             rows = query.select(found.rows)
@@ -95,9 +95,9 @@ class H2FTGallery(PreparedGallery):
 class GFTGallery(PreparedGallery):
     """The gallery of GFT. Only rows in which q displaces the k-th neighbor depend on q, and by one term each.
 
-    Row g is a sum over g's own neighbors, of all k, or of those that stay where q joins, and q's term. The weights are
-    exp((cos - 1) / τ) · length, of unit rows. Only their ratios in a row matter: they are held divided by its largest
-    one, so that sums and squares are in range whatever the features' lengths.
+    Row g is a sum over g's k neighbors or, where q joins, over those that stay, plus q's term. The weights of the unit
+    rows are exp((cos - 1) / τ) · length. Only their ratios in a row matter: they are stored divided by the largest one,
+    so that sums and squares are in range for features of any length.
 
     Attributes:
         unit: () unit of the lengths, that of the longest row.
@@ -148,9 +148,9 @@ class GFTGallery(PreparedGallery):
         return f_q, f_g
 
     def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
-        """Compute the cosines without any transferred row: its products with f_q and q are sums of the neighbors' own.
+        """Compute the cosines without any transferred row: its products with f_q and q are sums of its neighbors'.
 
-        So one matrix product beside the search gives all of them.
+        So one matrix product beside that of the search is enough.
         """
         x, f = query.proposal, normalize_rows(f_q)
         cosine, enters = self._query_in_gallery(found, query)
@@ -169,7 +169,7 @@ class GFTGallery(PreparedGallery):
     def _query_in_gallery(self, found: Found, query: Rows) -> tuple[Tensor, Tensor]:
         """Return the cosine of each query with each gallery row, and whether it is among its k neighbors; (Ng, b) both.
 
-        Cosines too near the limit to tell from a product are computed like the neighbors' that they are compared with.
+        A product too close to the limit to decide is computed again as the neighbors' cosines were.
         """
         product, limit = found.product, self.threshold
         cosine = product.T.contiguous()

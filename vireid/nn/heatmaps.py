@@ -74,8 +74,8 @@ def _area_weights(pixels: int, cells: int, like: Tensor) -> Tensor:
 def part_grid(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Make parts in a fixed grid, for images without key points (our choice).
 
-    The windows overlap: each is 1 at its center and falls linearly to 0 at the centers of its neighbors, so that what
-    lies between two parts belongs to both.
+    The windows overlap: each is 1 at its center and falls linearly to 0 at the centers of its neighbors, so that the
+    area between two parts belongs to both.
 
     Args:
         rows: of the grid.
@@ -129,7 +129,7 @@ def gaussian_heatmaps(
     image_size: Sequence[int] | None = None,
     sigma: float = 2.0,
 ) -> Tensor:
-    """Draw key points as a pose estimator would return them: a Gaussian of height 1 around each.
+    """Draw key points as heatmaps like a pose estimator's: a Gaussian of height 1 around each.
 
     Args:
         keypoints: (B, K, 2) x and y, or (B, K, 3) with a third number that is above 0 if the key point is visible: a
@@ -161,7 +161,7 @@ def gaussian_heatmaps(
     seen = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
     if keypoints.shape[2] == 3:
         seen = seen & (points[..., 2] > 0)
-    # A Gaussian in the plane is the product of one down and one across.
+    # A Gaussian in the plane is the product of a vertical and a horizontal one.
     down, across = (_bell(torch.where(seen, at, 0), n, sigma) for at, n in zip((y, x), size, strict=True))
     return (down * seen[..., None])[..., :, None] * across[..., None, :]
 
@@ -197,5 +197,5 @@ def merge_coco_keypoints(keypoints: Tensor) -> Tensor:
     check_tensor("keypoints", keypoints, "B 17 3", kind="any")
     face = keypoints[:, :_FACE]
     scores = face[..., 2].nan_to_num(nan=-torch.inf)
-    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :1]  # of equals the first
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :1]  # ties: the first
     return torch.cat([face.gather(1, best[..., None].expand(-1, -1, 3)), keypoints[:, _FACE:]], 1)

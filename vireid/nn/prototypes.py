@@ -76,18 +76,12 @@ class PrototypePooling(nn.Module):
         """Pool the parts and the global feature (Eq. 3), and return the logits of the attention.
 
         In training this is faster than the parts and the map's mean one after the other, as the map's gradient is
-        written only once. The result is in the dtype of the map, or in that of autocast.
-
-        Args:
-            feature_map: (B, c, h, w), any h and w.
+        written only once. Argument and errors are those of `forward`; the result is in the dtype of the map, or in that
+        of autocast.
 
         Returns:
             similarity: (B, p, h·w), the logits P (T + E)ᵀ of Eq. 1.
             pooled: (B, p + 1, c), the parts and, last, the mean of the map's pixels.
-
-        Raises:
-            ValueError: if ``feature_map`` is not (B, c, h, w) with at least one pixel.
-            TypeError: if it is not a floating-point tensor.
         """
         check_tensor("feature_map", feature_map, "B c h w", c=self.prototypes.shape[1])
         device, dtype, size = feature_map.device.type, feature_map.dtype, feature_map.shape[2:]

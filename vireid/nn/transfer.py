@@ -52,7 +52,7 @@ class H2FTOutput(NamedTuple):
 class FeatureTransfer(nn.Module, ABC):
     """Base of H2FT and GFT: v, both products of Eq. 2, and the methods of inference."""
 
-    uses = "gallery"  # besides the query itself, its transferred feature depends on the gallery; reports print it
+    uses = "gallery"  # a transferred feature depends on the query and the gallery; reports print it
 
     def __init__(self, dim: int, *, k: int, value: nn.Module | None) -> None:
         super().__init__()

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CACHE = 2**21  # bytes that stay in the cache of one CPU core, about
+_CACHE = 2**21  # bytes, about the cache of one CPU core
 
 
 class NodeProducts(torch.autograd.Function):
     """Products x yᵀ, x xᵀ and y yᵀ of each pair of graphs, which can be differentiated twice.
 
     One product of all nodes of a pair with each other is faster than three small ones, and its gradient takes four
-    products. Putting the nodes side by side costs little where the copy stays in the cache, so a CPU takes as many
+    products. Concatenating the nodes costs little if the copy stays in the cache, so that a CPU takes only as many
     pairs at a time as fit there.
     """
 

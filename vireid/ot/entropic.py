@@ -18,10 +18,10 @@ from vireid.ot.permutation import (
 from vireid.ot.problem import Problems, QuadraticTerm, Solution
 
 EPSILON = 0.1  # of a proximal step, relative to the largest difference in the gradient
-SCALINGS = 50  # between two looks at the plans
+SCALINGS = 50  # between two evaluations of the plans
 BALANCED = 1e-3  # a plan whose marginals are this close takes its next proximal step; others are scaled on
 SETTLED = 1e-4  # a step that gains less than this, relative, over the best so far is the last
-SLOW = 1e-3  # the same in the second half of the iterations, for the few pairs that creep
+SLOW = 1e-3  # the same in the second half of the iterations, for the few pairs that converge slowly
 
 
 def solve_entropic(problems: Problems, iterations: int, restarts: int) -> Solution:
@@ -48,7 +48,7 @@ def solve_entropic(problems: Problems, iterations: int, restarts: int) -> Soluti
 
 
 def _exchanges(problems: Problems, plan: Tensor, iterations: int, restarts: int) -> Solution:
-    """Return the best that exchanges of two nodes come to, from ``plan`` and from other starts."""
+    """Return the best result of exchanges of two nodes, from ``plan`` and from other starts."""
     orders = [torch.zeros_like(problems.u), *random_orders(problems, 1 + restarts)]
     scores = [plan, -problems.linear, -outward(problems)]
     starts, rows = len(scores) + len(orders), torch.arange(len(plan), device=plan.device)
@@ -60,11 +60,11 @@ def _exchanges(problems: Problems, plan: Tensor, iterations: int, restarts: int)
 
 
 def _proximal_points(problems: Problems, costs: Tensor, iterations: int) -> Solution:
-    """Return the best plan that each pair has passed, from the plan of ``costs`` (B, n, m) smoothed with ε.
+    """Return the best plan on the path of each pair, from the plan of ``costs`` (B, n, m) smoothed with ε.
 
     A step minimizes the linearized objective plus ε KL(T ‖ last T) over the plans, which needs Sinkhorn scalings. Their
-    number differs from pair to pair: every pair is scaled, and each takes its next step when its own plan is balanced.
-    The result of a pair does not depend on how long the others take.
+    number differs between pairs: all are scaled, and each takes its next step when its own plan is balanced. The
+    result of a pair does not depend on the others.
     """
     state = _State.start(problems, costs).look(SETTLED)
     solution, running = state.solution(), torch.arange(len(problems.u), device=problems.u.device)
@@ -73,7 +73,7 @@ def _proximal_points(problems: Problems, costs: Tensor, iterations: int) -> Solu
         settled = int(state.settled.sum())  # a GPU waits here once in SCALINGS scalings
         if settled == len(running):
             break
-        if 2 * settled >= len(running):  # leave those that are done
+        if 2 * settled >= len(running):  # drop the settled ones
             solution = solution.put(running, state.solution())
             left = (~state.settled).nonzero().flatten()
             running, state = running[left], state.select(left)
@@ -86,11 +86,11 @@ class _State(NamedTuple):
     problems: Problems
     quadratic: QuadraticTerm | None  # None for φ = 1, where there is nothing quadratic
     log_plan: Tensor
-    plan: Tensor  # rounded: every plan that is looked at meets its marginals
+    plan: Tensor  # rounded: every plan that is evaluated meets its marginals
     term: Tensor  # K(T) of it
     best: Tensor
     lowest: Tensor  # (B,) cost of the best plan
-    last: Tensor  # (B,) what `lowest` was when the last proximal step was due
+    last: Tensor  # (B,) `lowest` when the last proximal step was due
     balanced: Tensor  # (B,) bool: a proximal step is due
     settled: Tensor  # (B,) bool: no further one is
 
@@ -112,7 +112,7 @@ class _State(NamedTuple):
         return _State(self.problems.select(rows), quadratic, *rest)
 
     def look(self, least: float) -> "_State":
-        """Compute the cost of the plans and note what is best and what is done; gains below ``least`` do not count."""
+        """Evaluate the plans, keep the best, and mark the settled ones; gains below ``least`` do not count."""
         term = self.term if self.quadratic is None else self.quadratic(self.plan)
         cost = self.problems.objective(self.plan, term)
         lower = (cost < self.lowest) & ~self.settled
@@ -133,7 +133,7 @@ class _State(NamedTuple):
         return self.descend(self.problems.gradient(self.term))
 
     def descend(self, costs: Tensor) -> "_State":
-        """Go towards the plan of least ``costs``."""
+        """Move towards the plan of least ``costs``."""
         u, v = self.problems.u, self.problems.v
         present = (u > 0)[:, :, None] & (v > 0)[:, None]
         costs = _relative(costs, present) / EPSILON
@@ -144,7 +144,7 @@ class _State(NamedTuple):
 
 
 def _relative(gradient: Tensor, present: Tensor) -> Tensor:
-    """Scale ``gradient`` to [0, 1] in each pair, so that the unit of the costs plays no part; 0 for absent nodes."""
+    """Scale ``gradient`` to [0, 1] in each pair, so that their unit does not matter; 0 for absent nodes."""
     low = torch.where(present, gradient, torch.inf).amin((1, 2), keepdim=True)
     high = torch.where(present, gradient, -torch.inf).amax((1, 2), keepdim=True)
     return torch.where(present & (high > low), (gradient - low) / (high - low), 0)
@@ -164,13 +164,13 @@ def _scale(log_plan: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(SCALINGS):
         left = u / (kernel @ right).clamp_min(tiny)
         right = v / (transposed @ left).clamp_min(tiny)
-    # finite, and low enough not to matter: what has no mass now can have some later
+    # finite, so that a cell without mass can get some later, and low enough not to matter
     log_plan = (log_plan + left.log() + right.log().mT).clamp_min(-500)
     return log_plan, log_plan.exp()
 
 
 def _round(plan: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Round to exact marginals (Altschuler et al., 2017): what is too much is taken away and put where it lacks."""
+    """Round to exact marginals (Altschuler et al., 2017): an excess is taken away and spread over the deficits."""
     tiny = torch.finfo(plan.dtype).tiny
     plan = plan * (u / plan.sum(2).clamp_min(tiny)).clamp(0, 1)[:, :, None]
     plan = plan * (v / plan.sum(1).clamp_min(tiny)).clamp(0, 1)[:, None]

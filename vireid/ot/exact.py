@@ -41,7 +41,7 @@ def _solve_by_assignment(problems: Problems, iterations: int, restarts: int) -> 
     negligible = negligible_gain(problems)
     problems = _forbid_absent(problems)
     batch, n = problems.u.shape
-    # for φ = 0 all assignments of the features cost the same, and rounding would choose: backwards in its place
+    # for φ = 0 all assignments of the features cost the same, and rounding would choose: the nodes backwards instead
     backwards = torch.arange(n, 0, -1, device=problems.u.device) / (n + 1)
     first = _assign(problems.linear) if problems.phi > 0 else in_order(problems, backwards.expand(batch, n))
     if problems.phi == 1:
@@ -61,7 +61,7 @@ def _solve_by_assignment(problems: Problems, iterations: int, restarts: int) -> 
 def _forbid_absent(problems: Problems) -> Problems:
     """Return the same problems, where no assignment sends a present node to an absent one: no plan has mass there."""
     present = (problems.u > 0).to(problems.u)[:, :, None], (problems.v > 0).to(problems.v)[:, None]
-    # more than the gradients of n nodes can differ by: K is at most the largest distance, or product of two
+    # above any difference in the gradients of n nodes: K is at most the largest distance, or product of two
     largest = torch.maximum(problems.cx.amax((1, 2)), problems.cy.amax((1, 2)))
     spread = problems.linear.amax((1, 2)) - problems.linear.amin((1, 2)) + 4 * (largest + largest.square()) + 1
     worse = problems.u.shape[1] * spread[:, None, None]
@@ -76,7 +76,7 @@ def _assign(cost: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     target = cost.argmin(2)
-    # where the nearest nodes are all different, nothing is left to assign
+    # if the nearest nodes are all different, they are the assignment
     taken = torch.zeros_like(target).scatter_(1, target, 1)
     left = (taken.amin(1) == 0).nonzero().flatten()
     solved = [linear_sum_assignment(c)[1] for c in cost.index_select(0, left).double().cpu().numpy()]
@@ -87,10 +87,10 @@ def _assign(cost: Tensor) -> Tensor:
 def _conditional_gradient(
     problems: Problems, target: Tensor, negligible: Tensor, iterations: int, starts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return plans where no linear step gains any more, K of them, and where ``iterations`` were not enough, bool.
+    """Return plans that no linear step improves, K at them, and (S B,) bool, where ``iterations`` were used up.
 
-    The start is at permutations ``target`` (S B, n). A pair that is done takes part no longer, nor does a start that
-    has come to where an earlier one is.
+    The starts are the permutations ``target`` (S B, n). A start drops out when it has settled, or when it has reached
+    the plan of an earlier one.
     """
     plan = permutation_plan(target, problems.u)
     rows = distinct_starts(plan, starts)

@@ -59,17 +59,17 @@ def graph_ot(
     far above the best it may end is on the results page of G2DA.
 
     ``"exact"`` is a conditional gradient whose linear steps are solved exactly, on the CPU; its marginals are exact to
-    rounding, and for φ = 1 its plan is optimal. A pair with as many nodes on either side, all of one weight, goes by
-    assignments (SciPy), all such pairs at once, and then by exchanges of two nodes (our choice), from three starts: the
-    plan that is best for the features only (for φ = 0, the nodes backwards), the nodes in the order they come in, and
-    the first step from u vᵀ. Any other pair goes by the network simplex and the conditional gradient of POT, one pair
-    at a time, from u vᵀ, the features' plan and four plans halfway between u vᵀ and that of random costs (our choice).
+    rounding, and for φ = 1 its plan is optimal. Pairs with equally many nodes on both sides, all of one weight, are
+    solved together by assignments (SciPy), followed by exchanges of two nodes (our choice), from three starts: the plan
+    that is best for the features only (for φ = 0, the nodes backwards), the nodes in the given order, and the first
+    step from u vᵀ. Every other pair is solved on its own by the network simplex and the conditional gradient of POT,
+    from u vᵀ, the features' plan and four plans halfway between u vᵀ and that of random costs (our choice).
 
-    ``"entropic"`` goes by proximal points from u vᵀ and stays on the device; its plan is rounded to exact marginals, so
-    that its cost is never below the optimum. Where a plan can be a permutation, it goes on with exchanges of two nodes
-    (our choice), from permutations near the proximal points' plan, near the features' and near the first step from
-    u vᵀ, from the nodes in their order and from a random one; otherwise a second start of the proximal points is near
-    the features' plan.
+    ``"entropic"`` takes proximal points from u vᵀ and stays on the device; its plan is rounded to exact marginals, so
+    that its cost is never below the optimum. Where a plan can be a permutation, exchanges of two nodes follow (our
+    choice), from permutations near the proximal points' plan, near the features' and near the first step from u vᵀ,
+    from the nodes in their order and from a random one; otherwise a second start of the proximal points is near the
+    features' plan.
 
     Args:
         x: (B, n, d) node features.
@@ -78,15 +78,15 @@ def graph_ot(
         loss: ``"abs"`` as in the paper, or ``"square"``.
         weights_x: (n,) or (B, n) finite, at least 0, scaled to sum 1 over the present nodes. Default: uniform.
         weights_y: (m,) or (B, m), likewise.
-        mask_x: (B, n) bool, True where a node is present: an absent one gets no mass, its features are not looked at.
-            A pair with no node present on one side has cost 0.
+        mask_x: (B, n) bool, True where a node is present: an absent one gets no mass, and its features are ignored.
+            A pair without a present node on one side has cost 0.
         mask_y: (B, m) bool, likewise.
         solver: ``"exact"``, ``"entropic"``, or ``"auto"`` (our choice): exact if the features are on the CPU, entropic
-            on any other device, where it saves the way to the CPU and solves all pairs at once.
+            on any other device, where it avoids copies to the CPU and solves all pairs at once.
         tolerance: marginal error above which a warning is given.
         iterations: steps at most, of each kind, for either solver.
-        restarts: further starts, random ones of a fixed seed (our choice). They pay where φ is small and where the
-            nodes of the two graphs have little in common.
+        restarts: further starts, random ones of a fixed seed (our choice). They help if φ is small or the nodes of the
+            two graphs have little in common.
 
     Returns:
         `GraphOT`, in at least float32. A pair with features that are not finite has cost NaN.
@@ -97,7 +97,7 @@ def graph_ot(
 
     Warns:
         UserWarning: if a plan misses its marginals by more than ``tolerance``, or if ``iterations`` are used up before
-            a plan has settled; it could be improved.
+            a plan has settled, which could then be improved.
 
     Example:
         >>> x = torch.eye(3)[None]
@@ -129,7 +129,7 @@ def graph_ot(
 def _cosine_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - cos between x and y (B, n, m), within x (B, n, n) and within y (B, m, m)."""
     xy, xx, yy = NodeProducts.apply(x, y)
-    # a zero row is divided by 1, which gives it a gradient no larger than what comes in
+    # a zero row is divided by 1, so that its gradient is no larger than the incoming one
     squares = [products.diagonal(dim1=1, dim2=2) for products in (xx, yy)]
     per_x, per_y = (torch.where(s <= _EPS**2, 1, s).rsqrt() for s in squares)
     cx, cy = 1 - xx * per_x[:, :, None] * per_x[:, None], 1 - yy * per_y[:, :, None] * per_y[:, None]
@@ -137,7 +137,7 @@ def _cosine_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _distance(c: Tensor) -> Tensor:
-    """Return ``c`` exactly symmetric and exactly 0 on its diagonal, which that of a matrix product need not be."""
+    """Make ``c`` exactly symmetric and exactly 0 on its diagonal, despite the rounding of the matrix product."""
     return (c + c.mT) * (0.5 - 0.5 * torch.eye(c.shape[1], dtype=c.dtype, device=c.device))
 
 
@@ -155,7 +155,7 @@ def _marginals(weights: Tensor | None, mask: Tensor | None, like: Tensor) -> Ten
 
 
 def _warn(error: Tensor, tolerance: float, unsettled: Tensor, iterations: int) -> None:
-    """Warn of marginals that are missed and of plans that have not settled."""
+    """Warn of missed marginals and of plans that have not settled."""
     if not len(error):
         return
     worst, count = torch.stack([error.max(), unsettled.sum().to(error)]).tolist()
@@ -179,7 +179,7 @@ def check_options(phi: float, loss: str, solver: str, iterations: int, restarts:
 
 
 def _check_graphs(x: Tensor, y: Tensor, weights: dict[str, Tensor | None], masks: dict[str, Tensor | None]) -> None:
-    """Raise unless the features of both graphs, and the weights and masks there are, fit each other."""
+    """Raise unless the features of both graphs, and the given weights and masks, fit each other."""
     check_tensor("x", x, "B n d")
     check_tensor("y", y, "B m d", like=x, B=len(x), d=x.shape[2])
     for name, nodes in (("x", x), ("y", y)):

@@ -1,4 +1,4 @@
-"""Plans that send every node to one other, which both solvers use."""
+"""Plans that send every node to one other, for both solvers."""
 
 import torch
 from torch import Tensor
@@ -34,9 +34,9 @@ def is_permutation(plan: Tensor, u: Tensor) -> Tensor:
 
 
 def greedy(score: Tensor, problems: Problems) -> Tensor:
-    """Return a permutation (B, n) of high ``score`` (B, n, n): the highest first, of what is left; on the device.
+    """Return a permutation (B, n) of high ``score`` (B, n, n), by picking the highest remaining one; on the device.
 
-    Present nodes go to present ones, of which there must be as many.
+    Present nodes go to present ones; both sides must have equally many.
     """
     score = score.masked_fill((problems.u > 0)[:, :, None] != (problems.v > 0)[:, None], -torch.inf)
     target = torch.zeros_like(score[:, 0], dtype=torch.long)
@@ -57,7 +57,7 @@ def in_order(problems: Problems, order: Tensor) -> Tensor:
 
 
 def random_orders(problems: Problems, count: int) -> list[Tensor]:
-    """Return ``count`` random orders (B, n) for `in_order`, the same in every call, whatever nodes are absent."""
+    """Return ``count`` random orders (B, n) for `in_order`, the same in every call, whichever nodes are absent."""
     draw = torch.rand(problems.u.shape[1], count, generator=torch.Generator().manual_seed(0)).to(problems.u.device)
     place = ((problems.u > 0).cumsum(1) - 1).clamp_min(0)
     return list(draw[place].unbind(2))
@@ -70,13 +70,13 @@ def outward(problems: Problems) -> Tensor:
 
 
 def negligible_gain(problems: Problems) -> Tensor:
-    """Return (B,) the gain that rounding could have made."""
+    """Return (B,) gains that may be rounding errors."""
     scale = problems.linear.abs().amax((1, 2)) + problems.cx.square().amax((1, 2)) + problems.cx.amax((1, 2))
     return 16 * torch.finfo(scale.dtype).eps * scale
 
 
 def distinct_starts(plan: Tensor, starts: int) -> Tensor:
-    """Return the rows of the plans (S B, n, n) that no earlier start of the same pair has come to as well."""
+    """Return the rows of the plans (S B, n, n) that no earlier start of the same pair has reached."""
     by_start = plan.view(starts, -1, plan[0].numel())
     repeated = [torch.zeros_like(by_start[0, :, 0], dtype=torch.bool)]
     repeated += [((by_start[:s] - by_start[s]).abs().amax(2) == 0).any(0) for s in range(1, starts)]
@@ -88,8 +88,8 @@ def exchange(
 ) -> Solution:
     """Exchange, where a plan is a permutation, the two targets that gain most, until none gains (our choice).
 
-    The gain of every exchange follows from ``term`` = K(T), without an assignment. A start that has come to where an
-    earlier one is has the value inf.
+    The gain of every exchange follows from ``term`` = K(T), without an assignment. A start at the plan of an earlier
+    one gets the value inf.
     """
     rows = distinct_starts(plan, starts)
     active, at, term = problems.select(rows), plan.index_select(0, rows), term.index_select(0, rows)
@@ -115,7 +115,7 @@ def exchange(
 
 def exchange_gains(problems: Problems, target: Tensor, term: Tensor) -> Tensor:
     """Return the change (B, n, n) of the objective where nodes i and k exchange their targets."""
-    # moved_ik: the cost of node i in the place where k is now
+    # moved_ik: the cost of node i at the target of k
     moved = problems.gradient(term).gather(2, target[:, None].expand_as(term))
     kept = moved.diagonal(dim1=1, dim2=2)
     cy = permuted_rows(problems.cy, target).gather(2, target[:, None].expand_as(term))

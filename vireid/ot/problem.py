@@ -1,8 +1,8 @@
 """Batch of fused Gromov-Wasserstein problems: their objective, its quadratic term, and their solutions.
 
 Both losses are a sum of one term for a, one for b and one for the two, (a - b)² = a² + b² - 2ab and, for distances,
-|a - b| = a + b - 2 min(a, b). The first two are the same for a given i or j in every plan, so they join the costs of
-the nodes, and with K_ij(T) = Σ_i'j' k(cx_ii', cy_jj') T_i'j', k the product or the minimum,
+|a - b| = a + b - 2 min(a, b). The first two depend on no plan, so they join the costs of the nodes, and with
+K_ij(T) = Σ_i'j' k(cx_ii', cy_jj') T_i'j', k the product or the minimum,
 
     D_ot = min_T ⟨linear, T⟩ - 2 (1 - φ) ⟨K(T), T⟩,   linear = φ cost + (1 - φ) (f(cx) u ⊕ f(cy) v),
 
@@ -54,7 +54,7 @@ class Problems(NamedTuple):
         return self._replace(**{name: getattr(self, name).index_select(0, rows) for name in names})
 
     def assignable(self) -> Tensor:
-        """Return (B,) whether a plan can be a permutation: as many nodes on either side, all of one weight."""
+        """Return (B,) whether a plan can be a permutation: equally many nodes on both sides, all of one weight."""
         if self.u.shape != self.v.shape:
             return torch.zeros_like(self.u[:, 0], dtype=torch.bool)
         uniform = [((w == 0) | (w == w.amax(1, keepdim=True))).all(1) for w in (self.u, self.v)]
@@ -70,12 +70,12 @@ class Problems(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Plans that a solver has come to.
+    """Plans found by a solver.
 
     Attributes:
         plan: (B, n, m) plans.
         value: (B,) the objective at them.
-        unsettled: (B,) bool: the iterations were used up before no step gained any more.
+        unsettled: (B,) bool: the iterations were used up while steps still gained.
     """
 
     plan: Tensor
@@ -103,11 +103,10 @@ class Solution(NamedTuple):
 
 
 class QuadraticTerm:
-    """K(T) for any plan; what does not depend on the plan is computed once.
+    """K(T) for any plan; all that does not depend on the plan is computed once.
 
     For the minimum, a sum over the nodes j' that are nearer to j than i' is to i is a difference of prefix sums over
-    the sorted row of cy, read at the place of cx_ii' in it: the four-index tensor is never there. The layout is
-    (B, j, i', ·).
+    the sorted row of cy, read at the place of cx_ii' in it, without the four-index tensor. The layout is (B, j, i', ·).
     """
 
     def __init__(self, cx: Tensor, cy: Tensor, sorted_rows: Sequence[Tensor]) -> None:
@@ -158,7 +157,7 @@ def structure_cost(cx: Tensor, cy: Tensor, plan: Tensor, problems: Problems) -> 
         own = (u[:, :, None] * u[:, None] * cx.square()).sum((1, 2))
         own = own + (v[:, :, None] * v[:, None] * cy.square()).sum((1, 2))
         return own - 2 * ((cx @ plan @ cy) * plan).sum((1, 2))
-    # Σ T T |a - b| = Σ T T sign(a - b) a + Σ T T sign(b - a) b, and the signs change nowhere but where a = b
+    # Σ T T |a - b| = Σ T T sign(a - b) a + Σ T T sign(b - a) b, and the signs change only where a = b
     of_x, of_y = _signs(problems.cx, problems.cy, plan)
     return (of_x * cx).sum((1, 2)) + (of_y * cy).sum((1, 2))
 
@@ -166,7 +165,7 @@ def structure_cost(cx: Tensor, cy: Tensor, plan: Tensor, problems: Problems) -> 
 def _signs(cx: Tensor, cy: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
     """Return Σ_jj' T_ij T_i'j' sign(cx_ii' - cy_jj') (B, n, n) and Σ_ii' T_ij T_i'j' sign(cy_jj' - cx_ii') (B, m, m).
 
-    One node i at a time: the four-index tensor is never there as a whole.
+    One node i at a time, without the whole four-index tensor.
     """
     n, m = plan.shape[1:]
     # both laid out as (i', j'), so that the inner loop is long

@@ -8,8 +8,8 @@ import torch
 from vireid.ot.problem import Problems, QuadraticTerm, Solution
 
 RANDOM_STARTS = 4  # (our choice)
-SMALL = 1024  # cells of a plan, up to which the four-index tensor is faster than what does without it
-SETTLED = 1e-9  # a gain below it, absolute or relative, is the last; POT's own setting
+SMALL = 1024  # cells of a plan, up to which the four-index tensor is faster than `QuadraticTerm`
+SETTLED = 1e-9  # a gain below it, absolute or relative, is the last (POT's own setting)
 
 
 def solve_by_simplex(problems: Problems, iterations: int, restarts: int) -> Solution:
@@ -39,7 +39,7 @@ def _one(problems: Problems, b: int, i: torch.Tensor, j: torch.Tensor) -> Proble
 
 
 def _best_plan(one: Problems, iterations: int, restarts: int) -> tuple[np.ndarray, float, bool]:
-    """Return the best plan (n, m) of a single problem, its value, and whether ``iterations`` were not enough."""
+    """Return the best plan (n, m) of a single problem, its value, and whether ``iterations`` were used up."""
     from ot import emd
 
     linear, u, v = (x[0].numpy() for x in (one.linear, one.u, one.v))
