@@ -69,7 +69,7 @@ def test_scores_equal_aim_on_the_papers_batch_in_float32(variant, device):
             assert_close(scores[query][:, gallery], wanted, rtol=0, atol=2e-5)
 
 
-def test_a_query_orthogonal_to_what_it_keeps_gains_nothing_by_rounding():
+def test_a_query_orthogonal_to_its_kept_entries_gains_nothing_by_rounding():
     """Cosines of 1e-8 instead of 0 are not scaled to length 1."""
     g = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn(64, 8, generator=g))
@@ -105,7 +105,7 @@ def test_exactly_k1_of_ties_are_kept_lowest_index_first_and_a_gallery_image_itse
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_other_images_of_the_own_modality_have_no_part_in_a_row(variant):
+def test_other_images_of_the_same_modality_do_not_affect_a_row(variant):
     x, _, modality = batch(0, 12)
     rows = affinity_inference_scores(x, modality, k1=3, k2=2, variant=variant)
     i = 4
@@ -243,7 +243,7 @@ def test_it_can_be_learned():
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_one_graph_without_reading_a_value(variant):
+def test_it_compiles_to_one_graph_without_reading_a_value(variant):
     x, labels, modality = batch(10, 12)
     loss = AffinityInferenceLoss(k1=3, k2=2, variant=variant)
     compiled = torch.compile(loss, backend="eager", fullgraph=True)

@@ -298,7 +298,7 @@ def test_bad_sizes_are_named():
 
 @pytest.mark.parametrize("name", TRANSFERS)
 @pytest.mark.parametrize("detach", [False, True])
-def test_any_classifier_is_one_with_the_linear_one(name, detach, device):
+def test_any_classifier_agrees_with_the_linear_one(name, detach, device):
     """The single product of a linear classifier equals classifying both terms, bias included."""
     case = Case(name, device=device)
     linear = nn.Linear(6, 5).double().to(device)

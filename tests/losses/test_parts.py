@@ -78,7 +78,7 @@ def test_part_contrastive_by_hand():
     assert not PartContrastiveLoss().normalize
 
 
-def test_what_an_absent_node_holds_is_not_looked_at():
+def test_features_of_absent_nodes_are_ignored():
     x, labels, modality, mask = papers_batch()
     expected = part_contrastive_loss(x.masked_fill(~mask[:, :, None], 0), labels, modality, mask=mask)
     for content in (math.nan, math.inf):

@@ -199,7 +199,7 @@ def test_a_batch_without_a_pair_costs_nothing(masked, pairs, solver, device):
         assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_another_coding_of_the_modality_is_not_a_loss_of_0():
+def test_another_coding_of_the_modality_raises():
     nodes, labels, modality, _ = papers_batch()
     for other in (modality + 1, modality * 2 - 1):
         with pytest.raises(ValueError, match=r"modality must hold 0, visible, and 1, infrared, got \["):

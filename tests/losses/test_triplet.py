@@ -60,7 +60,7 @@ def test_by_hand():
     assert_close(cross_modality_triplet_loss(x[:4], labels[:4], modality[:4]), torch.tensor(sum(terms) / 2))
 
 
-def test_images_of_the_own_modality_play_no_part():
+def test_images_of_the_same_modality_have_no_effect():
     """A negative of the own modality is near, the nearest of the other one is far."""
     x, labels, modality = papers_batch()
     x[:, 0] += 100.0 * modality

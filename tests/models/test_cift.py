@@ -212,7 +212,7 @@ def test_criterion_does_not_own_the_model():
     assert abs(criterion(model(images, modality), labels, modality)["tie"] - before) > 0.05
 
 
-def test_dim_wins_over_out_channels_and_is_needed_without_it():
+def test_dim_overrides_out_channels_and_is_required_without_it():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, DIM, 3))
     with pytest.raises(ValueError, match="dim must be given for a backbone without the attribute out_channels"):
         Baseline(net, IDENTITIES)

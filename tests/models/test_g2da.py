@@ -99,7 +99,7 @@ def test_the_graph_by_loops(two_stream, training, normalize):
     assert_close(output.graph_logits, graph @ model.graph_classifier.weight.T)
 
 
-def test_without_graph_the_neck_ranks():
+def test_without_graph_the_features_are_those_of_the_neck():
     images, _, modality, heatmaps = batch()
     output = g2da(graph=False)(images, modality, heatmaps)
     assert output.graph_logits is None
@@ -216,7 +216,7 @@ def test_a_weight_of_0_leaves_its_loss_out(name):
     assert losses.keys() == names - ({"ce", "triplet"} if name == "base" else {name})
 
 
-def test_only_a_weight_for_a_graph_that_is_not_there():
+def test_a_graph_weight_as_the_only_one_needs_a_graph():
     images, labels, modality, heatmaps = batch()
     output = g2da(graph=False)(images, modality, heatmaps)
     with pytest.raises(ValueError, match="no loss is left"):
@@ -271,7 +271,7 @@ def test_images_without_any_key_point():
         (lambda: G2DACriterion(base=0, transport=0, contrastive=0, graph=0), "one weight at least must be above 0"),
     ],
 )
-def test_what_is_wrong_is_named(make, text):
+def test_bad_arguments_are_named(make, text):
     with pytest.raises(ValueError, match=text):
         make()
 

@@ -58,7 +58,7 @@ def pooled_by_loops(model: SAAI, maps: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("parts", "dual"), [(PARTS, True), (PARTS, False), (0, False)])
-def test_saai_is_parts_and_mean_then_a_neck_for_each_modality(parts, dual, training):
+def test_saai_is_parts_and_mean_then_one_neck_per_modality(parts, dual, training):
     images, _, modality = batch()
     model = saai(parts=parts, dual_neck=dual).train(training)
     assert model.dim == CHANNELS * (parts + 1)
@@ -241,6 +241,6 @@ def test_the_averages_are_saved_with_the_criterion():
         ),
     ],
 )
-def test_what_is_wrong_is_named(make, text):
+def test_bad_arguments_are_named(make, text):
     with pytest.raises(ValueError, match=text):
         make()

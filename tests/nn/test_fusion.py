@@ -150,7 +150,7 @@ def test_masked_nodes_equal_the_loop(training, device):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_what_an_absent_node_holds_is_not_looked_at(training):
+def test_features_of_absent_nodes_are_ignored(training):
     net, nodes = layer().train(training), torch.randn(5, 4, 8).double()
     mask = torch.ones(5, 4, dtype=torch.bool)
     mask[1, 2] = False
@@ -211,7 +211,7 @@ def test_the_activation_is_exchangeable():
     assert_close(net(nodes), expected)
 
 
-def test_the_callers_adjacency_is_the_callers():
+def test_changing_the_callers_adjacency_does_not_change_the_layer():
     adjacency = CHAIN.clone()
     net = MessageFusionAttention(8, adjacency=adjacency).eval()
     nodes = torch.randn(2, 4, 8)
@@ -221,7 +221,7 @@ def test_the_callers_adjacency_is_the_callers():
     assert torch.equal(net(nodes), before)
 
 
-def test_what_is_learned():
+def test_learned_parameters():
     names = [name for name, p in layer().named_parameters() if p.requires_grad]
     assert sorted(names) == ["norm.bias", "norm.weight", "project.weight", "score"]
 

@@ -89,12 +89,12 @@ def test_a_grid_of_parts(rows, columns):
 
 
 @pytest.mark.parametrize("size", [(0, 2), (2, 0)])
-def test_a_grid_of_parts_has_one_at_least(size):
+def test_a_grid_of_parts_needs_at_least_one(size):
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         part_grid(*size)
 
 
-def test_a_key_point_takes_what_is_at_its_place(device):
+def test_a_key_point_pools_the_features_at_its_place(device):
     features = torch.randn(1, 6, 4, 4, device=device)
     heat = torch.zeros(1, 2, 32, 32, device=device)
     heat[0, 0, 17, 9] = 64.0  # one pixel of the 64 that a cell covers: row 2, column 1
@@ -190,7 +190,7 @@ def test_the_peak_is_in_the_pixel_that_the_key_point_is_in():
     assert heat.dtype == torch.float32
 
 
-def test_key_points_out_of_sight_have_no_heat():
+def test_invisible_key_points_have_zero_heatmaps():
     points = torch.tensor(
         [[[4.0, 4, 1], [4, 4, 0], [4, 4, -1], [-0.1, 4, 1], [4, 8.1, 1], [torch.nan, 4, 1], [8, 0, 1]]]
     )
@@ -228,7 +228,7 @@ def test_gaussians_do_not_wait_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_gaussians_of_nobody():
+def test_gaussians_of_an_empty_batch():
     assert gaussian_heatmaps(torch.zeros(0, 13, 3), (8, 4)).shape == (0, 13, 8, 4)
     assert gaussian_heatmaps(torch.zeros(2, 0, 2), (8, 4)).shape == (2, 0, 8, 4)
 

@@ -48,7 +48,7 @@ def forward_by_hand(net, x):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file_give_the_library_s_own_features(source, whole, suffix, tmp_path):
+def test_weights_from_a_file_give_the_librarys_own_features(source, whole, suffix, tmp_path):
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save(whole.state_dict(), path)
@@ -63,7 +63,7 @@ def test_weights_from_a_file_give_the_library_s_own_features(source, whole, suff
     assert wide.isfinite().all()
 
 
-def test_last_stride_only_moves_layer4_s_step(source, whole, tmp_path):
+def test_last_stride_changes_only_the_stride_of_layer4(source, whole, tmp_path):
     """Layer4's first block, stride 2, takes every second position of the same block with stride 1."""
     torch.save(whole.state_dict(), tmp_path / "w.pth")
     one, two = (resnet50(source=source, weights=tmp_path / "w.pth", last_stride=s).eval() for s in (1, 2))

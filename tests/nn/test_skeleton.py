@@ -30,7 +30,7 @@ def test_the_thirteen_are_those_of_the_paper_in_the_order_of_the_synthetic_pedes
 
 
 @pytest.mark.parametrize("skeleton", [PERSON_13, COCO_17], ids=["13", "17"])
-def test_bones_are_symmetric_and_hang_together(skeleton):
+def test_bones_are_symmetric_and_connected(skeleton):
     bones = {frozenset(bone) for bone in skeleton.bones}
     mirror = skeleton.mirror()
     assert len(bones) == len(skeleton.bones)

@@ -194,7 +194,7 @@ def test_lower_precision_is_close_to_double(name, dtype, tolerance, device):
         assert_close(mixed.gallery.double(), exact.gallery, rtol=0, atol=tolerance)
 
 
-def test_the_scale_of_the_neck_is_all_that_is_learned():
+def test_only_the_scale_of_the_neck_is_learned():
     assert [p.shape for p in H2FT(6).parameters() if p.requires_grad] == [(6,)]
 
 

@@ -28,7 +28,7 @@ def one_by_one(net: TwoStream, images: Tensor, kinds: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("kinds", [MIXED, [0, 0, 1], [1, 1, 0], [0, 0], [1, 1], [0], [1]], ids=str)
-def test_each_image_takes_the_stem_of_its_modality(kinds, device):
+def test_each_image_passes_the_stem_of_its_modality(kinds, device):
     net = two_streams().eval().to(device)
     images = torch.rand(len(kinds), 3, 9, 8, device=device).double()
     before = images.clone()
@@ -40,7 +40,7 @@ def test_each_image_takes_the_stem_of_its_modality(kinds, device):
 
 
 @pytest.mark.parametrize("kinds", [MIXED, [0, 0, 0], [1, 1], [1, 0], [1]], ids=str)
-def test_in_training_a_stem_sees_its_modality_alone(kinds, device):
+def test_in_training_a_stem_sees_its_own_modality_only(kinds, device):
     net, images = two_streams().to(device), torch.rand(len(kinds), 3, 9, 8, device=device).double()
     expected, modality = copy.deepcopy(net), torch.tensor(kinds, device=device)
     maps = torch.empty(len(kinds), 4, 5, 4, device=device).double()
@@ -70,7 +70,7 @@ def test_the_infrared_stem_is_a_copy_with_weights_of_its_own():
         TwoStream(first, nn.Identity(), infrared_stem=first)
 
 
-def test_what_it_says_of_its_map():
+def test_out_channels_and_grid_are_those_of_the_map():
     trunk = nn.Conv2d(4, 5, 3)
     assert TwoStream(stem(), trunk).out_channels == 5  # a convolution says so itself
     assert TwoStream(stem(), nn.Sequential(trunk)).out_channels is None
@@ -196,7 +196,7 @@ def test_a_bad_cut_of_a_resnet(source):
 
 
 @pytest.mark.gpu
-def test_a_modality_in_main_memory_makes_nobody_wait():
+def test_a_modality_in_main_memory_causes_no_wait():
     net, images = two_streams().cuda(), torch.rand(7, 3, 9, 8, device="cuda").double()
     net(images, torch.tensor(MIXED))
     torch.cuda.set_sync_debug_mode("error")

@@ -139,7 +139,7 @@ def test_solvers_stay_near_brute_force_without_restarts(loss, phi, mean, largest
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_pair_that_only_the_start_of_far_nodes_solves(loss):
+def test_a_pair_solved_only_from_the_start_of_far_nodes(loss):
     x, y = (side[13:14] for side in unrelated(20, 6, 6, 6))
     assert_close(graph_ot(x, y, phi=0.3, loss=loss).cost, brute_force(x, y, 0.3, loss), rtol=0, atol=1e-9)
 
@@ -223,7 +223,7 @@ def test_large_plans_do_without_the_four_index_tensor(monkeypatch):
     assert_close(out.plan, expected.plan, rtol=0, atol=1e-12)
 
 
-def test_equal_weights_are_as_none(device):
+def test_equal_weights_equal_no_weights(device):
     x, y = (side.to(device) for side in unrelated(4, 9, 9, 12))
     for solver in SOLVERS:
         plain = graph_ot(x, y, phi=0, solver=solver)
@@ -255,7 +255,7 @@ def test_masked_nodes_are_as_if_removed(loss, phi, solver, n, m):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_masks_with_equal_counts_go_by_assignment(loss):
+def test_masks_with_equal_counts_are_solved_by_assignment(loss):
     x, y, _ = shuffled(6, 8, 12)
     present_x, present_y = (torch.rand(6, 8).argsort(1) < torch.tensor([[8], [1], [5], [3], [7], [6]]) for _ in "xy")
     for phi in PHI:
@@ -282,7 +282,7 @@ def test_a_side_without_nodes_costs_nothing(weighted):
         assert gradient[0].any()
 
 
-def test_the_weight_of_an_absent_node_is_not_looked_at():
+def test_the_weight_of_an_absent_node_is_ignored():
     x, y = unrelated(2, 4, 5, 6)
     mask, weights = torch.tensor([[True, True, False, True]] * 2), torch.tensor([1.0, 2, math.nan, 3])
     for solver in SOLVERS:
@@ -304,7 +304,7 @@ def test_entropic_of_correlated_nodes_is_near_exact(loss, mean, largest):
 
 @pytest.mark.parametrize(("loss", "mean"), [("abs", 0.005), ("square", 0.0025)])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_unequal_counts_have_further_starts_and_those_they_are_told(loss, mean, solver):
+def test_unequal_counts_use_the_built_in_starts_and_the_restarts(loss, mean, solver):
     x, y = correlated(8, 10, 7)
     options = {"phi": 0.1, "loss": loss, "solver": solver}
     plain, more = (graph_ot(x, y, restarts=restarts, **options).cost for restarts in (0, 3))
@@ -406,7 +406,7 @@ def test_invariances(solver, loss):
     assert torch.equal(permuted.plan.argmax(2), out.plan[pairs][:, nodes].argmax(2))
 
 
-def test_the_gradient_to_one_side_is_that_of_both_and_autocast_plays_no_part():
+def test_the_gradient_of_one_side_is_that_of_both_and_autocast_has_no_effect():
     x, y, _ = shuffled(4, 5, 4)
     x, y = x.float().requires_grad_(), y.float().requires_grad_()
     of_x, of_y = torch.autograd.grad(graph_ot(x, y).cost.sum(), (x, y))
@@ -497,7 +497,7 @@ def test_automatic_choice_on_the_cpu_is_exact():
         assert torch.equal(graph_ot(x, y, **options).plan, exact)
 
 
-def test_a_plan_that_misses_its_marginals_is_told():
+def test_a_plan_that_misses_its_marginals_gives_a_warning():
     x, y = unrelated(4, 5, 7, 6)
     for solver in SOLVERS:
         with pytest.warns(UserWarning, match=r"misses its marginals by \d\.\de-\d\d, more than the tolerance 1\.0e-30"):
@@ -507,7 +507,7 @@ def test_a_plan_that_misses_its_marginals_is_told():
 @pytest.mark.parametrize("m", [9, 7])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_plans_that_have_not_settled_are_told(solver, loss, m):
+def test_unsettled_plans_give_a_warning(solver, loss, m):
     x, y = unrelated(12, 9, m, 6)
     x[0, :m] = y[0]
     x[0, m:] = y[0, 0]
@@ -520,7 +520,7 @@ def test_plans_that_have_not_settled_are_told(solver, loss, m):
 
 
 @pytest.mark.parametrize(("loss", "phi"), [("abs", 0.0), ("square", 0.0), ("abs", 0.5), ("square", 0.5), ("abs", 1.0)])
-def test_nothing_is_told_of_ordinary_data(loss, phi):
+def test_ordinary_data_gives_no_warning(loss, phi):
     u, v = torch.rand(2, 7) + 0.05, torch.rand(5) + 0.05
     mask = torch.rand(2, 7) > 0.3
     with warnings.catch_warnings():
