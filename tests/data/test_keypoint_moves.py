@@ -178,8 +178,9 @@ def test_images_are_the_same_with_and_without_key_points(keypoints):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_tiny_batches(count):
-    augment = TrainAugmentation((8, 6), padding=1)
-    images, modality = torch.zeros(count, 3, 8, 6), torch.zeros(count, dtype=torch.int64)
+    augment = TrainAugmentation((8, 6), padding=1, grayscale=0.5)
+    images, modality = torch.zeros(count, 3, 8, 6, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+    assert augment(images, modality).isfinite().all()
     for keypoints in (torch.ones(count, 13, 3), torch.ones(count, 13, 5, 4), torch.ones(count, 13, 1, 1)):
         out, followed = augment(images, modality, keypoints)
         assert out.shape == (count, 3, 8, 6)

@@ -145,11 +145,6 @@ def test_damaged_coordinates_are_named(damage, tmp_path):
         load_keypoints(path)
 
 
-def test_a_missing_file_of_coordinates_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
-        load_keypoints(tmp_path / "nothing.npz")
-
-
 # Files of heatmaps
 
 

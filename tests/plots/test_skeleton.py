@@ -101,27 +101,28 @@ def test_key_points_of_any_kind_give_one_picture():
 @pytest.mark.parametrize("skeleton", [PERSON_13, COCO_17])
 def test_names_stand_beside_their_image_without_overlap(skeleton, place):
     nodes = len(skeleton.names)
-    keypoints = people(4, nodes=nodes)
+    keypoints = people(2, nodes=nodes)
     if place == "at one point":
         keypoints[..., :2] = torch.tensor([3.0, 1.0])
     elif place == "at the bottom":
         keypoints[..., 1] = 16.0
     figure = skeleton_graph(
-        images(4, 3, 16, 8),
+        images(2, 3, 16, 8),
         keypoints,
         skeleton=skeleton,
         names=True,
         global_node=True,
-        modality=[0, 1, 0, 1],
+        modality=[0, 1],
         title="People",
+        columns=1,
     )
     check_layout(figure)
     axes = figure.axes[0]
     words = [t.get_text() for t in axes.texts]
     for name in skeleton.names:
-        assert words.count(name.replace("_", " ")) == 4
+        assert words.count(name.replace("_", " ")) == 2
     leaders = [line for line in axes.lines if line.get_linewidth() == 0.5]
-    assert len(leaders) == 4 * nodes
+    assert len(leaders) == 2 * nodes
     for n, name in enumerate(skeleton.names):  # each name at the end of the line from its key point
         for text in (t for t in axes.texts if t.get_text() == name.replace("_", " ")):
             x, y = text.get_position()

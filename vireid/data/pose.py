@@ -177,18 +177,18 @@ def cache_heatmaps(
 
 
 def find_images(dataset: str, root: Path) -> dict[Path, int]:
-    """Return every image of a data set, whatever split it belongs to, and its modality."""
+    """Return every image of a data set, of all splits, and its modality."""
     opened: list[ImageDataset]
     if dataset == "regdb":
         trials = [trial for trial in range(1, 11) if (root / "idx" / f"train_visible_{trial}.txt").is_file()]
-        opened = [RegDBDataset(root, "all", trial=trial) for trial in trials or [1]]  # without a list it says so
+        opened = [RegDBDataset(root, "all", trial=trial) for trial in trials or [1]]  # without any, the reader raises
     else:
         opened = [SYSUMM01Dataset(root, "all") if dataset == "sysu" else LLCMDataset(root, "all")]
     return {path: kind for data in opened for path, kind in zip(data.paths, data.modality.tolist(), strict=True)}
 
 
 def read_scores(folder: Path, paths: list[Path], root: Path) -> np.ndarray:
-    """Return (N, 13) scores: the highest value of each heatmap, as a dataset will read them."""
+    """Return (N, 13) scores, the highest value of each heatmap, as a dataset reads them."""
     from tqdm import tqdm
 
     heatmaps = HeatmapFolder(folder, paths, root)
