@@ -44,7 +44,7 @@ _EXAMPLES = """\b
 @click.group(
     cls=_Group,
     epilog=_EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
 )
 @click.version_option(__version__, message="%(version)s")
 def vireid() -> None:

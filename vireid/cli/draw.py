@@ -36,8 +36,8 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
             click.echo(f"wrote {output}")
 
         wrapped: Any = data_options("test", "all")(run) if images else run
-        where: dict[str, Any] = {"default": f"{name}.png", "show_default": True, "help": "Picture to write."}
-        wrapped = click.option("--output", type=OutputFile(".png", ".pdf", ".svg"), **where)(wrapped)
+        kind, text = OutputFile(".png", ".pdf", ".svg"), "Picture to write."
+        wrapped = click.option("--output", type=kind, default=f"{name}.png", help=text)(wrapped)
         epilog = "\b\nExamples:\n" + "\n".join(f"  vireid draw {name} {example}".rstrip() for example in examples)
         draw.command(name, short_help=short, epilog=epilog)(wrapped)
         return command
@@ -46,13 +46,13 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
 
 
 _checkpoint = click.argument("checkpoint", type=InputFile(".pt"))
-_count = click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, help="Number of images.")
+_count = click.option("--images", type=click.IntRange(min=1), default=8, help="Number of images.")
 
 
 @_picture("attention", "Attention maps of SAAI's prototypes over images (Fig. 6).", "checkpoint.pt --images 6")
 @_checkpoint
 @_count
-@click.option("--scale", type=click.Choice(["common", "map"]), default="common", show_default=True, help="Of colors.")
+@click.option("--scale", type=click.Choice(["common", "map"]), default="common", help="Of colors.")
 def attention(checkpoint: Path, images: int, scale: Any, data: Data, output: Path) -> None:
     """Draw where each prototype looks in evenly chosen people's images, visible and infrared by turns (SAAI, Fig. 6).
 
@@ -80,9 +80,9 @@ def attention(checkpoint: Path, images: int, scale: Any, data: Data, output: Pat
 @_picture("tsne", "Features by t-SNE, a panel per checkpoint.", "checkpoint.pt --name CIFT --identities 15")
 @click.argument("checkpoints", nargs=-1, required=True, type=InputFile(".pt"))
 @click.option("--name", "names", multiple=True, help="Above a panel, one per checkpoint. Default: its folder.")
-@click.option("--identities", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--perplexity", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--identities", type=click.IntRange(min=1), default=20)
+@click.option("--perplexity", type=click.FloatRange(min=0, min_open=True), default=30.0)
+@click.option("--seed", type=click.IntRange(min=0), default=0)
 def tsne(
     checkpoints: tuple[Path, ...],
     names: tuple[str, ...],
@@ -131,12 +131,10 @@ def panel_names(paths: tuple[Path, ...]) -> tuple[str, ...]:
 @_picture("skeleton", "Key points and bones over images (G2DA).", "", _REGDB)
 @click.argument("checkpoint", required=False, type=InputFile(".pt"))
 @_count
-@click.option("--size", type=int, nargs=2, default=(128, 64), show_default=True, metavar="H W", help="Of the images.")
+@click.option("--size", type=int, nargs=2, default=(128, 64), metavar="H W", help="Of the images.")
 @click.option("--names/--no-names", help="Write the key points' names beside the images.")
 @click.option("--global-node/--no-global-node", help="Show the node that all others are joined to.")
-@click.option(
-    "--threshold", type=float, default=0.0, show_default=True, help="Heatmaps: show peaks above it, as the model does."
-)
+@click.option("--threshold", type=float, default=0.0, help="Heatmaps: show peaks above it, as the model does.")
 def skeleton(
     checkpoint: Path | None,
     images: int,
@@ -209,7 +207,7 @@ def costs(checkpoint: Path, identity: int | None, data: Data, output: Path) -> N
 
 @_picture("ranked", "Queries with their ten nearest images.", "checkpoint.pt --queries 5", "checkpoint.pt --rerank gnn")
 @_checkpoint
-@click.option("--queries", type=click.IntRange(min=1), default=8, show_default=True, help="Number of queries.")
+@click.option("--queries", type=click.IntRange(min=1), default=8, help="Number of queries.")
 @rerank_options(text="[none; of SAAI aim]")
 def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, output: Path) -> None:
     """Draw evenly chosen queries with their ten nearest images of the other modality, in the last way of ranking."""
@@ -224,7 +222,7 @@ def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, out
 
 @_picture("cmc", "CMC curves of reports.", "metrics.json", "report.json other.json --max-rank 50", images=False)
 @click.argument("reports", nargs=-1, required=True, type=InputFile(".json"))
-@click.option("--max-rank", type=click.IntRange(min=1), default=20, show_default=True, help="Ranks shown.")
+@click.option("--max-rank", type=click.IntRange(min=1), default=20, help="Ranks shown.")
 def cmc(reports: tuple[Path, ...], max_rank: int, output: Path) -> None:
     """Draw the CMC curve of each row of REPORTS: files of vireid evaluate --json, or metrics.json."""
     from vireid.plots import cmc_curves

@@ -8,7 +8,7 @@ import click
 
 from vireid import INFRARED, VISIBLE
 from vireid.cli import options
-from vireid.cli.options import Data, DatasetName, InputFile, OutputFile, Rules, refuse
+from vireid.cli.options import FOLDER, Data, DatasetName, InputFile, OutputFile, Rules, refuse
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -54,9 +54,7 @@ AIM's k1 and k2, unless given, are the paper's: 4 and 1 for SYSU-MM01 single-sho
 @click.option("--name", callback=_check_name, help="Feature files: their name in the report. Default: the first one's.")
 @options.data_options("test", "all")
 @click.option("--flip", is_flag=True, help="Checkpoint: mean of the features of an image and of its mirror image.")
-@click.option(
-    "--output", type=options.FOLDER, help="Checkpoint: also write metrics.json, cmc.png and ranked.png there."
-)
+@click.option("--output", type=FOLDER, help="Checkpoint: also write metrics.json, cmc.png and ranked.png there.")
 @click.option("--json", "json_file", type=OutputFile(".json"), help="Also write the report with every trial.")
 @click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line per row.")
 @click.option("--latex", is_flag=True, help="Print rows of a LaTeX table instead.")

@@ -28,13 +28,10 @@ Examples:
 @click.option(
     "--model",
     default="usyd-community/vitpose-base-simple",
-    show_default=True,
     help="A ViTPose: a name that transformers downloads, or a folder with config.json and model.safetensors.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per batch.")
-@click.option(
-    "--score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Count key points with a lower score."
-)
+@click.option("--batch", type=click.IntRange(min=1), default=64, help="Images per batch.")
+@click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Count key points with a lower score.")
 @device_option
 def keypoints(dataset: str, root: Path, output: Path | None, model: str, batch: int, score: float, device: str) -> None:
     """Estimate the key points of all images of a data set, once, for vireid train g2da --keypoints FOLDER.

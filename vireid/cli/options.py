@@ -123,7 +123,7 @@ def data_options(*splits: str) -> Callable[[Command], Command]:
     if splits:
         text = "Identities; all takes every one as a test identity."
         options += [
-            click.option("--split", type=click.Choice(splits), default=splits[0], show_default=True, help=text),
+            click.option("--split", type=click.Choice(splits), default=splits[0], help=text),
             device_option,
         ]
     return lambda command: grouped(command, "data", Data, Data.__annotations__, *options)
@@ -162,7 +162,7 @@ def grouped(
     return wrapped
 
 
-device_option = click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu")
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Bar on standard error. Default: only on a terminal."
 )

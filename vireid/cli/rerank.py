@@ -37,10 +37,9 @@ Examples:
     "--query",
     type=click.Choice(["infrared", "visible"]),
     default="infrared",
-    show_default=True,
     help="Query modality; all images of the other one are the gallery.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Gallery images of each query.")
+@click.option("--top", type=click.IntRange(min=1), default=100, help="Gallery images of each query.")
 @click.option("--output", type=OutputFile(".npz", ".csv"), required=True, help="File to write, .npz or .csv.")
 @device_option
 @progress_option

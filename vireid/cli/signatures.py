@@ -77,7 +77,7 @@ def option(argument: Argument, choices: dict[str, str] | None = None) -> Callabl
     """Return the option of an argument, by its annotation; ``choices`` maps the values of a str to their meanings."""
     flag, kind = argument.name.replace("_", "-"), argument.kind.removesuffix(" | None")
     first = argument.text[:1]
-    how: dict[str, Any] = {"default": argument.default, "show_default": argument.default is not None}
+    how: dict[str, Any] = {"default": argument.default}
     how["help"] = f"{first.upper() if first.isascii() else first}{argument.text[1:]}."
     if choices is not None:
         how["type"] = click.Choice(list(choices))

@@ -104,17 +104,13 @@ def _add(method: str) -> None:
     common = [
         data_options(),
         protocol_options,
-        click.option(
-            "--recipe", "recipe_name", default="small", show_default=True, help="Recipe of the training, by name."
-        ),
+        click.option("--recipe", "recipe_name", default="small", help="Recipe of the training, by name."),
         click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe."),
         click.option("--precision", help="Lightning Fabric's: 32-true [default], bf16-mixed, 16-mixed and others."),
-        click.option("--cache/--no-cache", default=True, show_default=True, help="Keep the images in memory."),
-        click.option("--accelerator", default="auto", show_default=True, help="Lightning Fabric's: cpu, cuda, mps."),
-        click.option(
-            "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes."
-        ),
-        click.option("--output", type=FOLDER, default=Path("runs", method), show_default=True),
+        click.option("--cache/--no-cache", default=True, help="Keep the images in memory."),
+        click.option("--accelerator", default="auto", help="Lightning Fabric's: cpu, cuda, mps."),
+        click.option("--devices", type=click.IntRange(min=1), default=1, help="Number of processes."),
+        click.option("--output", type=FOLDER, default=Path("runs", method)),
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in --output."),
     ]
     rows = constant(_METHODS, f"{method.upper()}_ROWS")
