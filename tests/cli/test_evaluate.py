@@ -242,8 +242,9 @@ def test_wrong_options_of_evaluate(wrong, options, text, file):
 
 
 def test_a_missing_gpu_is_said(wrong, file, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "--device cuda needs a GPU" in wrong("evaluate", file, *REGDB, "--device", "cuda")
+    for kind, name in ((torch.cuda, "cuda"), (torch.backends.mps, "mps")):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+        assert f"--device {name} needs a GPU" in wrong("evaluate", file, *REGDB, "--device", name)
 
 
 @pytest.mark.gpu

@@ -99,13 +99,13 @@ def tsne(
     import numpy as np
     from torch.utils.data import Subset
 
-    from vireid.cli.trained import load, open_images
+    from vireid.cli.trained import open_images
     from vireid.plots import tsne
-    from vireid.training import extract_features
+    from vireid.training import extract_features, load_checkpoint
     from vireid.training.checkpoint import trained_on
 
     features = {}
-    opened = [load(path, data.device) for path in checkpoints]
+    opened = [load_checkpoint(path, device=data.device) for path in checkpoints]
     first = opened[0]
     for name, path, found in zip(names, checkpoints, opened, strict=True):
         if data.split == "test" and trained_on(found.settings) != trained_on(first.settings):

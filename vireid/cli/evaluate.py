@@ -150,7 +150,6 @@ def _features(
     progress: bool | None,
 ) -> "Report":
     """Evaluate feature files."""
-    options.check_device(device)
     import dataclasses
 
     import numpy as np

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import FOLDER, DatasetName, check_device, device_option
+from vireid.cli.options import FOLDER, DatasetName, device_option
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
@@ -41,7 +41,6 @@ def keypoints(dataset: str, root: Path, output: Path | None, model: str, batch: 
     another model. At the end it says how often a score, the highest value of a heatmap, is below --score. Needs
     pip install 'vireid[pose]'.
     """
-    check_device(device)
     import numpy as np
 
     from vireid.data.keypoints import heatmap_path

@@ -162,19 +162,23 @@ def grouped(
     return wrapped
 
 
-device_option = click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu")
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Bar on standard error. Default: only on a terminal."
 )
 
 
-def check_device(device: str) -> None:
-    """Raise if there is no such device."""
-    import torch
+def _check_device(context: click.Context, option: click.Parameter, device: str) -> str:
+    """Return the device, if there is one; the CPU always is, and needs no torch."""
+    if device != "cpu":
+        import torch
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device]:
-        raise click.UsageError(f"--device {device} needs a GPU that PyTorch can use, there is none.")
+        if not {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
+            raise click.UsageError(f"--device {device} needs a GPU that PyTorch can use, there is none.")
+    return device
+
+
+_devices = click.Choice(["cpu", "cuda", "mps"])
+device_option = click.option("--device", type=_devices, default="cpu", callback=_check_device)
 
 
 def flags(names: Any) -> str:

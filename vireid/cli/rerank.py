@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vireid import INFRARED, VISIBLE
-from vireid.cli.options import InputFile, OutputFile, bar, check_device, device_option, progress_option, read_features
+from vireid.cli.options import InputFile, OutputFile, bar, device_option, progress_option, read_features
 from vireid.cli.rerankers import Reranking, rerank_options
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
@@ -58,7 +58,6 @@ def rerank(
     data set's protocol there is vireid evaluate. The whole matrix of distances is never made.
     """
     reranking = reranking.completed()
-    check_device(device)
     found = read_features(file, output)
 
     import numpy as np

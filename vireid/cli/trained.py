@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vireid.cli.options import Data, Rules, check_device, refuse
+from vireid.cli.options import Data, Rules, refuse
 from vireid.cli.rerankers import Reranking
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from torch import Tensor, nn
 
     from vireid.protocols import Report
-    from vireid.training import Checkpoint
     from vireid.training.datasets import Dataset
 
 
@@ -58,17 +57,11 @@ class Trained(NamedTuple):
         return report, write
 
 
-def load(path: Path, device: str) -> "Checkpoint":
-    """Open a checkpoint on a device that is there."""
-    check_device(device)
-    from vireid.training import load_checkpoint
-
-    return load_checkpoint(path, device=device)
-
-
 def open_trained(path: Path, data: Data, rules: Rules | None = None) -> Trained:
     """Open a checkpoint and the images that the options name; ``rules`` are those of their protocol."""
-    found = load(path, data.device)
+    from vireid.training import load_checkpoint
+
+    found = load_checkpoint(path, device=data.device)
     if rules is not None:
         rules.check("--dataset", data.dataset or found.settings.get("dataset", "synthetic"))
     dataset, images = open_images(found.method, found.settings, data, found.recipe.size)
