@@ -55,14 +55,8 @@ def test_value_and_gradients_equal_the_loop(device, seed, size, identities, weig
     tensors = [x, *classifiers(seed, identities)]
     ours = [t.clone().to(device).requires_grad_() for t in tensors]
     theirs = [t.clone().requires_grad_() for t in tensors]
-    out = mutual_identity_loss(
-        ours[0],
-        labels.to(device),
-        modality.to(device),
-        *ours[1:],
-        specific_weight=weights[0],
-        mutual_weight=weights[1],
-    )
+    options = {"specific_weight": weights[0], "mutual_weight": weights[1]}
+    out = mutual_identity_loss(ours[0], labels.to(device), modality.to(device), *ours[1:], **options)
     one, two, three = saai.mutual_identity(theirs[0], labels, modality, *theirs[1:])
     expected = one + weights[0] * two + weights[1] * three
     assert_close(out.cpu(), expected.detach(), rtol=1e-10, atol=1e-12)
@@ -77,15 +71,15 @@ def test_by_hand():
     """One visible image (1), two identities: every classifier's logits are its two weights."""
     x, labels, modality = torch.ones(1, 1), torch.tensor([0]), torch.tensor([0])
     shared, log3 = torch.zeros(2, 1), math.log(3)
-    specific = torch.tensor([[[log3], [0.0]], [[7.0], [-7.0]]])  # visible: 3/4, 1/4; the infrared one is not asked
-    averaged = torch.tensor([[[5.0], [-5.0]], [[0.0], [0.0]]])  # infrared: 1/2, 1/2; the visible one is not asked
+    specific = torch.tensor([[[log3], [0.0]], [[7.0], [-7.0]]])  # visible: 3/4, 1/4; the infrared one is not used
+    averaged = torch.tensor([[[5.0], [-5.0]], [[0.0], [0.0]]])  # infrared: 1/2, 1/2; the visible one is not used
     divergence = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     terms = math.log(2), math.log(4 / 3), divergence
     out = mutual_identity_loss(x, labels, modality, shared, specific, averaged)
     assert_close(out, torch.tensor(sum(terms)))
     out = mutual_identity_loss(x, labels, modality, shared, specific, averaged, specific_weight=2.0, mutual_weight=3.0)
     assert_close(out, torch.tensor(terms[0] + 2 * terms[1] + 3 * terms[2]))
-    # an infrared image asks the other two
+    # an infrared image uses the other two
     swapped = mutual_identity_loss(x, labels, 1 - modality, shared, specific.flip(0), averaged.flip(0))
     assert_close(swapped, torch.tensor(sum(terms)))
 
@@ -94,11 +88,9 @@ def test_no_divergence_and_no_gradient_of_it_where_both_agree():
     x, labels, modality = batch(0)
     shared, specific, _ = classifiers(0)
     specific = specific[:1].expand(2, -1, -1).clone().requires_grad_()
-    mutual_only = {"specific_weight": 0.0}
-    out = mutual_identity_loss(x, labels, modality, shared, specific, specific.detach(), **mutual_only)
-    without = mutual_identity_loss(
-        x, labels, modality, shared, specific, specific.detach(), mutual_weight=0, **mutual_only
-    )
+    given = x, labels, modality, shared, specific, specific.detach()
+    out = mutual_identity_loss(*given, specific_weight=0)
+    without = mutual_identity_loss(*given, specific_weight=0, mutual_weight=0)
     assert_close(out, without)
     out.backward()
     assert_close(specific.grad, torch.zeros_like(specific))
@@ -241,16 +233,8 @@ def test_two_processes_have_the_averages_of_one(tmp_path):
     torch.save(batches, tmp_path / "batches.pt")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error::FutureWarning", "-c", PROCESS]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], **options) for rank in range(2)]
     try:
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
@@ -280,21 +264,14 @@ def test_bad_input_of_the_classifiers_is_named():
     def function(**change):
         return mutual_identity_loss(x, labels, modality, **given | change)
 
-    shared, averaged = given["shared"], given["averaged"]
+    shared, fewer = given["shared"], given["averaged"][:, :3]
+    narrow = {name: weights[..., :4] for name, weights in given.items()}
     for error, message, call in (
         (ValueError, r"x must have shape \(B, 5\), got \(5,\)", lambda: loss.logits(x[0])),
-        (
-            ValueError,
-            r"x must have shape \(B, 4\), got \(7, 5\)",
-            lambda: function(**{n: w[..., :4] for n, w in given.items()}),
-        ),
+        (ValueError, r"x must have shape \(B, 4\), got \(7, 5\)", lambda: function(**narrow)),
         (ValueError, r"shared must have shape \(C, d\), got \(5,\)", lambda: function(shared=shared[0])),
         (ValueError, r"specific must have shape \(2, 4, 5\), got \(4, 5\)", lambda: function(specific=shared)),
-        (
-            ValueError,
-            r"averaged must have shape \(2, 4, 5\), got \(2, 3, 5\)",
-            lambda: function(averaged=averaged[:, :3]),
-        ),
+        (ValueError, r"averaged must have shape \(2, 4, 5\), got \(2, 3, 5\)", lambda: function(averaged=fewer)),
         (TypeError, r"averaged must be a torch\.Tensor, got NoneType", lambda: function(averaged=None)),
         (ValueError, r"rate must be above 0 and at most 1, got 0", lambda: MutualIdentityLoss(5, 4, rate=0)),
         (ValueError, r"rate must be above 0 and at most 1, got 1\.5", lambda: MutualIdentityLoss(5, 4, rate=1.5)),

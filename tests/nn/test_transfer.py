@@ -42,7 +42,7 @@ def test_h2ft_equals_the_loop_over_groups(device, seed, size, k, training, repea
     x, modality = batch(seed, *size, device=device)
     if repeated:
         copied = torch.randint(len(x), (len(x),), generator=torch.Generator().manual_seed(seed))
-        # a batch of one image over and over has zero variance: what is left of it after normalizing is rounding
+        # a batch of one repeated image has zero variance: normalizing leaves rounding errors only
         assume(not training or len(set(copied.tolist())) > 1 or len(x) == 1)
         x = x[copied.to(x.device)]
     module = randomized(H2FT(6, k=k, tau_hom=0.4, tau_het=0.2), seed).to(device).train(training)
@@ -122,8 +122,8 @@ def test_the_query_is_its_own_first_neighbor(seed, size, k, repeated, dtype):
     x = x[:1].repeat(len(x), 1) if repeated else x
     out = H2FT(6, k=k, value=nn.Identity())(x.to(dtype), modality)
     other = modality[:, None] != modality
-    self = torch.eye(len(x), dtype=torch.bool)
-    for a, allowed in ((out.affinity_het, other | self), (out.affinity_hom, ~other)):
+    itself = torch.eye(len(x), dtype=torch.bool)
+    for a, allowed in ((out.affinity_het, other | itself), (out.affinity_hom, ~other)):
         assert (a.diagonal() > 0).all()
         assert (a.diagonal() >= a.max(1).values - 1e-6).all()  # a repeated image ties, up to the rounding of its cosine
         assert_close(a.double().sum(1), torch.ones(len(x)).double(), rtol=0, atol=1e-2)
@@ -151,9 +151,9 @@ def degenerate_batches() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 MODULES = {
-    "h2ft": lambda **options: H2FT(6, **options),
-    "gft": lambda **options: GFT(6, **options),
-    "gft on groups": lambda **options: GFT(6, unbalanced=True, **options),
+    "h2ft": lambda dim=6, **options: H2FT(dim, **options),
+    "gft": lambda dim=6, **options: GFT(dim, **options),
+    "gft on groups": lambda dim=6, **options: GFT(dim, unbalanced=True, **options),
 }
 
 
@@ -180,8 +180,7 @@ def test_lower_precision_is_close_to_double(name, dtype, tolerance, device):
     x = torch.linalg.qr(torch.randn(16, 16, generator=g, dtype=torch.double)).Q[:10].repeat(2, 1)
     x = x + 0.1 * torch.randn(x.shape, generator=g, dtype=torch.double)
     x, modality = x.to(dtype).double().to(device), torch.tensor([0] * 10 + [1] * 10, device=device)
-    options = {"k": 2, "value": nn.Identity()}
-    module = {"h2ft": H2FT, "gft": GFT}.get(name, GFT)(16, **options, **({"unbalanced": True} if "on" in name else {}))
+    module = MODULES[name](16, k=2, value=nn.Identity())
     exact, rough = module(x, modality), module(x.to(dtype), modality)
     assert rough.query.dtype == dtype
     assert_close(rough.query.double(), exact.query, rtol=0, atol=tolerance)
@@ -207,22 +206,23 @@ def test_another_value_module_is_used(name):
     assert_close(module(x, modality).values, x @ linear.weight.T)
 
 
-# -- H2FT, inference -----------------------------------------------------------------------------------------------
+# -- Inference ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20)
+@pytest.mark.parametrize("name", MODULES)
+@settings(max_examples=15)
 @given(seed=SEEDS, nq=st.integers(1, 4), ng=st.integers(1, 8), k=st.integers(1, 11))
-def test_h2ft_transfer_equals_the_loop_over_single_queries(device, seed, nq, ng, k):
+def test_inference_equals_the_loop_over_single_queries(device, name, seed, nq, ng, k):
     x, _ = batch(seed, nq, ng)
-    module = randomized(H2FT(6, k=k, tau_hom=0.3, tau_het=0.1), seed).eval()
+    tau = {"tau_hom": 0.3, "tau_het": 0.1} if name == "h2ft" else {"tau": 0.3}
+    module = randomized(MODULES[name](k=k, **tau), seed).eval()
     v = values_of(module, x)
-    module = module.to(device)
-    f_q, f_g, _ = ref.h2ft_transfer(v[:nq], v[nq:], k=k, tau_hom=0.3, tau_het=0.1)
-    ours = module.transfer(x[:nq].to(device), x[nq:].to(device))
+    f_q, f_g, *_ = (ref.h2ft_transfer if name == "h2ft" else ref.gft_transfer)(v[:nq], v[nq:], k=k, **tau)
+    module, query, gallery = module.to(device), x[:nq].to(device), x[nq:].to(device)
+    ours = module.transfer(query, gallery)
     assert_close(ours[0].cpu(), f_q, **EXACT)
     assert_close(ours[1].cpu(), f_g, **EXACT)
-    distance = module.distance(x[:nq].to(device), x[nq:].to(device))
-    assert_close(distance.cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
+    assert_close(module.distance(query, gallery).cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -429,27 +429,6 @@ def test_gft_on_groups_has_the_gradients_of_the_loop():
     assert_close(ours.grad, loop.grad, **EXACT)
 
 
-@settings(max_examples=20)
-@given(
-    seed=SEEDS,
-    nq=st.integers(1, 4),
-    ng=st.integers(1, 8),
-    k=st.integers(1, 11),
-    unbalanced=st.booleans(),
-)
-def test_gft_inference_equals_the_loop_over_single_queries(device, seed, nq, ng, k, unbalanced):
-    x, _ = batch(seed, nq, ng)
-    module = randomized(GFT(6, k=k, tau=0.3, unbalanced=unbalanced), seed).eval()
-    v = values_of(module, x)
-    f_q, f_g, _, _ = ref.gft_transfer(v[:nq], v[nq:], k=k, tau=0.3)
-    module = module.to(device)
-    ours = module.transfer(x[:nq].to(device), x[nq:].to(device))
-    assert_close(ours[0].cpu(), f_q, **EXACT)
-    assert_close(ours[1].cpu(), f_g, **EXACT)
-    distance = module.distance(x[:nq].to(device), x[nq:].to(device))
-    assert_close(distance.cpu(), ref.cosine_distance(f_q, f_g), **EXACT)
-
-
 def test_gft_distance_where_a_query_displaces_gallery_neighbors():
     """Queries beside one of three gallery clusters: they join the neighbors of its rows only."""
     g = torch.Generator().manual_seed(0)
@@ -460,7 +439,7 @@ def test_gft_distance_where_a_query_displaces_gallery_neighbors():
     module = GFT(6, k=4, tau=0.2, value=nn.Identity()).double()
     for rows, some_displaced in (([0], True), ([1], False), ([2], True), ([0, 1, 2], True)):
         f_q, f_g, taken, free = ref.gft_transfer(query[rows], gallery, k=4, tau=0.2)
-        assert (taken > 0) == some_displaced  # the case is what it says
+        assert (taken > 0) == some_displaced
         assert free > 0
         assert_close(module.distance(query[rows], gallery), ref.cosine_distance(f_q, f_g), **EXACT)
         assert_close(module.transfer(query[rows], gallery), (f_q, f_g), **EXACT)

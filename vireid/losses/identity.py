@@ -26,19 +26,18 @@ def mutual_identity_loss(
 
     ``shared`` (C, d), ``specific`` (2, C, d) and ``averaged`` (2, C, d) are W, W_m and Ā_m; Ā_m gets no gradient.
     """
-    return _sum(_terms(x, labels, modality, shared, specific, averaged, specific_weight, mutual_weight))
+    return _sum(_terms(x, labels, modality, (shared, specific, averaged), specific_weight, mutual_weight))
 
 
 def _terms(
     x: Tensor,
     labels: Tensor,
     modality: Tensor,
-    shared: Tensor,
-    specific: Tensor,
-    averaged: Tensor,
+    classifiers: tuple[Tensor, Tensor, Tensor],
     specific_weight: float,
     mutual_weight: float,
 ) -> dict[str, Tensor]:
+    shared, specific, averaged = classifiers
     check_at_least_zero("specific_weight", specific_weight)
     check_at_least_zero("mutual_weight", mutual_weight)
     check_tensor("shared", shared, "C d")
@@ -157,7 +156,7 @@ class MutualIdentityLoss(Loss):
             with torch.no_grad():  # in place: nothing that waits for its backward pass keeps the averages
                 self.averaged.lerp_(self.specific, self.rate)
         weights = self.shared, self.specific, self.averaged
-        return _terms(x, labels, modality, *weights, self.specific_weight, self.mutual_weight)
+        return _terms(x, labels, modality, weights, self.specific_weight, self.mutual_weight)
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the logits (B, C) of ``x`` (B, d) by the shared classifier."""
