@@ -26,12 +26,12 @@ def features(seed, nq=9, ng=40, d=6, dtype=torch.float64):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("use_query_relations", [False, True])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     nq=st.integers(1, 6),
     ng=st.integers(1, 18),
-    k1=st.integers(1, 20),
+    k1=st.none() | st.integers(1, 20),
     k2=st.integers(1, 20),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     dense=st.sampled_from([0, 10**9]),
@@ -121,7 +121,7 @@ def test_the_whole_gallery_is_kept_without_removing():
     for variant in VARIANTS:
         for relations in (False, True):
             options = {"k2": 3, "variant": variant, "use_query_relations": relations}
-            assert torch.equal(aim(q, g, k1=None, **options), aim(q, g, k1=len(g), **options))
+            assert_close(aim(q, g, k1=None, **options), aim(q, g, k1=len(g), **options), rtol=0, atol=1e-12)
     fitted = AIM(k1=None, k2=3).fit(g[:15]).extend(g[15:])
     assert_close(fitted.distance(q), oracle.aim(q, g, k1=40, k2=3, variant="paper"), rtol=0, atol=1e-12)
     assert fitted.settings == {"k1": None, "k2": 3, "variant": "paper"}

@@ -8,15 +8,15 @@ from vireid._ops import euclidean
 
 __all__ = ["affinity_error_rate", "affinity_quality", "feature_margin"]
 
-_BLOCK = 2**21  # entries of the matrix worked on at once
+_BLOCK = 2**21  # entries of the matrix per block
 
 
 def feature_margin(x: Array, labels: Array) -> float:
-    """Compute the margin between identities: Q_X of the features before a transfer, Q_Y of those after it (CIFT).
+    """Compute the margin between identities (CIFT): Q_X of the features before a transfer, Q_Y of those after it.
 
-    Mean over the rows i of [mean distance to the rows of other identities − mean distance to the other rows of its
-    own]. The distance D is Euclidean (our choice), computed in float64; normalize ``x`` first to compare features of
-    different scale. Rows without a positive or without a negative are left out.
+    It is the mean over the rows of (mean distance to rows of other identities − mean distance to the other rows of
+    the same identity). The distance is Euclidean (our choice), computed in float64; normalize ``x`` first to compare
+    features of different scale. Rows without a positive or without a negative are left out.
 
     Args:
         x: (N, d).
@@ -42,17 +42,17 @@ def feature_margin(x: Array, labels: Array) -> float:
         part = slice(start, start + block)
         d = euclidean(x[part], x)
         same = y[part, None] == y
-        positive, negative = same.sum(1) - 1, (~same).sum(1)  # an image is at distance 0 of itself: adds nothing
+        positive, negative = same.sum(1) - 1, (~same).sum(1)  # a row's distance of 0 from itself adds nothing
         margin = torch.where(same, 0, d).sum(1) / negative - torch.where(same, d, 0).sum(1) / positive
         margins.append(margin[(positive > 0) & (negative > 0)])
     return _mean_of(margins, "labels must hold an identity with two rows and a second identity")
 
 
 def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | None = None) -> float:
-    """Compute Q_A (CIFT), the share of the rows whose weakest positive is above their strongest negative.
+    """Compute Q_A (CIFT), the share of the rows with the weakest positive above the strongest negative.
 
     Args:
-        affinity: (N, N), larger = more alike, its diagonal not looked at; or (Nq, Ng) with ``gallery_labels``.
+        affinity: (N, N), larger = more alike, its diagonal not used; or (Nq, Ng) with ``gallery_labels``.
         labels: (N,) integers, of the rows.
         gallery_labels: (Ng,) integers, of the columns; None: the rows are the columns.
 
@@ -88,7 +88,7 @@ def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | Non
 def affinity_error_rate(
     affinity: Array, query_labels: Array, gallery_labels: Array | None = None, *, k: int = 4
 ) -> float:
-    """Compute the share of the entries in which predicted and ideal affinity differ (CIFT, Table 4).
+    """Compute the share of entries that differ between the predicted and the ideal affinity (CIFT, Table 4).
 
     Ideal is 1 for the same identity and 0 otherwise; predicted is 1 for the ``k`` largest of a row, ties by gallery
     index, and 0 otherwise. An image compared with itself counts like any other (our choice).
@@ -97,7 +97,7 @@ def affinity_error_rate(
         affinity: (Nq, Ng), larger = more alike.
         query_labels: (Nq,) integers.
         gallery_labels: (Ng,) integers; None: the rows are the columns, Nq = Ng.
-        k: neighbors kept in a row, at least 1; more than Ng means all.
+        k: neighbors kept per row, at least 1; more than Ng means all.
 
     Returns:
         A share in [0, 1].

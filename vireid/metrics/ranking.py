@@ -12,8 +12,8 @@ from vireid._checks import Array, ArrayT, check_count, check_finite, check_optio
 
 __all__ = ["RankMetrics", "rank_metrics"]
 
-_BLOCK = 2**20  # entries of the distance matrix worked on at once
-_PART_BYTES = 2048  # up to here NumPy sorts by networks, several times faster than a long row
+_BLOCK = 2**20  # entries of the distance matrix per block
+_PART_BYTES = 2048  # longest row that NumPy sorts by networks, several times faster than a longer one
 
 Exclude = Literal["same_camera", "same_id_same_camera"] | None
 CMCOver = Literal["images", "identities"]
@@ -28,7 +28,7 @@ class RankMetrics(Generic[ArrayT]):
         mAP: mean average precision over the valid queries.
         mINP: mean inverse negative penalty over the valid queries.
         queries: number of queries given.
-        valid_queries: those with a true match left after the exclusion; only they count.
+        valid_queries: number of those with a true match left after the exclusion; only they count.
         average_precision: (Nq,) float64, NaN for a query without a true match.
         inverse_negative_penalty: (Nq,) float64, NaN likewise.
         first_match: (Nq,) int64, rank of the first true match (of its identity with ``cmc_over="identities"``), 0 for
@@ -68,23 +68,24 @@ def rank_metrics(
     """Compute CMC, mAP and mINP of a distance matrix (Ye et al., AGW, for AP and INP).
 
     Each query ranks the gallery by (distance, gallery index). AP is the mean over its true matches of matches so far /
-    rank, INP the number of matches / rank of the last one. Only the true matches are ranked; the rest is counted,
-    exactly. Besides the input a few blocks of a million entries are held.
+    rank, INP the number of matches / rank of the last one. Only the true matches are ranked; the images ahead of them
+    are counted, exactly. Memory beside the input is a few blocks of a million entries.
 
     Args:
         distance: (Nq, Ng), smaller = nearer, finite.
         query_ids: (Nq,) integers.
         gallery_ids: (Ng,) integers.
-        query_cameras: (Nq,) integers, needed (and looked at) with ``exclude`` only.
+        query_cameras: (Nq,) integers, needed (and used) only with ``exclude``.
         gallery_cameras: (Ng,) integers, likewise.
-        exclude: gallery images a query skips: "same_camera" all of its own camera, "same_id_same_camera" only those
-            that also show its identity, None nothing. Cameras in one place (2 and 3 in SYSU-MM01) get one number.
+        exclude: gallery images that a query skips: "same_camera" all of its own camera, "same_id_same_camera" only
+            those of its own identity among them, None nothing. Give cameras in one place (2 and 3 in SYSU-MM01) one
+            number.
         cmc_over: "images", or "identities": the CMC then counts each identity once, at its first image. AP and INP
             are over images in any case.
 
     Returns:
-        A `RankMetrics`, with R = Ng or the number of gallery identities; its arrays are NumPy if ``distance`` is, and
-        on the device of ``distance`` otherwise.
+        A `RankMetrics`, with R = Ng or the number of gallery identities; its arrays are NumPy if ``distance`` is, else
+        on the device of ``distance``.
 
     Raises:
         ValueError: for sizes that do not match, an unknown option, ``exclude`` without cameras, an empty gallery, NaN
@@ -117,18 +118,15 @@ def rank_metrics(
 
 
 def check_options(exclude: Exclude, cmc_over: CMCOver) -> None:
-    """Raise unless both are known."""
+    """Raise unless both options are known."""
     check_option("exclude", exclude, (None, "same_camera", "same_id_same_camera"))
     check_option("cmc_over", cmc_over, ("images", "identities"))
 
 
 def summary(results: Tensor, length: int, given: ArrayT) -> RankMetrics[ArrayT]:
-    """Compute the metrics of the queries in ``results`` (Nq, 3), as `Gallery.rank` gives them; NaN where none is valid.
+    """Compute the metrics, with ``length`` entries of the CMC, of the ``results`` (Nq, 3) of `Gallery.rank`.
 
-    Args:
-        results: (Nq, 3) float64: first match, AP, INP.
-        length: entries of the CMC.
-        given: the arrays of the answer are NumPy if this is.
+    They are NaN if no query is valid. Arrays are NumPy if ``given`` is one.
     """
     first, (ap, inp) = results[:, 0].long(), results[:, 1:].T.contiguous()
     valid = first > 0
@@ -149,23 +147,19 @@ def summary(results: Tensor, length: int, given: ArrayT) -> RankMetrics[ArrayT]:
 class Gallery:
     """Gallery's side of the metrics, made once for any number of blocks of queries. Internal.
 
-    Args:
-        ids: (Ng,) int64.
-        cameras: (Ng,) int64 on the same device; None without ``exclude``.
-        exclude: as in `rank_metrics`.
-        cmc_over: as in `rank_metrics`.
+    ``ids`` and ``cameras`` (None without ``exclude``) are (Ng,) int64, on one device.
     """
 
     def __init__(self, ids: Tensor, cameras: Tensor | None, *, exclude: Exclude, cmc_over: CMCOver) -> None:
         self.ids, self.cameras, self.exclude, self.cmc_over = ids, cameras, exclude, cmc_over
-        self.sorted_ids, self.order = ids.sort(stable=True)  # the images of an identity stand together
+        self.sorted_ids, self.order = ids.sort(stable=True)  # the images of an identity are adjacent
         sizes = torch.unique_consecutive(self.sorted_ids, return_counts=True)[1]
         self.starts = sizes.cumsum(0) - sizes
         self.is_sorted = bool((self.order.diff() == 1).all())
         self.length = len(sizes) if cmc_over == "identities" else len(ids)
 
     def to(self, device: torch.device) -> "Gallery":
-        """Return the same on ``device``."""
+        """Return the gallery on ``device``."""
         if device == self.ids.device:
             return self
         cameras = None if self.cameras is None else self.cameras.to(device)
@@ -187,7 +181,7 @@ class Gallery:
         results = results.repeat(len(distance), 1)
         low = torch.searchsorted(self.sorted_ids, query_ids)
         size = torch.searchsorted(self.sorted_ids, query_ids, right=True) - low
-        queries = size.argsort()[int((size == 0).sum()) :]  # those of about as many images share a block
+        queries = size.argsort()[int((size == 0).sum()) :]  # queries with about as many images share a block
         for rows in queries.split(max(1, _BLOCK // len(self.ids))) if len(queries) else ():
             slot = torch.arange(int(size[rows[-1]]), device=rows.device)
             keep = slot < size[rows, None]
@@ -199,7 +193,7 @@ class Gallery:
             x = self._read(distance, rows, query_cameras)
             found, tied = self._rank_block(x, columns, keep, left_out)
             again = tied.nonzero().flatten()
-            if len(again):  # where values do not say which comes first, rank values together with their columns
+            if len(again):  # values that tie are ranked together with their columns
                 x = _distinct(self._read(distance, rows[again], query_cameras))
                 if left_out is not None:
                     left_out = left_out[again]
@@ -208,7 +202,7 @@ class Gallery:
         return results
 
     def _read(self, distance: Tensor, rows: Tensor, query_cameras: Tensor | None) -> Tensor:
-        """A copy (b, Ng) of ``rows``, in at least float32, with infinity where a query skips a whole camera."""
+        """Return a copy (b, Ng) of ``rows``, in at least float32, with infinity for the cameras that a query skips."""
         x = distance.index_select(0, rows).to(torch.promote_types(distance.dtype, torch.float32))
         if self.exclude != "same_camera" or query_cameras is None:
             return x
@@ -216,7 +210,7 @@ class Gallery:
         return torch.where((cameras[:, None] == self.cameras).index_select(0, index), torch.inf, x)
 
     def _rank_block(self, x: Tensor, columns: Tensor, keep: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """First match, AP, INP (b, 3) of one block, and (b,) whether a tie makes them uncertain.
+        """Compute first match, AP and INP (b, 3) of one block, and (b,) whether a tie makes them uncertain.
 
         Args:
             x: (b, Ng) float or integer.
@@ -241,7 +235,7 @@ class Gallery:
             ahead -= torch.searchsorted(skipped, values)
         rank = (ahead + 1).double()
         first = rank[:, 0]
-        if minima is not None:  # an identity is ahead if its best image is; the query's own never is
+        if minima is not None:  # an identity is ahead if its best image is; the query's own does not count
             identity = torch.searchsorted(self.starts, torch.searchsorted(self.sorted_ids, self.ids[columns[:, :1]]))
             minima.scatter_(1, identity, top)
             first = (minima < values[:, :1]).sum(1).double() + 1
@@ -253,7 +247,7 @@ class Gallery:
         return found, tied
 
     def _minima(self, x: Tensor) -> Tensor:
-        """(b, identities) smallest entry of each identity."""
+        """Return the smallest entry of each identity (b, identities)."""
         if x.device.type == "cpu":
             ordered = x.numpy() if self.is_sorted else np.take(x.numpy(), self.order.numpy(), axis=1)
             return torch.from_numpy(np.minimum.reduceat(ordered, self.starts.numpy(), axis=1))
@@ -263,16 +257,16 @@ class Gallery:
 
 
 def _count_ahead(x: Tensor, values: Tensor, columns: Tensor, top: float) -> tuple[Tensor, Tensor]:
-    """How many entries of a row are below each value, (b, w), and (b, w) whether a second one equals it.
+    """Count the entries of a row below each value, (b, w), and say (b, w) whether a second entry equals it.
 
-    A row is cut into parts, each sorted for itself, and the value is looked up in every part: sorting many short
-    parts takes a fraction of the time of one long row. Rows of very many matches, and GPUs, sort whole rows.
+    A row is cut into parts, each sorted by itself, and the value is looked up in every part: sorting many short parts
+    takes a fraction of the time of one long row. GPUs, and blocks with very many matches per row, sort whole rows.
 
     Args:
         x: (b, Ng); its order is destroyed.
-        values: (b, w), each one an entry of its row or ``top``.
-        columns: (b, w) where it stands.
-        top: more than any entry.
+        values: (b, w), each an entry of its row or ``top``.
+        columns: (b, w), the values' columns.
+        top: a number above all entries.
     """
     rows, length = x.shape
     part = _PART_BYTES // x.element_size()
@@ -285,7 +279,7 @@ def _count_ahead(x: Tensor, values: Tensor, columns: Tensor, top: float) -> tupl
     place = torch.searchsorted(x, wanted)
     equal = (x.gather(1, place.clamp_max(part - 1)) == wanted).view(rows, parts, -1).sum(1) > 1
     place = place.view(rows, parts, -1)
-    # A second one in the value's own part stands right behind it. (At the row's end the value meets itself: harmless.)
+    # A second one in the value's own part is right behind it. (At the row's end the value meets itself: harmless.)
     own = columns // part
     behind = own * part + place.gather(1, own[:, None]).squeeze(1) + 1
     equal |= x.view(rows, -1).gather(1, behind.clamp_max(parts * part - 1)) == values
@@ -293,7 +287,7 @@ def _count_ahead(x: Tensor, values: Tensor, columns: Tensor, top: float) -> tupl
 
 
 def _sort(x: Tensor) -> Tensor:
-    """Rows sorted, in place on the CPU: NumPy's sort of values is many times faster there than PyTorch's."""
+    """Sort the rows, in place on the CPU, where NumPy's sort of values is many times faster than PyTorch's."""
     if x.device.type != "cpu":
         return x.sort(dim=1).values
     parts = x.numpy()
@@ -304,8 +298,8 @@ def _sort(x: Tensor) -> Tensor:
 
 
 def _distinct(x: Tensor) -> Tensor:
-    """(b, Ng) int64 without ties, in the order of (entry, column)."""
-    if x.dtype == torch.float32:  # the bits of a float, as an integer, are in its order; those below 0 in reverse
+    """Return int64 (b, Ng) without ties, in the order of (entry, column)."""
+    if x.dtype == torch.float32:  # the bits of a float, as an integer, have its order, or the reverse below 0
         bits = (x + 0.0).view(torch.int32)  # -0 and 0 are equal
         bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
         return (bits << 32) + torch.arange(x.shape[1], device=x.device)

@@ -1,4 +1,4 @@
-"""Ranking metrics of queries that arrive in blocks, on one process or on many."""
+"""Ranking metrics of queries in blocks, on one process or on many."""
 
 from typing import TYPE_CHECKING, Generic, Self
 
@@ -16,16 +16,16 @@ __all__ = ["RankingMetric"]
 
 
 class RankingMetric(Generic[ArrayT]):
-    """`rank_metrics` of a distance matrix that is never held whole: blocks of queries are added as they are made.
+    """`rank_metrics` of a distance matrix that is never held whole: blocks of queries are added one by one.
 
     Only the first match, AP and INP of each query are kept: 24 bytes per query. The result equals `rank_metrics` of all
-    blocks stacked, in the order in which they came. Under torch.distributed each process adds its own queries, as many
-    as it has, and `compute`, called by all of them, gives all the same result of all queries, process by process.
+    blocks stacked in the order of their updates. Under torch.distributed each process adds its own queries, any number
+    of them, and `compute`, called by all processes, returns to each the result of all queries, process by process.
 
     Args:
-        gallery_ids: (Ng,) integers. The answer's arrays are NumPy if this is.
-        gallery_cameras: (Ng,) integers, needed (and looked at) with ``exclude`` only.
-        exclude: gallery images a query skips, as in `rank_metrics`.
+        gallery_ids: (Ng,) integers. The arrays of the result are NumPy if this is.
+        gallery_cameras: (Ng,) integers, needed (and used) only with ``exclude``.
+        exclude: gallery images that a query skips, as in `rank_metrics`.
         cmc_over: "images" or "identities", as in `rank_metrics`.
 
     Raises:
@@ -65,11 +65,11 @@ class RankingMetric(Generic[ArrayT]):
 
     @property
     def device(self) -> torch.device:
-        """Device of the results and of the answer: that of the last block, or of `to`."""
+        """Device of the state and of the result: that of the last block, or of `to`."""
         return self._gallery.ids.device
 
     def to(self, device: torch.device | str) -> Self:
-        """Move what is held to ``device``; an update does so by itself. Returns the object."""
+        """Move the state to ``device``, as each update does, and return the object."""
         self._gallery = self._gallery.to(torch.empty(0, device=device).device)  # "cuda" becomes "cuda:0"
         self._results = [part.to(self.device) for part in self._results]
         return self
@@ -80,17 +80,17 @@ class RankingMetric(Generic[ArrayT]):
         Args:
             distance: (n, Ng), smaller = nearer, finite; n may be 0.
             query_ids: (n,) integers.
-            query_cameras: (n,) integers, needed (and looked at) with ``exclude`` only.
+            query_cameras: (n,) integers, needed (and used) only with ``exclude``.
 
         Raises:
             ValueError: for sizes that do not match, ``exclude`` without cameras, NaN or an infinity. Nothing is added.
             TypeError: for a ``distance`` that is not floating point or labels that are not integers.
         """
-        results = self._rank(distance, query_ids, query_cameras)
+        results = self._rank(distance, query_ids, query_cameras)  # first, for it may replace the list
         self._results.append(results)
 
     def compute(self) -> RankMetrics[ArrayT]:
-        """Compute the metrics of all queries so far, of all processes; more can be added afterwards.
+        """Compute the metrics of all queries so far, on all processes; more can be added afterwards.
 
         Raises:
             RuntimeError: if no query was added yet.
@@ -105,23 +105,22 @@ class RankingMetric(Generic[ArrayT]):
         return metrics
 
     def reset(self) -> None:
-        """Forget all queries, keep the gallery."""
+        """Forget all queries and keep the gallery."""
         self._results = []
 
     def forward(self, distance: Array, query_ids: Array, query_cameras: Array | None = None) -> RankMetrics[ArrayT]:
         """Update, and return the metrics of only this block (NaN if none of its queries has a true match)."""
-        results = self._rank(distance, query_ids, query_cameras)
-        self._results.append(results)
-        return summary(results, self._gallery.length, self._given)
+        self.update(distance, query_ids, query_cameras)
+        return summary(self._results[-1], self._gallery.length, self._given)
 
     __call__ = forward
 
     def as_torchmetrics(self) -> "torchmetrics.Metric":
         """Return a `torchmetrics.Metric` of the same gallery and options, for MetricCollection and Lightning's logging.
 
-        Its ``update`` takes tensors as here, its ``compute`` returns 0-dimensional float64 tensors by name:
-        "rank1", "rank5", "rank10", "rank20", "mAP", "mINP", shares in [0, 1]. It starts without queries, and
-        torchmetrics synchronises it.
+        Its ``update`` takes tensors as this class does, its ``compute`` returns 0-dimensional float64 tensors by name:
+        "rank1", "rank5", "rank10", "rank20", "mAP", "mINP", shares in [0, 1]. It starts without queries;
+        torchmetrics synchronizes it.
 
         Raises:
             ImportError: if torchmetrics is not installed.
@@ -133,7 +132,7 @@ class RankingMetric(Generic[ArrayT]):
         return TorchRankingMetric(self)
 
     def _rank(self, distance: Array, query_ids: Array, query_cameras: Array | None) -> Tensor:
-        """Compute the results (n, 3) of a block, on its device; everything held follows it there."""
+        """Compute the results (n, 3) of a block, and move the state to its device."""
         d = to_matrix("distance", distance, columns=len(self._gallery.ids))
         q_ids = to_integers("query_ids", query_ids, len(d), d.device)
         q_cameras = None
@@ -152,10 +151,10 @@ class RankingMetric(Generic[ArrayT]):
 
 
 def _gather(results: Tensor) -> Tensor:
-    """Gather ``results`` (n, 3) of all processes, one after the other; each process may have its own n."""
+    """Gather ``results`` (n, 3) of all processes, in their order; n may differ between them."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return results
-    # NCCL sends from GPUs only, and a process without queries may not have moved to its own yet.
+    # NCCL sends only from GPUs, and the state of a process without queries may still be on the CPU.
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     mine = torch.tensor([len(results)], device=device)
     sizes = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

@@ -1,8 +1,8 @@
 """Exact nearest neighbors with a defined order: the same answer from every backend, block size and batch of queries.
 
 A fast float32 product proposes candidates; their scores are then computed again in float64, pair by pair, by
-operations whose result depends on nothing but the two rows. A bound on the product's rounding error says which rows
-are settled by that; the others (many ties, duplicates, zero rows) get every gallery row the bound cannot rule out.
+operations whose result depends only on the two rows. A bound on the product's rounding error says for which queries
+that settles the answer; the others (many ties, duplicates, zero rows) score each gallery row it cannot rule out.
 
 Four doors: `prepare` rows, `search` a gallery for queries, `neighbors_within` a set, `rescore` pairs.
 """
@@ -17,6 +17,7 @@ from vireid.neighbors._scores import Metric, Rows, error_bound, prepare, product
 
 __all__ = [
     "PAD",
+    "SMALL",
     "Found",
     "Rows",
     "best_per_row",
@@ -27,9 +28,9 @@ __all__ = [
     "search_proposed",
 ]
 
-PAD = 8  # candidates beyond k: enough to settle all rows without unusually many near ties
-_BLOCK_BYTES = 2**25  # of one block of products
-_SMALL = 2**-4  # a query whose kept scores are shorter than this as a row gets exact ones
+PAD = 8  # candidates beyond k: enough to settle all queries without unusually many near ties
+_BLOCK_BYTES = 2**25  # size of one block of products
+SMALL = 2**-4  # a query gets exact scores if the row of its k scores is shorter than this
 
 
 class Found(NamedTuple):
@@ -57,8 +58,8 @@ def search(
         gallery: prepared rows.
         k: neighbors wanted, at most the gallery's size.
         metric: as in `topk`.
-        block: queries of a block.
-        ordered: False where only the set of the k nearest matters, not their order (cosine). The set is exact; the
+        block: queries per block.
+        ordered: False if only the set of the k nearest matters, not their order (cosine). The set is exact; the
             scores may be those of the product, unless all of a query's are so small that scaling them to length 1
             would scale rounding. Saves most of the scoring in float64 on the CPU.
     """
@@ -87,15 +88,9 @@ def search_proposed(
     *,
     block: int | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Find the same as `search` from another's candidates, without the products: (rows, scores, indices) of a block.
+    """Find the same as `search` from given candidates, without the products: (rows, scores, indices) of each block.
 
-    Args:
-        queries: as in `search`.
-        gallery: as in `search`.
-        k: as in `search`.
-        metric: as in `topk`.
-        propose: (b, d) proposals -> values and indices of their min(k + PAD, Ng) largest products.
-        block: queries of a block.
+    ``propose`` takes proposals (b, d) to the values and indices of their min(k + PAD, Ng) largest products.
     """
     for part in _blocks(queries, gallery, block):
         some = queries.select(part)
@@ -107,13 +102,13 @@ def neighbors_within(
 ) -> tuple[Tensor, Tensor]:
     """Find the exact k nearest of each row among all rows by cosine, itself first.
 
-    A product of two blocks of rows serves both, so that half of the N × N products are computed, and none kept.
+    A product of two blocks of rows serves both, so that half of the N × N products are computed; none is kept.
 
     Args:
         rows: N rows, prepared for "cosine".
         k: neighbors wanted, the row itself included; at most N.
-        visit: called with (rows, columns, product) of each block; the blocks cover the upper triangle. ``visit`` must
-            leave the product as it is, and not keep it: it is changed after the call.
+        visit: called with (rows, columns, product) of each block; the blocks cover the upper triangle. It must neither
+            change nor keep the product.
 
     Returns:
         Cosines (N, k), float64, 1 for the row itself (also where it is zero), and indices (N, k), by descending
@@ -124,7 +119,7 @@ def neighbors_within(
         return torch.ones(n, 1, dtype=torch.float64, device=device), torch.arange(n, device=device)[:, None]
     m = min(k + PAD, n)
     step = _tile(device, m)
-    # no neighbor yet, which is behind everything
+    # no neighbor yet: -inf is behind every cosine
     best = torch.full((n, m), -torch.inf, dtype=rows.proposal.dtype, device=device)
     index = torch.zeros((n, m), dtype=torch.int64, device=device)
 
@@ -159,13 +154,9 @@ def neighbors_within(
 
 
 def best_per_row(score: Tensor, row: Tensor, rows: int, k: int) -> Tensor:
-    """Return where the k largest of each row's scores stand (rows, k), descending, ties in the order given.
+    """Return the places (rows, k) of the k largest of each row's scores, descending, ties in the order given.
 
-    Args:
-        score: (P,).
-        row: (P,) of each score; at least k of each row.
-        rows: how many there are.
-        k: scores wanted.
+    ``score`` (P,) holds at least k scores per row, and ``row`` (P,) the row of each, below ``rows``.
     """
     order = score.argsort(descending=True, stable=True)
     order = order[row[order].argsort(stable=True)]
@@ -183,8 +174,8 @@ def _blocks(queries: Rows, gallery: Rows, block: int | None) -> Iterator[slice]:
 def _tile(device: torch.device, m: int) -> int:
     """Return the rows of a block of products of a set with itself, for m candidates per row.
 
-    On the CPU a cache should hold it (16 MiB in float32), a GPU it should keep busy; and a selection of m is fast where
-    it is from many times as many.
+    A block should fit into the cache of a CPU (16 MiB in float32) and keep a GPU busy, and have many times m columns,
+    for that makes the selection of m fast.
     """
     return max(2048 if device.type == "cpu" else 8192, 64 * m)
 
@@ -199,10 +190,10 @@ def _exact(
     metric: Metric,
     itself: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores (b, k) and indices of the k best: of the candidates, or of all rows where these do not settle it."""
+    """Return scores and indices (b, k) of the k best: of the candidates, or of all rows if these do not settle it."""
     scores, indices, limit = _settle(queries, gallery, proposed, candidates, k, metric, itself)
     rest = (limit < torch.inf).nonzero().flatten()
-    # of so many queries all gallery rows may be scored: pairs take many times the memory of products
+    # all gallery rows may be scored for so many queries: pairs take many times the memory of products
     for part in rest.split(max(1, _BLOCK_BYTES // (32 * len(gallery.given)))):
         few = queries.select(part)
         within = ~((products(few.proposal, gallery.proposal) if product is None else product[part]) < limit[part, None])
@@ -218,13 +209,13 @@ def _exact(
 
 
 def _open_sets(queries: Rows, gallery: Rows, proposed: Tensor, kth: Tensor, k: int, metric: Metric) -> Tensor:
-    """Queries whose k-th and next proposal rounding may have swapped, or whose scores are small."""
-    small = proposed[:, :k].norm(dim=1) < _SMALL
+    """Return the queries whose scores are small, or whose k-th and next proposal rounding may have swapped."""
+    small = proposed[:, :k].norm(dim=1) < SMALL
     if proposed.shape[1] == k:  # all of the gallery
         return small.nonzero().flatten()
     score = rescore(queries, gallery, torch.arange(len(kth), device=kth.device), kth, metric)
     bound, finite = error_bound(queries, gallery, metric)
-    # TF32 and the like are no part of the bound: the error seen at the k-th of all queries stands in for them
+    # the bound leaves out TF32 and the like: the error seen at the k-th of all queries stands in for them
     seen = (score - proposed[:, k - 1]).abs().max()
     gap = proposed[:, k - 1].double() - proposed[:, k]
     return (small | ~finite | ~(gap > 2 * torch.maximum(bound, 4 * seen))).nonzero().flatten()
@@ -239,11 +230,11 @@ def _settle(
     metric: Metric,
     itself: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score again the m candidates (b, m) that a product proposed with the values ``proposed``.
+    """Score the candidates (b, m) of a product, with values ``proposed``, exactly.
 
     Returns:
-        The k best scores (b, k) in float64 and their indices, and (b,) the product from which a gallery row may still
-        belong to them: +inf if none does, -inf if any row may. Then all rows from there on are scored.
+        The k best scores (b, k) in float64, their indices, and the limits (b,) from which on a gallery row's product
+        leaves it a chance to be among them: +inf if no other row has one, -inf if every row has.
     """
     m = candidates.shape[1]
     proposed = proposed.double()
@@ -252,7 +243,7 @@ def _settle(
     score = score_lists(queries, gallery, candidates, metric)
     bound, finite = error_bound(queries, gallery, metric)
     product = (score + queries.square[:, None]) / 2 if metric == "euclidean" else score
-    # TF32 and the like are no part of the bound: the error that is seen here stands in for them
+    # the bound leaves out TF32 and the like: the error seen here stands in for them
     difference = (product - proposed).abs()
     if itself is not None:
         mine = candidates == itself[:, None]

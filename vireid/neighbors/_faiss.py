@@ -1,4 +1,4 @@
-"""Uses of faiss, imported on use: a flat search that proposes candidates, and the GPU's limits."""
+"""Access to faiss, imported on use: a flat search that proposes candidates, and the GPU's limits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,11 @@ from torch import Tensor
 
 __all__ = ["GPU_MAX_K", "flat_proposer", "import_faiss", "on_gpu"]
 
-GPU_MAX_K = 2048  # neighbors that a search on the GPU can give (faiss's GPU_MAX_SELECTION_K)
+GPU_MAX_K = 2048  # most neighbors of a search on the GPU (faiss's GPU_MAX_SELECTION_K)
 
 
 def import_faiss(argument: str) -> Any:
-    """Import faiss; ``argument`` is what asked for it.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
+    """Import faiss, or raise an ImportError that names the ``argument`` in need of it."""
     try:
         import faiss
     except ImportError as error:
@@ -25,15 +21,11 @@ def import_faiss(argument: str) -> Any:
 
 
 def on_gpu(argument: str) -> Any:
-    """Import faiss with its GPU part, which then takes torch tensors where they are, on torch's stream.
-
-    Raises:
-        ImportError: if faiss is not installed, or only for the CPU.
-    """
+    """Import faiss, with its GPU part, as `import_faiss`; it then takes tensors in place, on PyTorch's stream."""
     faiss = import_faiss(argument)
     if not hasattr(faiss, "StandardGpuResources"):
         raise ImportError(f"{argument} needs faiss for the GPU with tensors there: pip install 'vireid[gpu]'")
-    import faiss.contrib.torch_utils  # it teaches faiss's functions to take tensors
+    import faiss.contrib.torch_utils  # makes faiss's functions take tensors
 
     return faiss
 
@@ -41,14 +33,14 @@ def on_gpu(argument: str) -> Any:
 def flat_proposer(gallery: Tensor, m: int) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
     """Return a function for `search_proposed`: (b, d) -> values and indices (b, m) of the largest products.
 
-    The gallery is searched where it is, on the CPU or a GPU; there is no index and no copy.
+    The gallery is searched in place, on the CPU or a GPU, without an index.
 
     Args:
         gallery: (N, d) float32, contiguous.
-        m: candidates of each query, at most N.
+        m: candidates per query, at most N.
 
     Returns:
-        None where faiss cannot: for more than 2,048 candidates on a GPU. PyTorch can.
+        None for more than 2,048 candidates on a GPU, which PyTorch can find, but not faiss.
 
     Raises:
         ImportError: if faiss is not installed, or only for the CPU and the gallery is on a GPU.
@@ -69,14 +61,8 @@ def flat_proposer(gallery: Tensor, m: int) -> Callable[[Tensor], tuple[Tensor, T
 
     def propose_on_gpu(query: Tensor) -> tuple[Tensor, Tensor]:
         with torch.cuda.device(gallery.device):
-            values, indices = faiss.knn_gpu(
-                resources,
-                query.contiguous(),
-                gallery,
-                m,
-                metric=faiss.METRIC_INNER_PRODUCT,
-                device=gallery.device.index,
-            )
+            options = {"metric": faiss.METRIC_INNER_PRODUCT, "device": gallery.device.index}
+            values, indices = faiss.knn_gpu(resources, query.contiguous(), gallery, m, **options)
         return values, indices
 
     return propose_on_gpu

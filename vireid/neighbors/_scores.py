@@ -1,4 +1,4 @@
-"""Rows prepared for comparison and their exact scores, in float64 and from the two rows of a pair only.
+"""Rows prepared for comparison, and exact scores in float64 that depend only on the two rows of a pair.
 
 Elementwise operations give equal rows equal scores, whatever their neighbors, their place in memory, the number of
 threads or the device; a sum, a matrix product or PyTorch's square root on the CPU would not. So ties stay ties.
@@ -29,24 +29,24 @@ _FEW = 4  # queries up to which a product on the CPU is bound by reading the gal
 
 
 class Rows(NamedTuple):
-    """Rows as given and what both kinds of score need of them."""
+    """Rows as given, with what products and exact scores need of them."""
 
     given: Tensor  # (N, d)
-    square: Tensor  # (N,) float64, of the length
+    square: Tensor  # (N,) float64, squared lengths
     proposal: Tensor  # (N, d) or (N, d+1), float32 or float64: proposal_q @ proposal_g grows with nearness
 
     @property
     def length(self) -> Tensor:
-        """(N,) float64."""
+        """Lengths of the rows (N,), float64."""
         return self.square.sqrt()
 
     def select(self, index: slice | Tensor) -> "Rows":
-        """Those at ``index``."""
+        """Return the rows at ``index``."""
         return Rows(*(x[index] for x in self))
 
 
 def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> Rows:
-    """Return rows (N, d) ready for a search; ``dtype`` of the proposals, ``gallery`` says on which side they stand."""
+    """Prepare rows (N, d) for a search, as its gallery or as its queries, with proposals of ``dtype``."""
     if x.dtype == torch.float64 and metric == "cosine":
         x = _in_range(x)
     step = at_once(x)
@@ -69,8 +69,8 @@ def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> 
 def rescore(queries: Rows, gallery: Rows, row: Tensor, column: Tensor, metric: Metric = "cosine") -> Tensor:
     """Return the scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer.
 
-    A cosine is ±√(dot² / (|q|² |g|²)), 0 with a zero row: where dot and squares are exact, as for small integers, pairs
-    of equal cosine have equal scores. Euclidean: minus the squared distance.
+    A cosine is ±√(dot² / (|q|² |g|²)), 0 with a zero row: if dot and squares are exact, as for small integers, pairs of
+    equal cosine have equal scores. The score of "euclidean" is minus the squared distance.
     """
     step = at_once(queries.given)
     parts = [
@@ -108,9 +108,9 @@ def score_lists(queries: Rows, gallery: Rows, columns: Tensor, metric: Metric) -
 
 
 def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Return how far a product may be from the score it stands for (b,), and whether it is sure to be finite (b,)."""
+    """Return bounds (b,) on the error of a product beside its score, and whether (b,) the product must be finite."""
     info = torch.finfo(gallery.proposal.dtype)
-    size = gallery.square.max().sqrt()  # bounds of sum_i |q_i g_i|, the size of what the product adds up
+    size = gallery.square.max().sqrt()  # for bounds of Σ_i |q_i g_i|, the magnitude that rounding is relative to
     if metric == "cosine":
         magnitude = torch.ones_like(queries.square)
     elif metric == "dot":
@@ -127,19 +127,19 @@ def products(queries: Tensor, gallery: Tensor) -> Tensor:
     few = queries.device.type == "cpu" and len(queries) <= _FEW
     if not few or not len(queries):
         return queries @ gallery.T
-    # with the gallery on the left and two columns at least, memory is read at full speed: three times as fast here
+    # with the gallery on the left and at least two columns, memory is read at full speed
     q = queries.repeat(2, 1) if len(queries) == 1 else queries
     return (gallery @ q.T).T[: len(queries)].contiguous()
 
 
 def at_once(x: Tensor) -> int:
-    """Return the rows of ``x`` in float64 for a block: on the CPU it should stay in a cache, a GPU it should fill."""
+    """Return the rows of ``x`` per float64 block: it should stay in the cache of a CPU, or fill a GPU."""
     block_bytes = 2**21 if x.device.type == "cpu" else 2**28
     return max(1, block_bytes // (8 * max(1, x.shape[1])))
 
 
 def _in_range(x: Tensor) -> Tensor:
-    """Return float64 rows (N, d) times powers of two, so that neither squares nor their products leave the range."""
+    """Scale float64 rows (N, d) by powers of two, so that neither squares nor their products leave the range."""
     if not x.numel():
         return x
     power = -torch.frexp(torch.maximum(x.amax(1), -x.amin(1))).exponent
@@ -151,7 +151,7 @@ def _in_range(x: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Return the row sums of ``x`` (N, d) by halving, which overwrites it: elementwise additions only."""
+    """Sum the rows of ``x`` (N, d) by halving, which overwrites it: elementwise additions only."""
     while x.shape[1] > 1:
         half = x.shape[1] // 2
         x[:, :half] += x[:, -half:]  # an odd middle column waits for the next round
@@ -160,5 +160,5 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def _root(x: Tensor) -> Tensor:
-    """Return the correctly rounded square root; PyTorch's own is not that on every CPU, NumPy's and CUDA's are."""
+    """Return the correctly rounded square root: NumPy's and CUDA's are, PyTorch's is not on every CPU."""
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()

@@ -26,7 +26,7 @@ def topk(
     """Return the ``k`` nearest gallery rows of each query, nearest first, ties by gallery index.
 
     Scores are computed in float64 from the rows as given and ordered by (score, gallery index) before they are
-    rounded, so the answer is exact: it does not depend on the backend, on ``block``, or on the other queries.
+    rounded. So the answer is exact: it does not depend on the backend, on ``block``, or on the other queries.
     Memory is O(Nq k) and one block; no (Nq, Ng) matrix is kept. Time is that of the product, unless most rows are
     near-duplicates of each other (collapsed features): then all of them are scored in float64, many times slower.
 
@@ -36,9 +36,9 @@ def topk(
         k: neighbors wanted, at least 1; more than Ng means all of them.
         metric: "cosine" (similarity in [-1, 1], 0 for a zero row), "dot" (inner product) or "euclidean" (the
             distance itself, not its square).
-        backend: maker of the products: "torch", or "faiss", whose product of float32 copies is its own. "auto" is
-            "torch". The answer is the same.
-        block: queries worked on at once. Default: as many as keep a block of products at 32 MiB.
+        backend: library that proposes candidates: "torch", or "faiss", from float32 copies. "auto" is "torch". The
+            answer is the same.
+        block: queries per block. Default: as many as keep a block of products at 32 MiB.
 
     Returns:
         values (Nq, k') and indices (Nq, k') int64, k' = min(k, Ng). Values descend for "cosine" and "dot" and ascend

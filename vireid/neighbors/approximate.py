@@ -23,22 +23,21 @@ from vireid.neighbors._topk import topk
 
 __all__ = ["ApproximateIndex", "recall"]
 
-_CANDIDATES = 1 << 20  # that are scored again at once
+_CANDIDATES = 1 << 20  # scored at once
 
 
 class ApproximateIndex:
     """A gallery in one of faiss's indexes: it proposes candidates, whose scores are then computed exactly.
 
     So the values are those of `topk`, in the same order; only neighbors may be missing, which `recall` measures. On
-    the CPU that pays for galleries far beyond 100,000 images: up to there the exact search is about as fast, and there
-    is nothing to build.
+    the CPU an index pays for galleries far beyond 100,000 images; for smaller ones the exact search is about as fast.
 
     On a GPU the index is faiss's GPU form, which exists for "Flat", "IVF…,Flat", "IVF…,PQ…" and "IVF…,SQ…".
 
     Args:
         gallery: (N, d) floating point, tensor or NumPy array; kept as it is, so do not change it afterwards.
         factory: faiss's name of the index, such as "HNSW32", "IVF1024,Flat" or "PQ32".
-        metric: as in `topk`. faiss sees normalised rows for "cosine".
+        metric: as in `topk`. faiss sees normalized rows for "cosine".
         parameters: faiss's search parameters, such as "nprobe=32" or "efSearch=128": more is slower and misses less.
 
     Raises:
@@ -77,18 +76,18 @@ class ApproximateIndex:
         return len(self._gallery.given)
 
     def topk(self, query: ArrayT, k: int, *, candidates: int | None = None) -> tuple[ArrayT, ArrayT]:
-        """Return about the ``k`` nearest gallery rows of each query, nearest first, ties by index.
+        """Return the ``k`` nearest gallery rows that the index finds for each query, nearest first, ties by index.
 
         Args:
             query: (Nq, d), on the gallery's device.
             k: neighbors wanted, at least 1; more than N means all of them.
-            candidates: what the index proposes, at least k, of which the best k by their exact scores are kept. More of
+            candidates: rows that the index proposes, at least k; the best k by their exact scores are kept. More of
                 them make up for a coarse index, such as "PQ32". Default: 2 k.
 
         Returns:
-            values and indices (Nq, k') as of `vireid.neighbors.topk`. Where the index found fewer than k' rows, index
-            -1 stands at the end, with value -inf (inf for "euclidean"). On a GPU, for k above faiss's limit of 2,048,
-            those of an exact search.
+            values and indices (Nq, k') as of `vireid.neighbors.topk`. If the index found fewer than k' rows, the end
+            has index -1, with value -inf (inf for "euclidean"). On a GPU, for k above faiss's limit of 2,048, the
+            result is that of an exact search.
 
         Raises:
             ValueError: for a wrong shape or device, a count that is too small, NaN or an infinity.
@@ -116,7 +115,7 @@ class ApproximateIndex:
         return same_kind(values.to(dtype), query), same_kind(indices, query)
 
     def _nearest(self, query: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
-        """Values in float64 and indices (b, k) of the best of m candidates."""
+        """Return values in float64 and indices (b, k) of the best of m candidates."""
         q = prepare(query, "cosine" if self.metric == "cosine" else "dot", torch.float32, gallery=False)
         if query.device.type == "cpu":
             found = torch.from_numpy(self._index.search(q.proposal.contiguous().numpy(), m)[1])
@@ -137,7 +136,7 @@ def recall(approximate: Array, exact: Array) -> float:
     """Return the share of the true nearest neighbors that an approximate search found, in [0, 1].
 
     Args:
-        approximate: (Nq, n) integer indices as found, in any order; -1 for none.
+        approximate: (Nq, n) integer indices found, in any order; -1 for none.
         exact: (Nq, k) integer indices of the true neighbors, from `topk`.
 
     Returns:
@@ -165,7 +164,7 @@ def recall(approximate: Array, exact: Array) -> float:
 
 
 def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
-    """Return the index over ``x`` (N, d), float32, trained where it needs that."""
+    """Return the index over ``x`` (N, d), float32, trained if it needs that."""
     argument = f"ApproximateIndex(gallery, {factory!r})"
     faiss = import_faiss(argument) if x.device.type == "cpu" else on_gpu(argument)
     kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
@@ -175,7 +174,7 @@ def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:
         while isinstance(inner, faiss.IndexPreTransform):
             inner = faiss.downcast_index(inner.index)
         if hasattr(inner, "do_polysemous_training"):
-            inner.do_polysemous_training = False  # many seconds, for a kind of search that is not used here
+            inner.do_polysemous_training = False  # slow, and for a kind of search that is not used here
         hnsw = getattr(inner, "hnsw", None)
         if hnsw is not None and hnsw.nb_neighbors(0) < 2:  # faiss ends the process when it is filled
             raise RuntimeError("each node needs at least one neighbor")

@@ -19,7 +19,7 @@ from vireid.neighbors._scores import error_bound
 __all__ = ["NeighborGraph"]
 
 _KIND, _VERSION = "vireid neighbor graph", 1
-_PAIRS = 1 << 22  # new neighbors that `extend` collects before it sorts them in
+_PAIRS = 1 << 22  # new neighbors that `extend` collects before it merges them into the lists
 
 
 class NeighborGraph:
@@ -49,7 +49,7 @@ class NeighborGraph:
 
     @property
     def rows(self) -> Rows:
-        """The gallery prepared for `vireid.neighbors._exact`; made at the first use, and as large as ``features``."""
+        """Gallery prepared for `vireid.neighbors._exact`; made at the first use, and as large as ``features``."""
         if self._rows is None:
             with torch.no_grad(), torch.autocast(self.features.device.type, enabled=False):
                 self._rows = prepare(self.features, "cosine", self.values.dtype, gallery=True)
@@ -57,7 +57,7 @@ class NeighborGraph:
 
     @property
     def k(self) -> int:
-        """Neighbors of each image, itself included: as many as `build` was asked for, or all N if there are fewer."""
+        """Number of neighbors per image, itself included: as `build` was asked for, or all N if there are fewer."""
         return self.indices.shape[1]
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class NeighborGraph:
 
         Args:
             gallery: (N, d) floating point, N at least 1.
-            k: neighbors of each image, itself included, at least 1; more than N means all of them.
+            k: neighbors per image, itself included, at least 1; more than N means all of them.
 
         Raises:
             ValueError: for a wrong shape, no row, ``k`` below 1, NaN or an infinity.
@@ -88,7 +88,7 @@ class NeighborGraph:
         return cls(g, indices, values.to(dtype), k=int(k), rows=rows)
 
     def extend(self, gallery: Array) -> Self:
-        """Return the graph of this gallery with ``gallery`` behind it: that of `build` for both, without a rebuild.
+        """Return the graph of this gallery with ``gallery`` appended: the same as `build` for both, without a rebuild.
 
         It computes M (N + M) products instead of (N + M)²: the new images search all, and an old image takes in those
         that are nearer than its k-th neighbor. A graph of fewer than k images is built anew.
@@ -97,7 +97,7 @@ class NeighborGraph:
             gallery: (M, d) of the dtype and on the device of ``features``. M may be 0.
 
         Returns:
-            A new graph, with min(k, N + M) neighbors where `build` was asked for k. This one stays as it is.
+            A new graph, with min(k, N + M) neighbors if `build` was asked for k. This one does not change.
 
         Raises:
             ValueError: for a wrong shape, another dtype or device, NaN or an infinity.
@@ -125,12 +125,12 @@ class NeighborGraph:
         """Return the graph as a sparse (N, N) matrix of cosines, in compressed rows.
 
         Args:
-            k: nearest neighbors that are kept, the image itself included. Default: all.
+            k: nearest neighbors kept, the image itself included. Default: all.
 
         Returns:
-            ``indptr`` (N + 1,) int64, ``indices`` (N k,) int64 and ``values`` (N k,). Row i is at
-            ``indptr[i]:indptr[i + 1]``, nearest first, so its columns are not sorted. ``scipy.sparse.csr_array((values,
-            indices, indptr))`` takes them. Views of the graph where ``k`` is not given.
+            ``indptr`` (N + 1,) int64, ``indices`` (N k,) int64 and ``values`` (N k,), for
+            ``scipy.sparse.csr_array((values, indices, indptr))``. Row i is at ``indptr[i]:indptr[i + 1]``, nearest
+            first, so its columns are not sorted. Views of the graph if ``k`` is not given.
 
         Raises:
             ValueError: if ``k`` is below 1 or above the graph's.
@@ -147,7 +147,7 @@ class NeighborGraph:
         """Compute Σ_j weights_ij · x[indices_ij]: the sparse (N, N) matrix of the weights times ``x``, in O(N m).
 
         Args:
-            x: (N, m), what is summed, one row for each image.
+            x: (N, m), the summands, one row per image.
             weights: (N, k') for the first k' neighbors of each image, itself included, k' at most k. Default: the
                 cosines.
 
@@ -188,13 +188,13 @@ class NeighborGraph:
         Raises:
             ValueError: for another ending.
             FileNotFoundError: if the folder does not exist.
-            OSError: if the disk is full or not writable; what stood at ``path`` is then untouched.
+            OSError: if the disk is full or not writable; an existing file is then untouched.
         """
         save_arrays(Path(path), _KIND, _VERSION, self.to_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the graph that `save` wrote, on the CPU.
+        """Read the graph that `save` wrote; it is on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -208,11 +208,11 @@ class NeighborGraph:
             raise ValueError(f"path must hold a {_KIND}, got {str(path)!r}: {error}") from error
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the arrays that make the graph, for a file that holds more than it; shares memory on the CPU.
+        """Return the arrays of the graph, for a file that holds more than it; on the CPU they share its memory.
 
         Returns:
-            "features" (N, d), bfloat16 as the int16 of the same bits, for NumPy has no such type; "indices" and
-            "values" (N, k); "k" (), the neighbors that were asked for.
+            "features" (N, d), with the bits of bfloat16 as int16, for NumPy has no such type; "indices" and "values"
+            (N, k); "k" (), the neighbors that were asked for.
         """
         features = self.features.view(torch.int16) if self.features.dtype == torch.bfloat16 else self.features
         arrays = {"features": features, "indices": self.indices, "values": self.values}
@@ -220,12 +220,12 @@ class NeighborGraph:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
-        """Return the graph that `to_arrays` took apart; it shares the arrays' memory.
+        """Return the graph of the arrays that `to_arrays` returned; it shares their memory.
 
         Raises:
-            ValueError: if an array is missing, has a wrong shape or type, or if they are no k-NN graph: a value that is
-                not finite, an index out of range, an image that is not its own first neighbor, neighbors that repeat
-                or are out of order.
+            ValueError: if an array is missing or has a wrong shape or type, or if they are no k-NN graph: a value that
+                is not finite, an index out of range, an image that is not its own first neighbor, neighbors that
+                repeat or are out of order.
         """
         missing = {"features", "indices", "values", "k"} - set(arrays)
         if missing:
@@ -259,11 +259,11 @@ class NeighborGraph:
 
 
 def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and indices of the neighbors of all rows, from those of the old ones, of which there are at least k."""
+    """Return values and indices of the neighbors of all rows, from those of the old ones, at least k of them."""
     n, k = indices.shape
     total, device = len(rows.given), indices.device
     values, indices = (torch.cat([x, x.new_empty(total - n, k)]) for x in (values, indices))
-    rounding = torch.finfo(values.dtype).eps  # of the values that are compared with products below
+    rounding = torch.finfo(values.dtype).eps  # of the values, which are compared with products below
     pending: list[tuple[Tensor, Tensor, Tensor]] = []
     for found in search(new, rows, k):
         itself = torch.arange(n + found.rows.start, n + found.rows.stop, device=device)
@@ -273,9 +273,9 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
             continue
         block = new.select(found.rows)
         near = _may_enter(block, rows, found, values[:n, -1] - rounding)
-        column, row = near.nonzero().T  # of a product (b, N): new images one by one, so that each row's come by index
+        column, row = near.nonzero().T  # new images one by one, so that the new neighbors of a row are by index
         score = rescore(block, rows, column, row)
-        nearer = score.to(values.dtype) > values[row, -1]  # both rounded: that settles all but equal ones
+        nearer = score.to(values.dtype) > values[row, -1]  # both are rounded: this settles all but equal ones
         alike = (score.to(values.dtype) == values[row, -1]).nonzero().flatten()
         last, place = row[alike].unique(return_inverse=True)
         kth = rescore(rows, rows, last, indices[last, -1])
@@ -288,24 +288,24 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
 
 
 def _may_enter(block: Rows, rows: Rows, found: Found, threshold: Tensor) -> Tensor:
-    """(b, N) bool: where a product may stand for a cosine above the threshold (N,) of an old row."""
-    # TF32 and the like are no part of the bound: the error that is seen at the neighbors stands in for them
+    """Return a mask (b, N) of the products that may stand for a cosine above the threshold (N,) of an old row."""
+    # the bound leaves out TF32 and the like: the error seen at the neighbors stands in for them
     seen = (found.product.gather(1, found.indices) - found.scores).abs().amax(1)
     error = torch.maximum(error_bound(block, rows, "cosine")[0], 4 * seen)
     return found.product[:, : len(threshold)] >= threshold - error.to(found.product.dtype)[:, None]
 
 
 def _itself_first(itself: Tensor, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Neighbors (b, k) and their cosines with the row itself moved to the front."""
+    """Return neighbors (b, k) and their cosines with the row itself moved to the front."""
     mine = indices == itself[:, None]
-    mine[:, -1] |= ~mine.any(1)  # pushed out by k duplicates, or a zero row: it takes the last one's place
+    mine[:, -1] |= ~mine.any(1)  # pushed out by k duplicates, or a zero row: it takes the last place
     indices = torch.where(mine, itself[:, None], indices)
     order = mine.byte().argsort(dim=1, descending=True, stable=True)
     return indices.gather(1, order), scores.masked_fill(mine, 1).gather(1, order)
 
 
 def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Sort new neighbors (row, index, cosine) into the lists of their rows, in place; ``pending`` is emptied."""
+    """Merge new neighbors (row, index, cosine) into the lists of their rows, in place, and empty ``pending``."""
     if not pending:
         return
     row, index, score = (torch.cat(parts) for parts in zip(*pending, strict=True))
@@ -315,7 +315,7 @@ def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Te
     if not len(changed):
         return
     old, own = indices[changed], values[changed].double()
-    # the values are rounded, which changes no order among them and new ones unless one of these rounds to the same
+    # the values are rounded, which changes their order with new scores only if one of these rounds to the same value
     alike = (values[changed[place]] == score.to(values.dtype)[:, None]).any(1)
     again = place[alike].unique()
     which = changed[again].repeat_interleave(k)

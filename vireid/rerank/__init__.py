@@ -1,6 +1,6 @@
-"""Re-ranking: better distances from the neighbors of queries and gallery, in memory that grows with neighbors.
+"""Re-ranking: better distances from the neighbors of queries and gallery, in memory linear in their number.
 
-Each method says in ``uses`` what a query's ranking looks at beyond itself: "gallery", or "transductive", the other
+``uses`` of each method names the scope of a query's ranking beyond itself: "gallery", or "transductive", the other
 queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an object
 that is fitted once and then answers any number of queries.
 """

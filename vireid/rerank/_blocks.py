@@ -13,11 +13,11 @@ __all__ = ["blocks", "check_share", "collect", "joined", "nearest_first", "uses"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_BLOCK_BYTES = 2**25  # of one block of distances
+_BLOCK_BYTES = 2**25  # size of one block of distances
 
 
 def blocks(n: int, width: int, itemsize: int) -> Iterator[slice]:
-    """Cut ``n`` rows into slices, as many at once as keep ``width`` entries each in 32 MiB."""
+    """Cut ``n`` rows of ``width`` entries into slices of at most 32 MiB, or of one row."""
     step = max(1, _BLOCK_BYTES // (itemsize * max(1, width)))
     for first in range(0, n, step):
         yield slice(first, min(first + step, n))
@@ -31,7 +31,7 @@ def check_share(name: str, value: float) -> None:
 
 
 def joined(query: Array, gallery: Array, top: int | None) -> tuple[Rows, int]:
-    """Return queries with the gallery behind them, checked and prepared for cosines, and the number of queries."""
+    """Return queries followed by the gallery, checked and prepared for cosines, and the number of queries."""
     q, g = check_pair(query, gallery)
     if top is not None:
         check_count("top", top)
@@ -44,7 +44,7 @@ def nearest_first(distance: Tensor, n: int) -> tuple[Tensor, Tensor]:
     more = distance.topk(min(n + 1, distance.shape[1]), dim=1, largest=False)
     values, indices = more.values[:, :n], more.indices[:, :n].clone()
     contested = (more.values[:, n:] == values[:, -1:]).any(1).nonzero().flatten()
-    if len(contested):  # more than one candidate for the last place: the lowest indices have it
+    if len(contested):  # the last places are tied with others: the lowest indices win them
         rows, last = distance[contested], values[contested, -1:]
         within, tied = rows < last, rows == last
         within |= tied & (tied.cumsum(1) <= n - within.sum(1, keepdim=True))
@@ -60,7 +60,7 @@ def collect(
     """Fill ``out`` with blocks of distances, or with the ``top`` nearest of each row, and return it (with indices).
 
     Args:
-        query: the answer is of its kind.
+        query: tensor or array whose kind the answer has.
         out: (Nq, Ng), or (Nq, min(top, Ng)).
         found: rows and their distances (b, Ng).
         top: None for all distances.
@@ -76,7 +76,7 @@ def collect(
 
 
 def uses(what: str) -> Callable[[Function], Function]:
-    """Mark a re-ranker with what a query's ranking looks at beyond itself: "gallery" or "transductive"."""
+    """Mark a re-ranker with the scope of a query's ranking beyond itself: "gallery" or "transductive"."""
 
     def mark(function: Function) -> Function:
         vars(function)["uses"] = what

@@ -20,12 +20,12 @@ __all__ = [
     "subtract_product",
 ]
 
-_ENTRIES = 2**19  # worked on at once: few enough for a cache, enough to keep a GPU busy
-_DENSE = 64  # a matrix product does so many terms, zeros included, in less time than it takes to add one by its place
+_ENTRIES = 2**19  # per block: few enough for a cache, enough to keep a GPU busy
+_DENSE = 64  # terms of a matrix product, zeros included, that cost as much as one term added by its index
 
 
 class Sparse(NamedTuple):
-    """A matrix by rows: row i has the entries from start[i] up to start[i + 1]; no place has two."""
+    """A matrix by rows: row i has the entries start[i] to start[i + 1], each in another column."""
 
     start: Tensor  # (rows + 1,) int64
     column: Tensor  # (P,) int64
@@ -49,13 +49,13 @@ class Sparse(NamedTuple):
         return Sparse(start - start[0], self.column[entries], self.value[entries], self.columns)
 
     def transpose(self) -> "Sparse":
-        """Return the transpose, within a row by column again."""
+        """Return the transpose, its rows sorted by column."""
         order = self.column.int().argsort(stable=True)
         count = self.column.bincount(minlength=self.columns)
         return Sparse(_starts(count), self.rows()[order], self.value[order], len(self.start) - 1)
 
     def without_zeros(self) -> "Sparse":
-        """Return the same without entries of 0: a product must not grow with them."""
+        """Return the matrix without entries of 0, which would fill a product."""
         kept = self.value != 0
         return Sparse(_starts(kept)[self.start], self.column[kept], self.value[kept], self.columns)
 
@@ -95,7 +95,7 @@ def rows_of(column: Tensor, value: Tensor, columns: int) -> Sparse:
 
 
 def from_coo(matrix: Tensor) -> Sparse:
-    """Return PyTorch's COO matrix in our form."""
+    """Return PyTorch's COO matrix as a `Sparse`."""
     matrix = matrix.coalesce()
     row, column = matrix.indices()
     return Sparse.of(row, column, matrix.values(), tuple(matrix.shape))
@@ -107,14 +107,14 @@ def product(left: Sparse, right: Sparse) -> Sparse:
 
 
 def mean_of_rows(near: Tensor, column: Tensor, value: Tensor, columns: int) -> Sparse:
-    """Return in row i the mean of the rows near[i] (N, m) of the matrix with entries ``column``, ``value`` (N, k)."""
+    """Return the matrix whose row i is the mean of rows near[i] of that with entries ``column``, ``value`` (N, k)."""
     width = near.shape[1] * column.shape[1]
     counts, all_columns, all_values = [], [], []
     for part in near.split(max(1, _ENTRIES // width)):
         place = column[part].view(len(part), width).sort(dim=1, stable=True)
         weight = (value[part] / near.shape[1]).view(len(part), width).gather(1, place.indices)
         first = torch.ones_like(place.values, dtype=torch.bool)
-        first[:, 1:] = place.values[:, 1:] != place.values[:, :-1]  # equal columns stand together: one entry for them
+        first[:, 1:] = place.values[:, 1:] != place.values[:, :-1]  # equal columns are adjacent: one entry for them
         entry = first.view(-1).cumsum(0) - 1
         all_columns.append(place.values[first])
         all_values.append(weight.new_zeros(len(all_columns[-1])).index_add_(0, entry, weight.view(-1)))
@@ -130,9 +130,9 @@ def accumulate(
     *,
     alpha: float = 1,
 ) -> None:
-    """Add alpha · Σ_j operation(left_ij, right_jc) over both's entries to ``block`` (rows of left, columns of right).
+    """Add alpha · Σ_j operation(left_ij, right_jc), over entries of both, to ``block`` (left's rows, right's columns).
 
-    With `torch.mul` that is the product of the two. ``block`` is contiguous and is changed in place.
+    With `torch.mul` it is the product of the two. ``block`` is contiguous and is changed in place.
     """
     first = right.start[left.column]
     count = right.start[left.column + 1] - first
@@ -155,7 +155,7 @@ def subtract_product(block: Tensor, left: Sparse, right: Sparse) -> None:
     if terms * _DENSE <= block.numel() * inner:
         accumulate(block, left, right, alpha=-1)
         return
-    # little is zero, as in AIM without removing: rows of right in blocks
+    # few entries are zero: a product with blocks of the rows of right
     dense = block.new_zeros(len(block), inner)
     dense[left.rows(), left.column] = left.value
     step = max(1, 8 * _ENTRIES // block.shape[1])
@@ -167,7 +167,7 @@ def subtract_product(block: Tensor, left: Sparse, right: Sparse) -> None:
 
 
 def reciprocal(near: Tensor) -> Tensor:
-    """Return which entries of the rankings (N, k) have the row's image in their own ranking, (N, k) bool."""
+    """Return a mask (N, k) of the entries of the rankings that have the row's image in their own ranking."""
     n = len(near)
     row = torch.arange(n, device=near.device)[:, None]
     key, back = (row * n + near).flatten().sort().values, (near * n + row).flatten()
@@ -176,7 +176,7 @@ def reciprocal(near: Tensor) -> Tensor:
 
 
 def parts(cost: Tensor, limit: int) -> Iterator[slice]:
-    """Cut ``cost`` (P,), integers, into slices; all entries of one but its first cost less than ``limit``."""
+    """Cut ``cost`` (P,), integers, into slices whose entries, all but the first, cost less than ``limit`` together."""
     if len(cost):
         end = cost.cumsum(0)
         steps = limit * torch.arange(1, max(1, -(-int(end[-1]) // limit)), device=cost.device)
@@ -189,8 +189,8 @@ def _starts(count: Tensor) -> Tensor:
     return torch.nn.functional.pad(count.cumsum(0), (1, 0))
 
 
-# PyTorch says once per process that its CSR layout, which it also uses itself, is beta: here, unheard. A filter around
-# each use would be lost or left behind where threads take turns, as filters belong to the whole process.
+# PyTorch warns once per process that its CSR layout, which it also uses itself, is beta: it does so here, unheard.
+# Filters belong to the whole process: threads would lose or leave behind a filter around each use.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     rows_of(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), 1).csr()

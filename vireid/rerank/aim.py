@@ -9,8 +9,9 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid._ops import rounding
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, neighbors_within, prepare, search
-from vireid.rerank._blocks import uses
+from vireid.neighbors._exact import SMALL, Rows, neighbors_within, prepare, rescore, search
+from vireid.neighbors._scores import products
+from vireid.rerank._blocks import blocks, uses
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
@@ -24,7 +25,7 @@ AIM_SETTINGS: dict[str, dict[str, int]] = {
     "regdb": {"k1": 8, "k2": 2},
     "sysu_indoor_single_shot_released": {"k1": 2, "k2": 2},
 }
-"""k1 and k2 by protocol, for ``aim(query, gallery, **AIM_SETTINGS["regdb"])``.
+"""Values of k1 and k2 by protocol, for ``aim(query, gallery, **AIM_SETTINGS["regdb"])``.
 
 The first three are the paper's (Sec. 4.2), for all-search and indoor-search alike. The authors' code uses 2 and 2 for
 SYSU-MM01's indoor-search single-shot, where the paper prints 4 and 1.
@@ -32,17 +33,9 @@ SYSU-MM01's indoor-search single-shot, where the paper prints 4 and 1.
 
 
 class AIM(GalleryReranker):
-    """`aim` fitted to a gallery: the gallery's affinities are computed once, each query is then answered by itself.
+    """`aim` fitted to a gallery; see there for the settings.
 
-    Its query relations are not offered here: they depend on all queries together.
-
-    Args:
-        k1: as in `aim`.
-        k2: as in `aim`.
-        variant: as in `aim`.
-
-    Raises:
-        ValueError, TypeError: for k1 or k2 that is not an integer of at least 1, or an unknown variant.
+    It has no query relations, which depend on all queries together.
 
     Example:
         >>> gallery = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -58,23 +51,31 @@ class AIM(GalleryReranker):
         check_count("k2", k2)
         check_option("variant", variant, ("paper", "released"))
         self.k1, self.k2, self.variant = None if k1 is None else int(k1), int(k2), variant
-        self._kept = sys.maxsize if self.k1 is None else self.k1
-        self._neighbors = max(self._kept, self.k2)
+        self._neighbors = max(self.k1 or 1, self.k2)
 
     def _prepare(self, graph: NeighborGraph) -> None:
-        expanded = _expanded(graph, self._kept, self.k2)
+        if self.k1 is None:
+            self._factors = _dense_factors(graph, self.k2, self.variant)
+            return
+        expanded = _expanded(graph, self.k1, self.k2)
         if self.variant == "released":
             expanded = expanded.scaled(_inverse_lengths(_noise(graph), expanded)).transpose()
         self._right = expanded
 
     def _distance(self, query: Rows) -> Tensor:
-        gallery = self.graph.rows
-        (found,) = search(query, gallery, min(self._kept, len(self.graph)), block=len(query.given), ordered=False)
+        gallery, noise = self.graph.rows, _noise(self.graph)
+        if self.k1 is None:
+            affinity = weight = products(query.proposal, gallery.proposal)
+            if self.variant == "released":
+                exact = _exact_if_small(affinity, query, gallery)
+                weight = exact * _inverse_length(exact, noise)
+            left, right = self._factors
+            return 1 - affinity - weight @ left @ right.T
+        (found,) = search(query, gallery, min(self.k1, len(self.graph)), block=len(query.given), ordered=False)
         block = found.product.neg_().add_(1)
         value = found.scores.to(block.dtype)
         if self.variant == "released":
-            small = value.abs().amax(1, keepdim=True) <= _noise(self.graph)
-            value = (value / value.norm(dim=1, keepdim=True)).masked_fill_(small, 0)
+            value *= _inverse_length(value, noise)
         subtract_product(block, rows_of(found.indices, value, len(self.graph)), self._right)
         return block
 
@@ -92,28 +93,28 @@ def aim(
     """Compute the distance 1 - A_qg - d* of the affinity inference module (SAAI, Algorithm 1, Eq. 6-10).
 
     A_qg and A_gg are cosines. Â keeps the k1 largest of each row, and Ã_gg is the mean of the rows of Â_gg that belong
-    to the k2 nearest of each gallery image, itself first. Negative cosines that are kept stay as they are. Our choice:
-    exactly k1 are kept, ties by lowest index, but a gallery image itself before all others in its own row (of three
-    equal images each keeps itself at k1 = 1); a zero row has cosine 0 with everything, itself included; a row whose
-    affinities are all below the rounding of the dtype and the dimension counts as a zero row, instead of being scaled
-    to length 1.
+    to the k2 nearest of each gallery image, itself first. Negative cosines may be kept, and then are not changed. Our
+    choices: exactly k1 are kept, ties by lowest index, but a gallery image itself before all others in its own row (of
+    three equal images each keeps itself at k1 = 1); a zero row has cosine 0 with all images, itself included; a row
+    whose affinities are all below the rounding of the dtype and the dimension counts as a zero row, instead of being
+    scaled to length 1.
 
-    No (Ng, Ng) matrix is made unless k1 asks for it; beyond the result, memory is O((Nq + Ng) k1 k2), the unit rows and
-    one block.
+    No (Ng, Ng) matrix is made unless k1 is a number near Ng, or None with query relations. Beyond the result, memory is
+    O((Nq + Ng) k1 k2), or O((Nq + Ng) d) if k1 is None, the unit rows and one block.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
-        gallery: (Ng, d), on the query's device. Its dtype, at least float32, is computed in.
+        gallery: (Ng, d), on the query's device. Its dtype, at least float32, is that of the result.
         k1: entries kept in each row; None, or more than Ng, means all ("without removing", Table 6). The paper's values
             are in ``AIM_SETTINGS``.
         k2: gallery images averaged over, the image itself included; more than Ng means all.
         variant: "paper": d* = Â_qg Ã_gg. "released", as the authors' code does: the rows of both are scaled to length
             1 first, and the product is with the transpose.
         use_query_relations: also use the relations among the queries and from them to the gallery, as a commented-out
-            part of the authors' code does. The rows become [Ã_qq, Â_qg] and, for "released", [Â_gq, Ã_gg]. Our choice:
-            they are scaled as a whole, and in "paper" each query's own row of Â_qg stands for it as Ã_gg does for
-            gallery images: d* = Ã_qq Â_qg + Â_qg Ã_gg. The method is then transductive: a query's result depends on the
-            others.
+            part of the authors' code does. The rows become [Ã_qq, Â_qg] and, for "released", [Â_gq, Ã_gg]. Our
+            choices: they are scaled as a whole, and in "paper" queries are represented by the rows of Â_qg as gallery
+            images are by those of Ã_gg: d* = Ã_qq Â_qg + Â_qg Ã_gg. The method is then transductive: a query's result
+            depends on the others.
 
     Returns:
         (Nq, Ng) distance, smaller = nearer; it may be negative. A NumPy array if ``query`` is one.
@@ -131,9 +132,10 @@ def aim(
     if not use_query_relations:
         return ranker(query, gallery)
     q, g = check_pair(query, gallery)
-    graph = NeighborGraph.build(g, ranker._neighbors)
+    k1 = sys.maxsize if k1 is None else k1
+    graph = NeighborGraph.build(g, max(k1, k2))
     with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-        return same_kind(_with_query_relations(q, graph, ranker._kept, k2, variant), query)
+        return same_kind(_with_query_relations(q, graph, k1, k2, variant), query)
 
 
 def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: int, variant: Variant) -> Tensor:
@@ -157,26 +159,55 @@ def _with_query_relations(query: Tensor, gallery: NeighborGraph, k1: int, k2: in
     return distance
 
 
+def _dense_factors(graph: NeighborGraph, k2: int, variant: Variant) -> tuple[Tensor, Tensor]:
+    """Return factors (Ng, d) of d* for all affinities: A = X Gᵀ, with G the unit rows, and Ã = M Gᵀ, M means of G.
+
+    "paper" needs left Rᵀ = M Gᵀ, "released" G Mᵀ with the rows of M scaled so that those of Ã have length 1.
+    """
+    unit = graph.rows.proposal
+    k2 = min(k2, len(graph))
+    mean = graph.weighted_sum(unit, unit.new_full((len(graph), k2), 1 / k2))
+    if variant == "paper":
+        return mean, unit
+    for part in blocks(len(graph), len(graph), unit.element_size()):
+        mean[part] *= _inverse_length(mean[part] @ unit.T, _noise(graph))
+    return unit, mean
+
+
+def _exact_if_small(affinity: Tensor, query: Rows, gallery: Rows) -> Tensor:
+    """Return the affinities (b, Ng), computed exactly in rows so short that scaling them would scale rounding."""
+    small = (affinity.norm(dim=1) < SMALL).nonzero().flatten()
+    n = len(gallery.given)
+    columns = torch.arange(n, device=small.device).repeat(len(small))
+    exact = rescore(query, gallery, small.repeat_interleave(n), columns).view(len(small), n)
+    return affinity.index_copy(0, small, exact.to(affinity.dtype))
+
+
+def _inverse_length(x: Tensor, noise: float) -> Tensor:
+    """Return 1 / length of the rows of ``x`` (b, m), 0 for a row without an entry above ``noise``: (b, 1)."""
+    return torch.where(x.abs().amax(1, keepdim=True) > noise, 1 / x.norm(dim=1, keepdim=True), 0)
+
+
 def _noise(graph: NeighborGraph) -> float:
     return rounding(graph.features.shape[1], graph.values.dtype)
 
 
 def _inverse_lengths(noise: float, *matrices: Sparse) -> Tensor:
-    """1 / length of the rows of all matrices side by side, 0 for a row without an entry above ``noise``."""
+    """Return 1 / length of the rows of all matrices side by side, 0 for a row without an entry above ``noise``."""
     square = torch.stack([x.square_sums() for x in matrices]).sum(0)
     largest = torch.stack([x.largest() for x in matrices]).amax(0)
     return torch.where(largest > noise, square.rsqrt(), 0)
 
 
 def _expanded(graph: NeighborGraph, k1: int, k2: int) -> Sparse:
-    """Ã (N, N) of a set's affinities with itself (Eq. 6-7)."""
+    """Compute Ã (N, N) of a set's affinities with itself (Eq. 6-7)."""
     value = graph.values[:, :k1].clone()
-    value[:, 0].masked_fill_(graph.rows.square == 0, 0)  # the graph counts a zero row as like itself
+    value[:, 0].masked_fill_(graph.rows.square == 0, 0)  # in the graph a zero row has cosine 1 with itself
     return mean_of_rows(graph.indices[:, :k2], graph.indices[:, :k1], value, len(graph))
 
 
 def _kept(queries: Rows, gallery: Rows, k1: int, distance: Tensor | None = None) -> Sparse:
-    """Â (Nq, Ng), Eq. 6; ``distance`` is filled with 1 - A."""
+    """Compute Â (Nq, Ng), Eq. 6, and fill ``distance`` with 1 - A."""
     shape = len(queries.given), min(k1, len(gallery.given))
     index = torch.empty(shape, dtype=torch.int64, device=queries.given.device)
     value = queries.proposal.new_empty(shape)

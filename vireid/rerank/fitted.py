@@ -28,8 +28,8 @@ class GalleryReranker(ABC):
     Queries and gallery must be on one device and may differ in type; the gallery's, at least float32, is computed in.
     Memory is that of the gallery, its unit rows and its graph, and one block of queries against the gallery.
 
-    A subclass holds its constructor's arguments under their names and says which graph of the gallery it needs
-    (`_neighbors`), what it makes of it (`_prepare`), and how a block of queries is compared with the gallery
+    A subclass holds its constructor's arguments under their names and defines the size of the gallery's graph
+    (`_neighbors`), its preparation (`_prepare`), and the comparison of a block of queries with the gallery
     (`_distance`). The last two are called without gradients and with autocast off.
     """
 
@@ -46,7 +46,7 @@ class GalleryReranker(ABC):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def _prepare(self, graph: NeighborGraph) -> None:
-        """Compute from the gallery's graph what `_distance` needs."""
+        """Compute the gallery's share of `_distance` from its graph."""
         return
 
     @abstractmethod
@@ -54,7 +54,7 @@ class GalleryReranker(ABC):
         """Compute the distances (b, Ng) of a block of prepared queries."""
 
     def _features(self, name: str, x: Tensor) -> Tensor:
-        """Return the features to compare of the checked argument ``name`` (N, d); a subclass may put others there."""
+        """Return the features (N, d) to compare for the checked argument ``name``; a subclass may transform them."""
         return x
 
     @property
@@ -69,7 +69,7 @@ class GalleryReranker(ABC):
         return self._graph
 
     def fit(self, gallery: Array) -> Self:
-        """Take a copy of ``gallery`` (Ng, d); an earlier one is forgotten. Returns the object itself.
+        """Fit to a copy of ``gallery`` (Ng, d), in place of an earlier one, and return the object itself.
 
         Raises:
             ValueError, TypeError: if ``gallery`` is empty, not a floating-point matrix, or not finite.
@@ -78,14 +78,15 @@ class GalleryReranker(ABC):
         return self._take(NeighborGraph.build(self._features("gallery", g), self._neighbors))
 
     def extend(self, gallery: Array) -> Self:
-        """Add ``gallery`` (M, d) behind the images that are there, without a rebuild of their graph.
+        """Append ``gallery`` (M, d) to the fitted one, without a rebuild of its graph.
 
         Returns:
-            The object itself, as after `fit` to all of them.
+            The object itself, as after `fit` to both.
 
         Raises:
             RuntimeError: before `fit`.
-            ValueError, TypeError: if ``gallery`` has another size, type or device than what is there, or is not finite.
+            ValueError, TypeError: if ``gallery`` has another size, type or device than the fitted one, or is not
+                finite.
         """
         g = to_matrix("gallery", gallery, columns=self.graph.features.shape[1])
         return self._take(self.graph.extend(self._features("gallery", g)))
@@ -113,8 +114,8 @@ class GalleryReranker(ABC):
         """Return the nearest gallery images of each query, without a matrix (Nq, Ng).
 
         Args:
-            query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
-            n: how many, at least 1; more than Ng means all.
+            query: as for `distance`.
+            n: number of images, at least 1; more than Ng means all.
 
         Returns:
             Distances (Nq, n), ascending, and gallery indices (Nq, n), ties by index: the first columns of a stable
@@ -133,9 +134,9 @@ class GalleryReranker(ABC):
         return same_kind(values, query), same_kind(indices, query)
 
     def __call__(self, query: ArrayT, gallery: Array) -> ArrayT:
-        """Compute the distance (Nq, Ng) from a gallery that is not kept: the form that the protocols' ``rerank`` takes.
+        """Compute the distance (Nq, Ng) from a gallery that is not kept, in the form of the protocols' ``rerank``.
 
-        The same as ``fit(gallery).distance(query)``, but the object stays as it is, fitted or not.
+        It equals ``fit(gallery).distance(query)``, but does not change the object, fitted or not.
         """
         g = check_pair(query, gallery)[1]
         once = copy.copy(self)
@@ -169,17 +170,17 @@ class GalleryReranker(ABC):
             RuntimeError: before `fit`.
             ValueError: if the ending is not .npz.
             FileNotFoundError: if the folder does not exist.
-            OSError: if the disk is full or not writable; what stood at ``path`` is then untouched.
+            OSError: if the disk is full or not writable; an existing file is then untouched.
         """
         save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, self.graph.to_arrays(), self._saved())
 
     def _saved(self) -> dict[str, Any]:
-        """Return what `save` writes beside the graph: the constructor's keyword arguments."""
+        """Return the settings that `save` writes beside the graph: the constructor's keyword arguments."""
         return self.settings
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Return what `save` wrote, ready for queries, on the CPU.
+        """Read a saved object, ready for queries; it is on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -193,9 +194,10 @@ class GalleryReranker(ABC):
         return self._loaded(graph, path)
 
     def _loaded(self, graph: NeighborGraph, path: str | os.PathLike[str]) -> Self:
-        if graph.k != min(self._neighbors, len(graph)):
-            wanted = f"{min(self._neighbors, len(graph))} neighbors of each image"
-            raise ValueError(f"path must hold a graph with {wanted}, got {graph.k} in {str(path)!r}")
+        wanted = min(self._neighbors, len(graph))
+        if graph.k != wanted:
+            text = f"path must hold a graph with {wanted} neighbors of each image, got {graph.k} in {str(path)!r}"
+            raise ValueError(text)
         return self._take(graph)
 
     @classmethod

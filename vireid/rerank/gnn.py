@@ -1,4 +1,4 @@
-"""GNN re-ranking in sparse form: the neighbor graph's rows are spread and compared without an (N, N) matrix."""
+"""GNN re-ranking in sparse form, without an (N, N) matrix."""
 
 from collections.abc import Iterator
 from typing import overload
@@ -13,8 +13,8 @@ from vireid.rerank._sparse import Sparse, accumulate, from_coo, parts, product, 
 
 __all__ = ["gnn"]
 
-_ENTRIES = 2**23  # of the last layer's rows that are there at once
-_WIDTH = 16  # queries of a block, on the CPU: what is looked up of a row is one line of the cache
+_ENTRIES = 2**23  # of the last layer's rows per block
+_WIDTH = 16  # queries per block on the CPU: a row of a block fills one line of the cache
 
 
 @overload
@@ -51,9 +51,9 @@ def gnn(
     counts with its magnitude; neighbors are ranked by the exact cosine, ties by index.
 
     It is transductive: a query's ranking depends on the other queries. Time is that of half the product of all images
-    with all, plus little where neighbors have neighbors in common; memory is that of the rows after all layers but
-    the last, one block, and the result. Those rows hold about (2 k1) (2 k2)^(layers-1) entries per image at most, as
-    long as no image is a neighbor of very many: with one that is near all of them they grow to (Nq + Ng)².
+    with all, plus little if neighbors have neighbors in common; memory is that of the rows after all layers but the
+    last, one block, and the result. Those rows hold at most about (2 k1) (2 k2)^(layers-1) entries per image, unless
+    some image is a neighbor of very many: if one is near all of them, they grow to (Nq + Ng)².
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
@@ -63,7 +63,7 @@ def gnn(
         k2: neighbors of the propagation, at least 1, the image itself included; 7 in the published code.
         layers: rounds of propagation, at least 1.
         alpha: exponent of the weights, at least 0 and finite.
-        top: None for all distances, or how many of the nearest gallery images are wanted; then no (Nq, Ng) is made.
+        top: None for all distances, or the number of nearest gallery images to return, without an (Nq, Ng) matrix.
 
     Returns:
         (Nq, Ng) cosine distance of the rows, in [0, 1], float64 if either input is, else float32; with ``top``
@@ -91,10 +91,10 @@ def gnn(
 
 
 def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float) -> Iterator[tuple[slice, Tensor]]:
-    """Distances (b, Ng) of the queries, block by block."""
+    """Compute the distances (b, Ng) of blocks of queries."""
     n, dtype, device = len(rows.given), rows.proposal.dtype, rows.given.device
     cosine, index = neighbors_within(rows, min(max(k1, k2), n))
-    cosine[:, 0] = (rows.square > 0).double()  # a zero row is like nothing, not even itself
+    cosine[:, 0] = (rows.square > 0).double()  # a zero row has cosine 0 with all images, itself included
     near = index[:, :k1].sort(dim=1).values
     graph = _both_ways(rows_of(near, torch.ones_like(near, dtype=dtype), n))
     near, order = index[:, :k2].sort(dim=1)
@@ -107,7 +107,7 @@ def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float)
         spread = product(weights(slice(n)), graph)
         graph = _both_ways(spread.scaled(_inverse(spread.square_sums())))
 
-    # The last layer makes W G of the weights W and the graph G. Its rows are not kept: G is symmetric, so that the
+    # The last layer is W G, of the weights W and the graph G. Its rows are not kept: G is symmetric, so that the
     # products of queries with the gallery are (W_q G) G W_gᵀ.
     for part in parts((graph.start.diff()[near[nq:]] * (weight[nq:] != 0)).sum(1), _ENTRIES):
         part = slice(nq + part.start, nq + part.stop)
@@ -124,10 +124,10 @@ def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float)
 
 
 def _both_ways(matrix: Sparse) -> Sparse:
-    """The sum of a square matrix and its transpose."""
+    """Return the sum of a square matrix and its transpose."""
     return from_coo(matrix.coo() + matrix.transpose().coo())
 
 
 def _inverse(square: Tensor) -> Tensor:
-    """1 / length of a row whose squared length is given, 0 for a zero row."""
+    """Return 1 / length of rows by their squared lengths, 0 for a zero row."""
     return torch.where(square > 0, square.rsqrt(), 0)

@@ -1,4 +1,4 @@
-"""CIFT's feature transfer (H2FT or GFT) as a re-ranker: fitted to a gallery, then one query's share at a time."""
+"""CIFT's feature transfer (H2FT or GFT) as a re-ranker, fitted to a gallery."""
 
 import hashlib
 import os
@@ -46,7 +46,7 @@ class GraphTransfer(GalleryReranker):
             raise TypeError(f"module must be an H2FT or a GFT, got {type(module).__name__}")
         self.module = module
         self._neighbors = module.k
-        self.__name__ = type(module).__name__  # what reports call it
+        self.__name__ = type(module).__name__  # its name in reports
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class GraphTransfer(GalleryReranker):
         return self._fitted_with
 
     def extend(self, gallery: Array) -> Self:
-        """Extend as `GalleryReranker.extend`; v(G) of the images that are there is not computed again.
+        """Extend as `GalleryReranker.extend`, without computing v(G) of the fitted images again.
 
         Raises:
             RuntimeError: before `fit`, or if the module has changed since.
@@ -83,15 +83,15 @@ class GraphTransfer(GalleryReranker):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], module: FeatureTransfer) -> Self:  # type: ignore[override]
-        """Return what `save` wrote, ready for queries, on the module's device; the file holds v(G), but not the module.
+        """Read a saved object, ready for queries, on the module's device; the file holds v(G), but not the module.
 
         Args:
             path: the file.
-            module: one with the settings and weights of the module that was fitted.
+            module: one with the settings and weights of the fitted module.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, was not written by this class, or if ``module`` is not the one it came from.
+            ValueError: if it is damaged, was not written by this class, or belongs to another module.
             TypeError: if ``module`` is no H2FT or GFT.
         """
         self, (graph, saved) = cls(module), cls._read(path)
@@ -106,11 +106,11 @@ class GraphTransfer(GalleryReranker):
 def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> ArrayT:
     """Compute the cosine distance after CIFT's feature transfer (§4.2, Eq. 2-4), each query by itself.
 
-    ``module.distance(query, gallery)`` for tensors and NumPy arrays; see `GraphTransfer` for a gallery that stays.
+    It is ``module.distance(query, gallery)`` for tensors and NumPy arrays; `GraphTransfer` keeps a gallery.
 
     Args:
         query: (Nq, d) backbone features of one modality. Nq may be 0.
-        gallery: (Ng, d) backbone features of the other, on the query's device.
+        gallery: (Ng, d) backbone features of the other modality, on the query's device.
         module: a trained `vireid.nn.H2FT` or `vireid.nn.GFT`, on that device, in any mode.
 
     Returns:
@@ -124,12 +124,12 @@ def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> Ar
 
 
 class AfterTransfer:
-    """Another re-ranker over the transferred features f_q and F_G of an H2FT, in place of the features as they are.
+    """Another re-ranker over the transferred features f_q and F_G of an H2FT, in place of the features themselves.
 
     Args:
         module: a trained `vireid.nn.H2FT`, on the device of the features. (With GFT, F_G depends on the query.)
-        rerank: called with (f_q, F_G), such as ``AIM(k1=8, k2=2)``. Its ``uses`` and ``settings`` are those of the
-            whole; without them, ``uses`` is "unknown".
+        rerank: called with (f_q, F_G), such as ``AIM(k1=8, k2=2)``. The object has its ``uses`` ("unknown" without)
+            and ``settings``.
 
     Raises:
         TypeError: if ``module`` is no H2FT or ``rerank`` cannot be called.
@@ -162,7 +162,7 @@ class AfterTransfer:
 
 
 def _identity(module: FeatureTransfer) -> dict[str, Any]:
-    """All that a module's answers depend on, as JSON can hold it."""
+    """Return all that a module's answers depend on, in JSON's types."""
     digest = hashlib.sha256()
     for name, x in sorted(module.state_dict().items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())

@@ -1,4 +1,4 @@
-"""k-reciprocal encoding in sparse form: memory grows with the number of images times their neighbors."""
+"""k-reciprocal encoding in sparse form, with memory linear in the number of images."""
 
 from collections.abc import Iterator
 from typing import overload
@@ -13,7 +13,7 @@ from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_
 
 __all__ = ["k_reciprocal"]
 
-_CANDIDATES = 2**20  # neighbors of neighbors that are looked at at once
+_CANDIDATES = 2**20  # neighbors of neighbors per block
 
 
 @overload
@@ -39,15 +39,15 @@ def k_reciprocal(
     It is transductive: a query's ranking depends on the other queries. Neighbors are ranked by the exact cosine, ties
     by index, and rows of D whose largest entry is only rounding (all images alike) count as 0 (our choices). Time is
     that of half the product of all images with all, plus little; memory is O((Nq + Ng) k1), one block, and the result.
-    In float32 D is good to about 1e-7 over its largest 1 - cos: give float64 where all features are close together.
+    In float32 the error of D is about 1e-7 / (largest 1 - cos): use float64 if all features are close together.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
         gallery: (Ng, d), on the query's device.
         k1: size of the reciprocal neighborhoods, at least 1; paper: 20. More than there are images means all.
-        k2: encodings that are averaged, the image's own included, at least 1; paper: 6.
+        k2: encodings averaged, the image's own included, at least 1; paper: 6.
         lambda_value: λ in [0, 1], the weight of D; paper: 0.3.
-        top: None for all distances, or how many of the nearest gallery images are wanted; then no (Nq, Ng) is made.
+        top: None for all distances, or the number of nearest gallery images to return, without an (Nq, Ng) matrix.
 
     Returns:
         (Nq, Ng) distance in [0, 1], float64 if either input is, else float32; with ``top`` distances and indices
@@ -77,7 +77,7 @@ def k_reciprocal(
 def _distances(
     rows: Rows, nq: int, k1: int, k2: int, lambda_value: float, cosines: Tensor | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Distances (b, Ng) of the queries by blocks; ``cosines`` (Nq, Ng) holds theirs until a block's turn comes."""
+    """Compute the distances (b, Ng) of blocks of queries; ``cosines`` (Nq, Ng), if given, is workspace."""
     x, n = rows.proposal, len(rows.proposal)
     lowest = x.new_full((n,), torch.inf)  # cosine of each row
 
@@ -109,7 +109,7 @@ def _distances(
 
 
 def _encoding(x: Tensor, index: Tensor, k1: int, scale: Tensor) -> Sparse:
-    """V before the averaging: (N, N), rows sum to 1."""
+    """Compute V before the averaging: (N, N), rows sum to 1."""
     row, column = _members(index[:, : k1 + 1], index[:, : round(k1 / 2) + 1])
     pairs = Sparse.of(row, column, x.new_zeros(len(row)), (len(x), len(x)))
     cosine = torch.sparse.sampled_addmm(pairs.csr(), x, x.T, beta=0).values()
@@ -119,7 +119,7 @@ def _encoding(x: Tensor, index: Tensor, k1: int, scale: Tensor) -> Sparse:
 
 
 def _members(wide: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:
-    """Who is in whose expanded reciprocal set, as (row, column) sorted, from the rankings' first k1+1 and k1/2+1."""
+    """Compute the expanded reciprocal sets, as sorted pairs (row, column), from the first k1+1 and k1/2+1 neighbors."""
     (n, w), h = wide.shape, narrow.shape[1]
     in_wide, in_narrow = reciprocal(wide), reciprocal(narrow)
     narrow_size = in_narrow.sum(1)

@@ -15,14 +15,7 @@ __all__ = ["QueryExpansion", "query_expansion"]
 
 
 class QueryExpansion(GalleryReranker):
-    """`query_expansion` fitted to a gallery.
-
-    Args:
-        n: as in `query_expansion`.
-        alpha: as in `query_expansion`.
-
-    Raises:
-        ValueError, TypeError: for a bad ``n`` or ``alpha``.
+    """`query_expansion` fitted to a gallery; see there for the settings.
 
     Example:
         >>> import torch
@@ -31,7 +24,7 @@ class QueryExpansion(GalleryReranker):
         [[1, 0]]
     """
 
-    _neighbors = 1  # nothing is asked about the gallery's own neighbors
+    _neighbors = 1  # the gallery's own neighbors are not used
 
     def __init__(self, *, n: int = 5, alpha: float = 0.0) -> None:
         check_count("n", n)
@@ -56,13 +49,13 @@ def query_expansion(query: ArrayT, gallery: Array, *, n: int = 5, alpha: float =
     On features scaled to length 1, the query has weight 1 and a neighbor max(cos, 0)^α, so that α = 0 is the plain
     mean (AQE; Chum et al., ICCV 2007) and α > 0 is αQE (Radenović et al., TPAMI 2019; there α = 3). Our choice:
     the gallery's features stay as they are, so each query is answered by itself; a sum that cancels up to rounding
-    counts as a zero row, which has distance 1 from everything.
+    counts as a zero row, which has distance 1 from all images.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
-        gallery: (Ng, d), on the query's device. Its dtype, at least float32, is computed in.
-        n: gallery images that join the query, at least 1, ties by lowest index; more than Ng means all. Default 5, as
-            in fast-reid; image retrieval takes up to 50, which suits only identities with as many images.
+        gallery: (Ng, d), on the query's device. Its dtype, at least float32, is that of the result.
+        n: gallery images averaged with the query, at least 1, ties by lowest index; more than Ng means all. Default 5,
+            as in fast-reid; image retrieval takes up to 50, which suits only identities with as many images.
         alpha: exponent of the weights, at least 0. Default 0, AQE.
 
     Returns:

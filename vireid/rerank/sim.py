@@ -14,16 +14,7 @@ __all__ = ["SIM", "sim"]
 
 
 class SIM(GalleryReranker):
-    """`sim` fitted to a gallery.
-
-    Args:
-        k1: as in `sim`.
-        k2: as in `sim`.
-        lambda_value: as in `sim`.
-
-    Raises:
-        ValueError: if a setting is out of its range.
-        TypeError: if ``k1`` or ``k2`` is not an integer or ``lambda_value`` no number.
+    """`sim` fitted to a gallery; see there for the settings.
 
     Example:
         >>> gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -61,31 +52,30 @@ class SIM(GalleryReranker):
 def sim(query: ArrayT, gallery: Array, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> ArrayT:
     """Compute the distance of the similarity inference metric, after Jia et al., IJCAI 2020, per query.
 
-    Images of one modality are compared more safely than across modalities, so that a gallery image is judged by its
-    mutual neighbors in the gallery: does the query find them near, too?
+    Images of one modality are easier to compare than images of two. So a gallery image is judged by its mutual
+    neighbors in the gallery: are they near the query, too?
 
         N(q) = the k1 gallery images nearest to q by cosine
         R(g) = the gallery images h with h among the k2 nearest of g and g among the k2 nearest of h, g itself included
         d(q, g) = (1 - λ) (1 - |N(q) ∩ R(g)| / |N(q) ∪ R(g)|) + λ (1 - cos(q, g))
 
-    The paper, by its abstract and by SAAI's account of it (Sec. 1, 2), has similarities among gallery images of one
-    modality, mutual nearest neighbors, and a Jaccard distance in which membership is yes or no. Its text was not at
-    hand, so the formula is our choice: these two sets, their sizes, the term in λ. The paper's first step, reasoning
-    over a graph of similarities, has no counterpart here, nor has any use it may make of other queries. So this is no
-    reproduction of its printed results.
+    The formula is our choice (the two sets, their sizes, the term in λ), for we had no access to the paper's text. By
+    its abstract and by SAAI's account of it (Sec. 1, 2), it has similarities among gallery images of one modality,
+    mutual nearest neighbors, and a Jaccard distance of sets without weights. Its first step, reasoning over a graph of
+    similarities, has no counterpart here, nor has any use of other queries. So this does not reproduce its printed
+    results.
 
-    λ is there because most gallery images share nothing with N(q): their Jaccard distance is 1, and only the cosine
-    can order them. Its default is that of k-reciprocal encoding, which mixes the same two kinds of distance.
+    Most gallery images share nothing with N(q): their Jaccard distance is 1, and only the term in λ orders them. The
+    default of λ is that of k-reciprocal encoding, which mixes the same two kinds of distance.
 
     No (Ng, Ng) matrix is made; beyond the result, memory is O(Nq k1 + Ng k2), the unit rows and one block.
 
     Args:
         query: (Nq, d) floating point, tensor or NumPy array. Nq may be 0.
-        gallery: (Ng, d), on the query's device. Its dtype, at least float32, is computed in.
-        k1: size of the query's neighbor set; more than Ng means all.
-        k2: neighbors of each gallery image among which the mutual ones are taken, the image itself included.
-        lambda_value: λ in [0, 1], the weight of the cosine distance; at 0 ties go to the lower gallery index, at 1 only
-            the cosine ranks.
+        gallery: (Ng, d), on the query's device. Its dtype, at least float32, is that of the result.
+        k1: size of the query's neighbor set, at least 1; more than Ng means all.
+        k2: neighbors of a gallery image that may be mutual, at least 1, the image itself included.
+        lambda_value: λ in [0, 1], the weight of the cosine distance: many distances tie at 0, only it ranks at 1.
 
     Returns:
         (Nq, Ng) distance in [0, 1 + λ], smaller = nearer. A NumPy array if ``query`` is one.
