@@ -19,28 +19,21 @@ def cost_curves(
     *,
     title: str | None = None,
 ) -> "Figure":
-    """Draw time and peak memory against the gallery's size, one line per method, on logarithmic axes.
+    """Draw time and peak memory against the gallery's size, a panel each, one line per method, on logarithmic axes.
 
-    Two panels; if no record has a peak (or none a time), only the other panel.
-
-    Where a method was stopped, its line ends in a cross at the largest size that it finished; the legend says why it
-    went no further, and at which size. Nothing is drawn beyond.
+    The line of a method that was stopped ends in a cross at the largest size that it finished; the legend gives the
+    reason and the size. A panel without any figure is left out.
 
     Args:
-        records: one for each method and size, in any order of the sizes, with the keys
-
-            - "method": name in the legend; methods are drawn in the order in which they first appear;
-            - "size": gallery images;
-            - "seconds" and "peak_bytes": what was measured, None if nothing was;
-            - "stopped": why there is no figure ("time", "memory", …), None where there is one;
-            - "group" (may be left out): methods of one group share a color and differ in line and marker.
-        path: where to write the figure as well.
+        records: one per method and size: "method" (name in the legend), "size" (gallery images), "seconds" and
+            "peak_bytes" (or None), "stopped" (None, or the reason for no figure, such as "memory"), and perhaps
+            "group" (methods of one group share a color).
+        path: of the figure to write.
         title: line above the picture.
 
     Raises:
-        ValueError: if there is no record or none with a figure, a key is missing, a number is not above 0 and finite,
-            a record has neither a time nor a reason, or a method has one size twice.
-        TypeError: if a number is something else.
+        ValueError, TypeError: for a record that lacks a key or both a time and a reason, a number that is not above 0
+            and finite, one size of a method twice, or no figure at all.
         ImportError: if matplotlib is not installed.
     """
     methods = _cost_lines(records)

@@ -1,4 +1,4 @@
-"""Time and memory of CMC and mAP of one distance matrix: ours and what people use today, on the same arrays.
+"""Time and memory of CMC and mAP of one distance matrix: ours and other tools, on the same arrays.
 
 Three sizes: SYSU-MM01 all-search single-shot (3,803 x 301) and multi-shot (3,803 x 3,010), and Market-1501
 (3,368 x 15,913). The features are random around a center for each identity; the distance is the cosine's. Contenders:
@@ -228,7 +228,7 @@ def _open_metric_learning() -> Callable[[Problem], Score]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool: how it is made ready, under which rule it works ("own": the data set's), and its package."""
+    """A tool: how it is made ready, its rule ("own": the data set's), and its package."""
 
     make: Callable[[], Callable[[Problem], Score]]
     rule: Literal["own", "same_id_same_camera", "none"]

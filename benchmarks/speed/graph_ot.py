@@ -179,11 +179,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[32, 256], help="pairs in a batch")
     parser.add_argument("--dim", type=int, default=DIM, help="feature size")
     parser.add_argument("--data", choices=("matched", "unrelated", "weighted"), default="matched")
-    parser.add_argument("--quick", action="store_true", help="4 pairs, d = 16, one repeat, no memory")
+    parser.add_argument("--quick", action="store_true", help="2 pairs, d = 16, one repeat, no memory")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
     arguments = measure.parse(parser, given)
     if arguments.quick:
-        arguments.pairs, arguments.dim, arguments.repeats = [4], 16, 1
+        arguments.pairs, arguments.dim, arguments.repeats = [2], 16, 1
     if arguments.peak_memory_of:
         loss, name, pairs = arguments.peak_memory_of.split("/")
         print(peak_memory(Task(loss, name, int(pairs)), arguments))

@@ -1,4 +1,4 @@
-"""Time and memory of a method's heads, forward and backward: ours, a plain loop, what a model has anyway.
+"""Time and memory of a method's heads, forward and backward: ours, a plain loop, a bare classifier.
 
 ``--method cift`` (the default): `heads_cift.py`. ``--method saai``: `heads_saai.py`. Each says what its contenders are.
 The loss and every gradient of ``vireid`` and ``loop`` are checked to agree before anything is timed. Time: the

@@ -252,7 +252,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]], about: Mapping
 
 
 def read_table(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return what `write_table` wrote: ``about`` and the rows, all of it text."""
+    """Read a file of `write_table`; return ``about`` and the rows, all of it text."""
     lines = path.read_text(encoding="utf-8").splitlines()
     about = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return about, list(csv.DictReader(line for line in lines if not line.startswith("# ")))

@@ -1,14 +1,15 @@
-"""Re-rankers side by side: ours, those of other packages, and the bare work that none can do without.
+"""Re-rankers side by side: ours, those of other packages, and the least work of each method.
 
 Every contender is called as ``run(name, query, gallery, top)``. torchreid and fastreid (``pip install --no-deps
-torchreid fastreid``) share the published NumPy form of k-reciprocal encoding; of either only that one file is loaded,
-so what else they import need not be there.
+torchreid fastreid``) share the published NumPy form of k-reciprocal encoding; only that file of each is loaded, so
+their other dependencies are not needed.
 """
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ FILES = {"torchreid": "reid/utils/rerank.py", "fastreid": "evaluation/rerank.py"
 
 Result = Tensor | tuple[Tensor, Tensor] | None
 """Distance (Nq, Ng); or the ``top`` nearest: distances and indices; or nothing, of work that is thrown away."""
+Contender = Callable[[Tensor, Tensor, int | None], Result]
 
 
 def products(query: Tensor, gallery: Tensor, top: int | None) -> Result:
@@ -54,76 +56,59 @@ def search(query: Tensor, gallery: Tensor, top: int | None) -> Result:
     return 1 - values, indices
 
 
-def aim(query: Tensor, gallery: Tensor, top: int | None, variant: Literal["paper", "released"] = "released") -> Result:
-    """Rank by our AIM."""
-    fitted = ours.AIM(**AIM_PARAMETERS, variant=variant).fit(gallery)
-    return fitted.distance(query) if top is None else fitted.topk(query, top)
+def by_fitted(make: Callable[[], Any]) -> Contender:
+    """Return a contender of our own that fits the gallery, then ranks."""
+
+    def rank(query: Tensor, gallery: Tensor, top: int | None) -> Result:
+        fitted = make().fit(gallery)
+        return fitted.distance(query) if top is None else fitted.topk(query, top)
+
+    return rank
 
 
-def aim_paper(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by our AIM, as printed in the paper."""
-    return aim(query, gallery, top, "paper")
+def by_function(function: Callable[..., Any], *, takes_top: bool = False, **parameters: Any) -> Contender:
+    """Return a contender of (query, gallery) and parameters; one that takes no ``top`` gives all distances."""
+
+    def rank(query: Tensor, gallery: Tensor, top: int | None) -> Result:
+        result: Result = function(query, gallery, **parameters, **({"top": top} if takes_top else {}))
+        return result
+
+    return rank
 
 
-def k_reciprocal(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by our k-reciprocal encoding."""
-    return ours.k_reciprocal(query, gallery, **K_RECIPROCAL_PARAMETERS, top=top)
+def numpy_k_reciprocal(query: Tensor, gallery: Tensor, *, package: str) -> Tensor:
+    """Rank by ``re_ranking`` of a package in `FILES`, its distances included."""
+    path = _source(package)
+    if path is None:
+        raise ImportError(f"{package}'s re-ranking is not installed: pip install --no-deps {package}")
+    spec = importlib.util.spec_from_file_location(f"{package}_re_ranking", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    q, g = normalize_rows(query), normalize_rows(gallery)
+    distances = [(2 - 2 * (a @ b.T)).clamp_min_(0).sqrt_() for a, b in ((q, g), (q, q), (g, g))]  # they square it
+    for square in distances[1:]:
+        square.fill_diagonal_(0)  # so that rounding does not put another image before the image itself
+    q_g, q_q, g_g = (distance.numpy() for distance in distances)
+    del distances
+    return torch.from_numpy(module.re_ranking(q_g, q_q, g_g, **K_RECIPROCAL_PARAMETERS))
 
 
-def gnn(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by our GNN re-ranking."""
-    return ours.gnn(query, gallery, **GNN_PARAMETERS, top=top)
-
-
-def sim(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by our SIM."""
-    fitted = ours.SIM().fit(gallery)
-    return fitted.distance(query) if top is None else fitted.topk(query, top)
-
-
-def query_expansion(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by our query expansion."""
-    fitted = ours.QueryExpansion().fit(gallery)
-    return fitted.distance(query) if top is None else fitted.topk(query, top)
-
-
-def dense_aim(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by AIM as released, with whole matrices."""
-    return dense.aim(query, gallery, **AIM_PARAMETERS, variant="released")
-
-
-def dense_gnn(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by GNN with whole matrices, in torch."""
-    return dense.gnn(query, gallery, **GNN_PARAMETERS)
-
-
-def torchreid_k_reciprocal(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by ``re_ranking`` of torchreid, its distances included."""
-    return _numpy_k_reciprocal("torchreid", query, gallery)
-
-
-def fastreid_k_reciprocal(query: Tensor, gallery: Tensor, top: int | None) -> Result:
-    """Rank by ``re_ranking`` of fastreid, its distances included."""
-    return _numpy_k_reciprocal("fastreid", query, gallery)
-
-
-CONTENDERS: dict[str, Callable[[Tensor, Tensor, int | None], Result]] = {
-    function.__name__: function
-    for function in (
-        products,
-        top_k_pass,
-        search,
-        aim,
-        aim_paper,
-        k_reciprocal,
-        gnn,
-        sim,
-        query_expansion,
-        dense_aim,
-        dense_gnn,
-        torchreid_k_reciprocal,
-        fastreid_k_reciprocal,
-    )
+CONTENDERS: dict[str, Contender] = {
+    "products": products,
+    "top_k_pass": top_k_pass,
+    "search": search,
+    "aim": by_fitted(partial(ours.AIM, **AIM_PARAMETERS, variant="released")),
+    "aim_paper": by_fitted(partial(ours.AIM, **AIM_PARAMETERS, variant="paper")),
+    "k_reciprocal": by_function(ours.k_reciprocal, takes_top=True, **K_RECIPROCAL_PARAMETERS),
+    "gnn": by_function(ours.gnn, takes_top=True, **GNN_PARAMETERS),
+    "sim": by_fitted(ours.SIM),
+    "query_expansion": by_fitted(ours.QueryExpansion),
+    "dense_aim": by_function(dense.aim, **AIM_PARAMETERS, variant="released"),
+    "dense_gnn": by_function(dense.gnn, **GNN_PARAMETERS),
+    "torchreid_k_reciprocal": by_function(numpy_k_reciprocal, package="torchreid"),
+    "fastreid_k_reciprocal": by_function(numpy_k_reciprocal, package="fastreid"),
 }
 LABELS = {
     "products": "bare q·g and g·g",
@@ -140,25 +125,16 @@ LABELS = {
     "torchreid_k_reciprocal": "k-reciprocal (torchreid)",
     "fastreid_k_reciprocal": "k-reciprocal (fastreid)",
 }
-FLOORS = {
-    "sim": "products",
-    "query_expansion": "products",
-    "aim": "products",
-    "aim_paper": "products",
-    "dense_aim": "products",
-    "k_reciprocal": "top_k_pass",
-    "torchreid_k_reciprocal": "top_k_pass",
-    "fastreid_k_reciprocal": "top_k_pass",
-    "gnn": "top_k_pass",
-    "dense_gnn": "top_k_pass",
-}
+FLOORS = dict.fromkeys(("sim", "query_expansion", "aim", "aim_paper", "dense_aim"), "products") | dict.fromkeys(
+    ("k_reciprocal", "torchreid_k_reciprocal", "fastreid_k_reciprocal", "gnn", "dense_gnn"), "top_k_pass"
+)
 SAME = {
     "dense_aim": "aim",
     "dense_gnn": "gnn",
     "torchreid_k_reciprocal": "k_reciprocal",
     "fastreid_k_reciprocal": "k_reciprocal",
 }
-"""Other people's form -> ours: the two must compute the same."""
+"""Another form of a method -> ours, which must compute the same."""
 
 
 def run(name: str, query: Tensor, gallery: Tensor, top: int | None) -> Result:
@@ -167,7 +143,7 @@ def run(name: str, query: Tensor, gallery: Tensor, top: int | None) -> Result:
 
 
 def installed(name: str) -> bool:
-    """Return whether what the contender needs is there."""
+    """Return whether the contender's package is installed."""
     package = name.removesuffix("_k_reciprocal")
     return package not in FILES or _source(package) is not None
 
@@ -178,21 +154,3 @@ def _source(package: str) -> Path | None:
         if (path := Path(folder) / FILES[package]).is_file():
             return path
     return None
-
-
-def _numpy_k_reciprocal(package: str, query: Tensor, gallery: Tensor) -> Tensor:
-    path = _source(package)
-    if path is None:
-        raise ImportError(f"{package}'s re-ranking is not installed: pip install --no-deps {package}")
-    spec = importlib.util.spec_from_file_location(f"{package}_re_ranking", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    q, g = normalize_rows(query), normalize_rows(gallery)
-    distances = [(2 - 2 * (a @ b.T)).clamp_min_(0).sqrt_() for a, b in ((q, g), (q, q), (g, g))]  # they square it
-    for square in distances[1:]:
-        square.fill_diagonal_(0)  # so that rounding does not put another image before the image itself
-    q_g, q_q, g_g = (distance.numpy() for distance in distances)
-    del distances
-    return torch.from_numpy(module.re_ranking(q_g, q_q, g_g, **K_RECIPROCAL_PARAMETERS))

@@ -3,9 +3,10 @@
 They are yardsticks for the table of ``benchmarks/tables/cift.py`` and nothing else: whole N × N matrices are kept,
 which is fine for RegDB's 4,120 images. The library's re-rankers are sparse, in bounded memory.
 
-All work on L2-normalized features. "The k nearest" of an image that is in the searched set includes the image itself,
-which always comes first; ties go to the lowest index. Each function says in its attribute ``uses`` what a query's
-ranking looks at beyond itself: "gallery", or "transductive" (the other queries too).
+All take query (Nq, d) and gallery (Ng, d), L2-normalize them, and raise ValueError or TypeError for a bad shape, type,
+value or option, or an empty gallery. "The k nearest" of an image that is in the searched set includes the image itself,
+which always comes first; ties go to the lowest index. The attribute ``uses`` of each function: "gallery" (a query's
+ranking depends on the gallery only) or "transductive" (on the other queries too).
 """
 
 from collections.abc import Callable
@@ -50,9 +51,6 @@ def aim(
 
     Returns:
         (Nq, Ng) distance; it may be negative.
-
-    Raises:
-        ValueError, TypeError: for a bad shape, type, value or option, or an empty gallery.
     """
     q, g = _unit_rows(query, gallery)
     check_count("k1", k1)
@@ -83,9 +81,6 @@ def k_reciprocal(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int = 6, l
 
     Returns:
         (Nq, Ng) distance in [0, 1].
-
-    Raises:
-        ValueError, TypeError: for a bad shape, type or value, or an empty gallery.
     """
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value must be in [0, 1], got {lambda_value}")
@@ -98,9 +93,6 @@ def k_reciprocal_parts(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int 
     """Compute the two distances that `k_reciprocal` mixes: Jaccard, and D, both (Nq, Ng) in [0, 1].
 
     D is the squared Euclidean distance divided by the largest one of the query's row over queries and gallery.
-
-    Raises:
-        ValueError, TypeError: for a bad shape, type or value, or an empty gallery.
     """
     q, g = _unit_rows(query, gallery)
     check_count("k1", k1)
@@ -143,9 +135,6 @@ def gnn(query: Tensor, gallery: Tensor, *, k1: int = 26, k2: int = 7, layers: in
 
     Returns:
         (Nq, Ng) cosine distance of the rows, in [0, 1].
-
-    Raises:
-        ValueError, TypeError: for a bad shape, type or value, or an empty gallery.
     """
     q, g = _unit_rows(query, gallery)
     for name, value in (("k1", k1), ("k2", k2), ("layers", layers)):
@@ -175,9 +164,6 @@ def query_expansion(query: Tensor, gallery: Tensor, *, n: int, alpha: float = 0.
 
     Returns:
         (Nq, Ng) cosine distance in [0, 2].
-
-    Raises:
-        ValueError, TypeError: for a bad shape, type or value, or an empty gallery.
     """
     q, g = _unit_rows(query, gallery)
     check_count("n", n)

@@ -1,4 +1,4 @@
-"""Time and memory of re-ranking, ours beside other packages' and dense forms, and beside the bare work it needs.
+"""Time and memory of re-ranking: ours, other packages', dense forms, and the least work that it needs.
 
 On generated features whose identities overlap as in practice. Every figure is of a fresh process, with the same number
 of threads for all. AIM is compared with the two bare matrix products q·g and g·g, k-reciprocal and GNN with one exact
@@ -55,7 +55,7 @@ class Setting:
 
     @property
     def top(self) -> int | None:
-        """What is asked for: all distances, or the nearest so many."""
+        """Number of nearest images that is asked for; None: all distances."""
         return None if 4 * self.queries * self.gallery <= DENSE_BYTES else TOP
 
 
@@ -124,7 +124,7 @@ def clustered_identities(queries: int, gallery: int) -> tuple[Tensor, Tensor]:
 
 
 def measure_case(name: str, data: Clustered, top: int | None, device: torch.device, keep: Path) -> None:
-    """Say seconds and peak bytes of one call of a contender; write what its first queries got to ``keep``."""
+    """Say seconds and peak bytes of one call of a contender; write the values of its first queries to ``keep``."""
     query, gallery = data.query.to(device), data.gallery.to(device)
     warm_up(name, query, gallery, top)
     say(ready=True)
@@ -221,7 +221,7 @@ def mean_ap(distance: Tensor, setting: Setting) -> float:
 
 
 def kept_distance(path: Path) -> Tensor | None:
-    """Return what `measure_case` kept, if that is distances to the whole gallery."""
+    """Return the distances that `measure_case` kept, if they are to the whole gallery."""
     if not path.exists():
         return None
     with np.load(path) as arrays:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AffinitySweep:
-    """Mean quality of random features, affinities and what is transferred; rows: feature setting, columns: affinity.
+    """Mean quality of random features, affinities and transferred features; rows: feature setting, columns: affinity.
 
     Attributes:
         feature: (S, T) Q_X, margin of the input features.
@@ -50,8 +50,8 @@ def feature_affinity_sweep(
 ) -> AffinitySweep:
     """Compute the quality Q_Y of transferred features over the qualities Q_X and Q_A of what goes in (CIFT, Fig. 3).
 
-    The supplement (section 1) draws random triplets {X, A, Y}, "controls their quality carefully" and averages 100
-    draws; how is left open. Here (our choice) x_i = sqrt(1 - t²) c + t n of its identity's center c and its own noise
+    The supplement (section 1) averages 100 draws of {X, A, Y} and leaves open how their quality is controlled. Here (our
+    choice) x_i = sqrt(1 - t²) c + t n of its identity's center c and its own noise
     n, random directions both, scaled to length 1, t falling from 1 to 0, so that Q_X rises evenly; A is the softmax of
     each row of s [y_i = y_j] + N(0, 1), s rising from 0 to ``affinity_signal``; Y = A X, rows scaled to length 1. X and
     A are drawn independently.
@@ -61,7 +61,7 @@ def feature_affinity_sweep(
         per_identity: images of each; N = C times this.
         dim: size d of a feature.
         steps: settings of either quality; S = T = ``steps``.
-        repeats: draws averaged **(paper: 100)**.
+        repeats: draws averaged, 100 in the paper.
         affinity_signal: how far positives stand above negatives at the best setting, in standard deviations.
         generator: source of the draws, on the CPU; torch's own when None.
 
@@ -97,7 +97,7 @@ def affinity_quality_surface(sweep: AffinitySweep, path: str | os.PathLike[str] 
     """Draw Q_Y over (Q_X, Q_A), from above with contours and as a surface (CIFT, Fig. 3 a and b).
 
     Args:
-        sweep: what `feature_affinity_sweep` returns.
+        sweep: of `feature_affinity_sweep`.
         path: where to write the figure as well.
 
     Raises:

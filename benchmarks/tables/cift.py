@@ -23,7 +23,6 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.speed.measure import write_text
 from benchmarks.speed.postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion
 from benchmarks.tables.diagnose import MARGIN_IDENTITIES, diagnostic_rows
 from benchmarks.tables.records import (
@@ -221,10 +220,7 @@ def main(given: Sequence[str] | None = None) -> None:
     train_all(runs, arguments.jobs)
     rows = evaluate_all(plans, runs)
     about = {"trials": ", ".join(map(str, arguments.trials)), "data": arguments.root.resolve().name}
-    table = make_table(about, rows)
-    write_results(arguments.output, MODULE, given, rows, **about)
-    write_text(arguments.output / "table.md", table)
-    print(table)
+    write_results(arguments.output, MODULE, given, rows, make_table(about, rows), **about)
 
 
 if __name__ == "__main__":

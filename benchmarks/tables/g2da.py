@@ -25,7 +25,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.speed.measure import write_text
 from benchmarks.tables.records import (
     Row,
     Values,
@@ -72,7 +71,7 @@ SYMBOLS = {"epsilon": "ε", "phi": "φ", "threshold": "θ", "contrastive": r"$\l
 
 
 def look_at_graph(run: Run) -> dict[str, float]:
-    """Return what the checkpoint of a G2DA with graph has learned.
+    """Return figures of the graph that a G2DA learned.
 
     ``replaced``: percent of the channels that message fusion replaces; ``gamma``: smallest and largest scale, which it
     goes by; ``omega``: smallest and largest weight of a node.
@@ -250,10 +249,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "variants": ", ".join(f"{row}: {other}" for row, other in own.items()),
         "reused": ", ".join(str(run.folder) for run in runs if output not in run.folder.parents),
     }
-    table = make_table(about, rows)
-    write_results(output, MODULE, given, rows, **about)
-    write_text(output / "table.md", table)
-    print(table)
+    write_results(output, MODULE, given, rows, make_table(about, rows), **about)
 
 
 if __name__ == "__main__":

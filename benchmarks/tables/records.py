@@ -23,8 +23,8 @@ class Row:
         table: group of rows that belong together.
         key: names the row within its table, such as "saai/backbone/none".
         name: as shown.
-        uses: what it looks at beyond the query, as `vireid.protocols` says it.
-        values: (direction, metric) -> trial -> number, or text where it says what was chosen.
+        uses: as `uses` of the re-rankers, such as "gallery".
+        values: (direction, metric) -> trial -> number, or text of a choice.
     """
 
     table: str
@@ -66,7 +66,7 @@ def write_rows(path: Path, rows: Iterable[Row], about: Mapping[str, object]) -> 
 
 
 def read_rows(path: Path) -> tuple[dict[str, str], list[Row]]:
-    """Return what `write_rows` wrote."""
+    """Read the file of `write_rows`."""
     about, lines = read_table(path)
     rows: dict[tuple[str, str], Row] = {}
     for line in lines:
@@ -106,7 +106,7 @@ def section(title: str, head: Sequence[str], lines: Sequence[Sequence[str]], wor
 
 
 def line_of(row: Row) -> list[str]:
-    """Return name, what it looks at, and the four columns."""
+    """Return name, ``uses`` and the four columns."""
     return [row.name, row.uses, *(cell(row.numbers(*column)) for column in COLUMNS)]
 
 

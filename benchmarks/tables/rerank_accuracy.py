@@ -239,10 +239,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "chosen_on": f"{people} training identities per trial, by mean mAP",
         "threads": arguments.threads,
     }
-    write_results(output, MODULE, given, rows, **about)
-    table = make_table(rows)
-    write_text(output / "table.md", table)
-    print(table)
+    write_results(output, MODULE, given, rows, make_table(rows), **about)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows of a table times trials of RegDB: training, resuming, and what the runs left.
+"""Rows of a table times trials of RegDB: training, resuming, and reading the runs.
 
 A row is a method of `vireid.training` with settings of its own. Each of its trials is trained in a process of its own
 (`train.py`); what is complete is not run again, and what was interrupted goes on. `cift.py`, `saai.py`, `g2da.py` and
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What its checkpoint says about itself, beside the recipe."""
+        """Settings in its checkpoint, beside the recipe."""
         trial = 1 if self.dataset == "synthetic" else self.trial
         return {"method": self.method, "dataset": self.dataset, "trial": trial, "root": str(self.root.resolve())} | (
             self.settings
@@ -244,7 +244,7 @@ def reuse(run: Run, folders: Sequence[Path]) -> Run:
 
 
 def job_of(run: Run) -> dict[str, Any]:
-    """Return what `train.py` must know of a run, as JSON holds it."""
+    """Return the description of a run for `train.py`, ready for JSON."""
     job: dict[str, Any] = {"method": run.method, "folder": str(run.folder), "root": str(run.root), "kept": run.kept}
     return job | {"recipe": run.recipe.to_dict(), "resume": state_of(run) == "interrupted"}
 
@@ -300,7 +300,7 @@ def evaluate(data: Features, rerank: Any = None) -> Values:
 
 
 def ways_of(run: Run) -> dict[str, Any]:
-    """Return the kinds of a run's features, and what ranks each: None is the cosine."""
+    """Return the ranking function of each kind of a run's features; None is the cosine."""
     transfer: Any = getattr(run.model, "transfer", None)
     graph = run.method == "g2da" and run.model.attention is not None
     ways: dict[str, Any] = {"graph" if graph else "backbone": None}
@@ -308,13 +308,18 @@ def ways_of(run: Run) -> dict[str, Any]:
 
 
 def uses_of(kind: str) -> str:
-    """Return what features of a kind look at: transferred ones at the gallery."""
+    """Return ``uses`` of a kind of features: "gallery" if transferred, else "query"."""
     return "gallery" if kind == "transferred" else "query"
 
 
-def write_results(output: Path, module: str, given: Sequence[str] | None, rows: Sequence[Row], **about: object) -> None:
-    """Write results.csv: the rows below the command, the machine and ``about``."""
+def write_results(
+    output: Path, module: str, given: Sequence[str] | None, rows: Sequence[Row], table: str = "", **about: object
+) -> None:
+    """Write results.csv: the rows below the command, the machine and ``about``; write and print the ``table``."""
     machine = environment(torch.device("cpu"), ["numpy"])
     machine.pop("threads")
     write_rows(output / "results.csv", rows, {"command": command_of(module, given), **about, **machine})
     print(f"wrote {output / 'results.csv'}")
+    if table:
+        write_text(output / "table.md", table)
+        print(table)

@@ -1,4 +1,4 @@
-"""The README's tables of SAAI: what SAFL, its losses and AIM bring, and what this library adds to them.
+"""The README's tables of SAAI: SAFL, its losses, AIM, and our additions to them.
 
 For each trial of RegDB (or of a data set in RegDB's layout) and each row, a model is trained in a process of its own;
 what is complete is not run again, and what was interrupted goes on. Then the features of every model are ranked without
@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.speed.measure import write_text
 from benchmarks.tables.diagnose import diagnostic_rows
 from benchmarks.tables.records import Row, Values, read_rows
 from benchmarks.tables.rerank_accuracy import METHODS, SHARE, mean_map, write_validation_split
@@ -118,7 +117,7 @@ def amended(query: Tensor, gallery: Tensor, *, k1: int | None, k2: int, variant:
 
 
 def rank_by(parameters: Mapping[str, Any] | None, kind: str, run: Run) -> Any:
-    """Return what ranks a kind of features: AIM, or without ``parameters`` the cosine distance."""
+    """Return the ranking function of a kind of features: AIM, or without ``parameters`` the cosine distance."""
     if parameters is None:
         return ways_of(run)[kind]
     transfer = run.model.transfer if kind == "transferred" else None
@@ -128,7 +127,7 @@ def rank_by(parameters: Mapping[str, Any] | None, kind: str, run: Run) -> Any:
 
 
 def forms_of(row: str, kind: str) -> tuple[Form | None, ...]:
-    """Return what ranks the features of a row; SAAI's own also AIM without one or both of its steps (Table 6)."""
+    """Return the forms that rank a row; for SAAI's own also AIM without one or both of its steps (Table 6)."""
     forms: tuple[Form | None, ...] = (None, *FORMS)
     if row == "saai" and kind == "backbone":
         off = [Form("paper", variant, removing=False, expanding=False) for variant in VARIANTS]
@@ -199,7 +198,7 @@ def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run], chosen: Chosen)
 
 
 def quote(path: Path, data: str, trials: str) -> list[Row]:
-    """Return rows of `cift.py` from its results; none if they are of other data or trials: they would say nothing."""
+    """Return rows of `cift.py` from its results; none if they are of other data or trials: else they do not compare."""
     about, rows = read_rows(path)
     if (about["data"], about["trials"]) != (data, trials):
         return []
@@ -249,10 +248,8 @@ def main(given: Sequence[str] | None = None) -> None:
         "data": arguments.root.resolve().name,
         "chosen_on": f"{people} training identities per trial, by mAP over trials and directions",
     }
-    table = make_table(about, rows, quote(arguments.quote, about["data"], about["trials"]))
-    write_results(output, MODULE, given, rows, **about)
-    write_text(output / "table.md", table)
-    print(table)
+    quoted = quote(arguments.quote, about["data"], about["trials"])
+    write_results(output, MODULE, given, rows, make_table(about, rows, quoted), **about)
 
 
 if __name__ == "__main__":

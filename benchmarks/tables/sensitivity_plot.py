@@ -26,30 +26,21 @@ def sensitivity_curves(
 ) -> "Figure":
     """Draw metrics against a parameter's value: mean over the trials, bars of their deviation (SAAI, Fig. 3 and 4).
 
-    A panel for each direction, on one axis of percent. Bars are the sample standard deviation (n - 1), none for a
-    single trial. A star marks the value of the largest mean of each metric, the first where several are equal; it was
-    found on the images that are scored.
+    One panel per direction. Bars are the sample standard deviation (n - 1), left out for a single trial. A star marks
+    the value of the largest mean of each metric (the first of equals), found on the images that are scored.
 
     Args:
-        records: one for each value and trial, and direction where there are several, in any order, with the keys
-
-            - "value": the parameter's, numbers in ascending order or, if any is none, all by name as they come;
-            - the ``metrics``, percent;
-            - "direction" (may be left out of all): such as "visible_to_infrared".
-
-            Those of reports: ``[{"value": p, "direction": row.direction, **trial} for p, report in reports.items() for
-            row in report.rows for trial in row.trials]``.
-        path: where to write the figure as well.
-        parameter: its name below the axis, such as "p" or "λ".
-        metrics: keys of the records, a line each.
-        spacing: "equal": the same step between one value and the next, as for 0, 0.1, 0.5, 1, 5; "value": as far apart
-            as they are, for numbers only.
+        records: one per value and trial (and direction): "value" (numbers are sorted, names keep their order), the
+            ``metrics`` in percent, and in all or none "direction", such as "visible_to_infrared".
+        path: of the figure to write.
+        parameter: name below the axis, such as "p" or "λ".
+        metrics: keys of the records, one line per metric.
+        spacing: "equal" steps between values, or steps in proportion to the "value" of numbers.
         title: line above the picture.
 
     Raises:
-        ValueError: if there is no record or metric, a key is missing, a number is not between 0 and 100, some records
-            have a direction and others none, or an option is unknown or does not fit the values.
-        TypeError: if a metric is not a number.
+        ValueError, TypeError: for no record or metric, a missing key, a metric that is not a number from 0 to 100,
+            a direction in only some records, or an option that is unknown or does not fit the values.
         ImportError: if matplotlib is not installed.
     """
     check_option("spacing", spacing, ("equal", "value"))

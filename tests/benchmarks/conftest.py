@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vireid import INFRARED, VISIBLE
+from vireid.data import generate_synthetic
 from vireid.data.features import save_features
 
 pytest.importorskip("lightning_fabric", reason="the tables need the extra train")
@@ -24,8 +25,16 @@ def tiny():
     return TINY
 
 
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """Folder of a few drawn people in RegDB's layout, which no test writes to."""
+    root = tmp_path_factory.mktemp("people") / "data"
+    generate_synthetic(root, layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
+    return root
+
+
 def write_run(run, *, replaced=0):
-    """Write what a training leaves, without one: a model as built, and features drawn from the run's name.
+    """Write the files of a training without one: a model as built, and features drawn from the run's name.
 
     Args:
         run: to write.
@@ -50,7 +59,7 @@ def write_run(run, *, replaced=0):
 
 @contextmanager
 def in_place_of_training(train):
-    """Train by ``train`` within the block; gives the list of the runs that were, and of data that were drawn."""
+    """Train by ``train`` within the block; yield the list of runs and of drawn data."""
     done = []
 
     def note(run, **_):

@@ -13,7 +13,6 @@ from benchmarks.tables import cift, runs
 from benchmarks.tables.diagnose import diagnose
 from benchmarks.tables.records import COLUMNS, read_rows
 from reference.postprocessing import cosine
-from vireid.data import generate_synthetic
 from vireid.models import CIFT, Baseline
 from vireid.nn import GFT, H2FT
 from vireid.protocols import RegDB
@@ -86,9 +85,8 @@ def test_diagnostics_by_loops(transfer):
     assert ("Q_Y" in found) == (transfer is not None)
 
 
-def test_the_whole_table_on_drawn_people(tmp_path, capsys, trained_here, tiny, monkeypatch):
-    root, output = tmp_path / "data", tmp_path / "out"
-    generate_synthetic(root, layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
+def test_the_whole_table_on_drawn_people(people, tmp_path, capsys, trained_here, tiny, monkeypatch):
+    root, output = people, tmp_path / "out"
     small = tuple(replace(m, grid=m.grid[:1] + ((m.default,) if m.default else ())) for m in cift.METHODS)
     monkeypatch.setattr(cift, "PROCESSED", {"baseline": small, "cri": tuple(m for m in small if m.name == "AIM")})
     given = ["--root", str(root), "--output", str(output), "--trials", "1", "--rows", "baseline", "cri"]
@@ -122,10 +120,9 @@ def test_the_whole_table_on_drawn_people(tmp_path, capsys, trained_here, tiny, m
 
 
 @pytest.mark.slow
-def test_a_run_in_a_process_of_its_own(tmp_path, tiny):
-    generate_synthetic(tmp_path / "data", layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
+def test_a_run_in_a_process_of_its_own(people, tmp_path, tiny):
     plans = {"h2g": cift.ROWS["h2g"]}
-    run = runs.make_runs(plans, tiny, root=tmp_path / "data", output=tmp_path / "out", trials=[1])[0]
+    run = runs.make_runs(plans, tiny, root=people, output=tmp_path / "out", trials=[1])[0]
     runs.train_all([run], 2)
     assert runs.state_of(run) == "complete"
     assert sorted(path.name for path in run.folder.iterdir() if path.is_file()) == [

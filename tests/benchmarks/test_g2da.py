@@ -10,15 +10,13 @@ import torch
 
 from benchmarks.tables import g2da, runs
 from benchmarks.tables.records import COLUMNS, cell, line_of, read_rows
-from vireid.data import generate_synthetic
 from vireid.protocols import RegDB
 from vireid.training import read_checkpoint
 
 
-def test_a_real_run_end_to_end(tmp_path, trained_here, tiny, capsys):
-    root, output = tmp_path / "data", tmp_path / "out"
-    generate_synthetic(root, layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
-    given = ["--root", str(root), "--output", str(output), "--trials", "1", "--jobs", "1", "--rows", "g2da"]
+def test_a_real_run_end_to_end(people, tmp_path, trained_here, tiny, capsys):
+    output = tmp_path / "out"
+    given = ["--root", str(people), "--output", str(output), "--trials", "1", "--jobs", "1", "--rows", "g2da"]
     g2da.main([*given, "--", *tiny])
     about, (row, graph) = read_rows(output / "results.csv")
     assert (row.key, row.uses, about["data"], about["trials"]) == ("g2da/graph", "query", "data", "1")
@@ -34,9 +32,8 @@ def test_a_real_run_end_to_end(tmp_path, trained_here, tiny, capsys):
     assert table.startswith("Trials 1; percent.\n")
 
 
-def test_key_points_of_the_synthetic_people_are_the_nodes(tmp_path, trained_here, tiny):
-    generate_synthetic(tmp_path / "data", layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
-    where = {"root": tmp_path / "data", "output": tmp_path / "out", "trials": [3], "synthetic": True}
+def test_key_points_of_the_synthetic_people_are_the_nodes(people, tmp_path, trained_here, tiny):
+    where = {"root": people, "output": tmp_path / "out", "trials": [3], "synthetic": True}
     run = runs.make_runs({"g2da": g2da.ROWS["g2da"]}, tiny, **where)[0]
     run = replace(run, dataset="regdb")  # or else all 96 people are drawn
     runs.train(run)

@@ -20,11 +20,11 @@ def test_the_command(data, tmp_path, capsys):
     output = tmp_path / "graph_ot.csv"
     benchmark.main(["--quick", "--data", data, "--output", str(output)])
     about, rows = read_table(output)
-    labels = [benchmark.Task(k, name, 4).label for k, names in benchmark.CONTENDERS.items() for name in names]
+    labels = [benchmark.Task(k, name, 2).label for k, names in benchmark.CONTENDERS.items() for name in names]
     for way in benchmark.WAYS:
         own = [row for row in rows if row["what"] == way]
         assert [row["method"] for row in own if row["metric"] == "median_s"] == ["products", *labels]
-        assert {row["size"] for row in own} == {f"4 pairs, 14 nodes, d 16, {data}"}
+        assert {row["size"] for row in own} == {f"2 pairs, 14 nodes, d 16, {data}"}
     for method in ("exact, abs", "exact, square", "POT loop, square"):
         assert value_of(rows, "gap_mean", method=method, what="forward") >= 0
         assert value_of(rows, "marginal_error", method=method, what="forward") < 1e-6

@@ -11,7 +11,7 @@ from benchmarks.tables import runs
 from benchmarks.tables.cift import Method, grid
 from benchmarks.tables.records import DIRECTIONS, read_rows
 from vireid._ops import normalize_rows
-from vireid.data import RegDBDataset, generate_synthetic
+from vireid.data import RegDBDataset
 from vireid.protocols import RegDB
 
 
@@ -90,9 +90,8 @@ def test_measure_counts_every_query_once(features):
     assert found["ms_per_query"] > 0
 
 
-def test_the_whole_table_on_drawn_people(tmp_path, monkeypatch, capsys, trained_here, tiny):
-    root, output = tmp_path / "data", tmp_path / "out"
-    generate_synthetic(root, layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
+def test_the_whole_table_on_drawn_people(people, tmp_path, monkeypatch, capsys, trained_here, tiny):
+    output = tmp_path / "out"
     methods = tuple(replace(m, grid=m.grid[:2]) for m in accuracy.METHODS if m.name in ("αQE", "AIM, paper"))
     monkeypatch.setattr(accuracy, "METHODS", methods)
 
@@ -104,7 +103,7 @@ def test_the_whole_table_on_drawn_people(tmp_path, monkeypatch, capsys, trained_
 
     monkeypatch.setattr(accuracy, "run_self", run_self)
     threads = str(torch.get_num_threads())
-    given = ["--root", str(root), "--output", str(output), "--trials", "1", "--repeats", "1", "--threads", threads]
+    given = ["--root", str(people), "--output", str(output), "--trials", "1", "--repeats", "1", "--threads", threads]
     accuracy.main([*given, "--", *tiny])
     assert trained_here == [("baseline", 1), ("cri", 1), ("baseline", 1)]
     about, rows = read_rows(output / "results.csv")

@@ -9,18 +9,16 @@ from torch.testing import assert_close
 
 from benchmarks.tables import runs, saai, saai_table
 from benchmarks.tables.records import DIRECTIONS, read_rows
-from vireid.data import generate_synthetic
 from vireid.nn import H2FT
 
 TRAINED = ("saai", "saai_cift")
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory, training_here, tiny):
-    """What the whole benchmark leaves: (folder, its rows by key, the options it was given)."""
-    root, output = tmp_path_factory.mktemp("saai") / "data", tmp_path_factory.mktemp("out")
-    generate_synthetic(root, layout="regdb", identities=8, images_per_camera=4, size=(64, 32))
-    given = ["--root", str(root), "--output", str(output), "--trials", "1", "2", "--jobs", "1", "--rows", *TRAINED]
+def table(people, tmp_path_factory, training_here, tiny):
+    """Return the folder of the whole benchmark, its rows by key, and the options that were given."""
+    output = tmp_path_factory.mktemp("out")
+    given = ["--root", str(people), "--output", str(output), "--trials", "1", "2", "--jobs", "1", "--rows", *TRAINED]
     with training_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(saai, "GRIDS", {v: entries[:2] for v, entries in saai.GRIDS.items()})
         saai.main([*given, "--", *tiny])
@@ -163,7 +161,6 @@ def test_what_is_complete_is_not_trained_again(table, monkeypatch, tiny):
     monkeypatch.setattr(saai, "choose", lambda choosers: {})
     monkeypatch.setattr(saai, "write_results", lambda *args, **about: None)
     monkeypatch.setattr(saai, "make_table", lambda *args: "")
-    monkeypatch.setattr(saai, "write_text", lambda *args: None)
     saai.main([*given, "--", *tiny])
     assert trained == []
     features = output / "saai" / "2" / "features.npz"
