@@ -1,5 +1,6 @@
 """``vireid evaluate``: a feature file or a checkpoint, ranked by a data set's protocol."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,8 +151,6 @@ def _features(
     progress: bool | None,
 ) -> "Report":
     """Evaluate feature files."""
-    import dataclasses
-
     import numpy as np
     import torch
 
@@ -163,8 +162,8 @@ def _features(
         for file in files:
             found = options.read_features(file, *outputs)
             counts.append(np.bincount(found.modality, minlength=2).tolist())
-            moved: Any = torch.from_numpy(found.features).to(device)
-            found = dataclasses.replace(found, features=moved)
+            x: Any = torch.from_numpy(found.features).to(device)
+            found = dataclasses.replace(found, features=x)
             for each in protocols:
                 try:
                     reports.append(each.evaluate(found, modality=found.modality, **how))

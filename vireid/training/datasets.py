@@ -51,14 +51,14 @@ def open_dataset(
         generate_synthetic(root, layout="regdb", progress=True)
     elif root is None:
         raise ValueError(f"root must name the folder of the data set {name}, got None")
+    options: dict[str, Any] = {"size": size, "cache": cache, "keypoints": keypoints}
     dataset: Dataset
     if name == "sysu":
-        split = "trainval" if split == "train" else split
-        dataset = SYSUMM01Dataset(root, split, size=size, cache=cache, keypoints=keypoints)
+        dataset = SYSUMM01Dataset(root, "trainval" if split == "train" else split, **options)
     elif name == "llcm":
-        dataset = LLCMDataset(root, split, size=size, cache=cache, keypoints=keypoints)
+        dataset = LLCMDataset(root, split, **options)
     else:
-        dataset = RegDBDataset(root, split, trial=trial, size=size, cache=cache, keypoints=keypoints)
+        dataset = RegDBDataset(root, split, trial=trial, **options)
     if keypoints is not None and isinstance(sample := dataset[0], KeypointSample):
         count, expected = len(sample.keypoints), len(PERSON_13.names)
         if count != expected:
