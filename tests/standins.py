@@ -1,4 +1,4 @@
-"""Pose estimators for tests: a stand-in with ViTPose's interface, and the real class in small."""
+"""Pose estimators for tests: a stand-in with ViTPose's interface, and a tiny one of the real class."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from vireid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 class StandIn(nn.Module):
-    """As a VitPoseForPoseEstimation from outside; key point k sees (k + 1)/17 of the brightness of a channel."""
+    """Interface of a VitPoseForPoseEstimation; key point k sees (k + 1)/17 of the brightness of a channel."""
 
     def __init__(self, image_size: tuple[int, int] = (32, 24), experts: int = 1, keypoints: int = 17) -> None:
         super().__init__()
@@ -49,4 +49,5 @@ def tiny(transformers: Any, seed: int = 0, **settings: Any) -> nn.Module:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Content of every file below a folder, by its path there."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

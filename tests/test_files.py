@@ -1,3 +1,5 @@
+"""Whole files, and .npz files of every kind of damage."""
+
 import io
 import json
 import subprocess
@@ -169,7 +171,7 @@ def test_pickled_arrays_are_not_opened(tmp_path):
     ("old", "new"), [(b"'descr'", b"''descr'"), (b"'shape'", b"'shape("), (b"(4096,)", b"(4096, ")]
 )
 def test_headers_that_are_no_python_are_refused(old, new, tmp_path):
-    """NumPy's parser of headers raises errors of its own; an array beyond 8 KiB, whose size does not stop it first."""
+    """NumPy's parser of headers raises errors of its own."""
     path = save(tmp_path / "a.npz")
     large = npy(np.zeros(4096))
     assert old in large
@@ -178,7 +180,7 @@ def test_headers_that_are_no_python_are_refused(old, new, tmp_path):
         load_arrays(path, KIND, VERSION)
 
 
-def test_sizes_that_are_not_the_header_s_are_refused(tmp_path):
+def test_sizes_that_contradict_the_header_are_refused(tmp_path):
     path, small = tmp_path / "a.npz", npy(np.zeros(4))
     huge = small.replace(b"(4,)", b"(4" + b"0" * 14 + b",)").replace(b" " * 14 + b"\n", b"\n")
     for member in (huge, small.replace(b"(4,), ", b"(-4,),"), small.replace(b"(4,)", b"(3,)"), small[:-8]):

@@ -167,11 +167,11 @@ def test_images_are_the_same_with_and_without_key_points(keypoints):
     images, modality = torch.randint(256, (16, 3, 24, 12), dtype=torch.uint8), torch.arange(16) % 2
     augment = TrainAugmentation((24, 12), padding=2, grayscale=0.3)
     torch.manual_seed(3)
-    alone = augment(images, modality)
+    expected = augment(images, modality)
     after = torch.rand(1)
     torch.manual_seed(3)
     together, followed = augment(images, modality, keypoints)
-    assert torch.equal(alone, together)
+    assert torch.equal(expected, together)
     assert torch.equal(after, torch.rand(1))  # nothing more was drawn
     assert followed.shape == keypoints.shape
 

@@ -33,7 +33,7 @@ def random_table(count: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture
 def with_heatmaps(drawn: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A data set and a folder of heatmaps, of which each is one number everywhere: its image's place."""
+    """A data set and a folder of heatmaps, each filled with the place of its image."""
     folder = tmp_path / "heatmaps"
     for place, path in enumerate(SYSUMM01Dataset(drawn, "all").paths):
         save_heatmaps(folder, path, np.full((13, 8, 4), place / 4), root=drawn, source={"model": "by hand"})

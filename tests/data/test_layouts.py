@@ -187,7 +187,7 @@ def test_blank_lines_in_a_list_are_passed_over(regdb):
 
 
 @pytest.mark.skipif(not ROADSCENE.is_dir(), reason="roadscene-dev is not here")
-def test_roadscene():
+def test_roadscene_is_read_as_regdb():
     parts = {split: RegDBDataset(ROADSCENE, split, trial=7, size=(128, 64)) for split in ("train", "test", "all")}
     assert [len(parts[s]) for s in parts] == [4120, 4120, 8240]
     assert [parts[s].num_classes for s in parts] == [206, 206, 412]

@@ -58,7 +58,7 @@ def test_a_slope_keeps_its_place(shape, device):
     assert torch.equal(maps[0], maps[1])
 
 
-def test_what_the_network_sees():
+def test_the_network_sees_the_image_with_a_margin():
     """A white image of 2 : 1 in a frame of 4 : 3 with a quarter added: shares by hand, black around."""
     seen = _to_network(torch.full((1, 3, 80, 40), 255, dtype=torch.uint8), (101, 76), 1.25)
     assert seen.shape == (1, 3, 101, 76)
@@ -71,7 +71,7 @@ def test_what_the_network_sees():
     assert (wide[0, 0, :, 38] > 0.5).sum() == pytest.approx(100 * 30 / 120, abs=1.5)
 
 
-def test_batches_modes_gradients_and_inputs(device):
+def test_batch_size_modes_gradients_and_inputs(device):
     images = torch.randint(256, (7, 3, 20, 10), dtype=torch.uint8, device=device)
     before = images.clone()
     model = StandIn().to(device)
@@ -169,7 +169,7 @@ def test_only_what_changed_is_estimated_again(data, tmp_path):
         model.weight[0] += 0.5
     assert estimated(size=(4, 8), margin=np.float64(1.5)) == 24
     assert estimated(size=(np.int64(4), 8), margin=1.5) == 0
-    model.config.backbone_config.num_attention_heads = 2  # which the weights do not show
+    model.config.backbone_config.num_attention_heads = 2  # not part of the weights
     assert estimated(size=(4, 8), margin=1.5) == 24
     assert load_heatmaps(folder, data.paths[3], root=data.root).shape == (13, 4, 8)
     other = SYSUMM01Dataset(data.root, "all", modality=1)
@@ -300,7 +300,7 @@ def test_a_saved_model_is_loaded_by_name(transformers, tmp_path):
         estimate_heatmaps(images, model=str(tmp_path / "model"))
 
 
-def test_what_the_weights_do_not_show_makes_other_heatmaps(transformers, tmp_path):
+def test_settings_beside_the_weights_change_the_fingerprint(transformers, tmp_path):
     """The same weights under another setting are another source; the same model saved and loaded is not."""
     model = tiny(transformers)
     own, backbone = _fingerprint(model), model.config.backbone_config
@@ -337,7 +337,7 @@ def test_real_mixture_of_experts(transformers):
 
 
 @pytest.mark.parametrize("shape", [(80, 40), (50, 60), (33, 90)])
-def test_images_are_prepared_as_the_models_processor_does(transformers, shape):
+def test_images_are_prepared_as_by_the_processor_of_the_model(transformers, shape):
     height, width = shape
     rows, columns = np.mgrid[:height, :width]
     waves = 128 + 60 * np.sin(rows / 7)[..., None] * np.cos(columns[..., None] / np.array([5, 6, 8]))
@@ -356,7 +356,7 @@ def test_images_are_prepared_as_the_models_processor_does(transformers, shape):
 
 
 @pytest.mark.parametrize("shape", [(80, 40), (50, 60)])
-def test_heatmaps_lie_where_the_models_processor_puts_the_key_points(transformers, shape, monkeypatch):
+def test_heatmaps_lie_where_the_processor_of_the_model_puts_the_key_points(transformers, shape, monkeypatch):
     """One peak at a known cell of the network's heatmap: its place in the image, by their code and by ours."""
     height, width = shape
     for row, column in ((25.0, 20.0), (30.0, 25.0), (40.0, 18.0)):

@@ -37,7 +37,7 @@ def check_walk(sequence, size):
     st.integers(1, 12),
     st.integers(0, 5),
 )
-def test_every_rule_of_the_docstring(counts, identities, per_modality, replicas, batches, epoch):
+def test_batches_follow_every_rule_of_the_docstring(counts, identities, per_modality, replicas, batches, epoch):
     labels, modality = make(counts)
     options = {"identities": identities, "per_modality": per_modality, "seed": 3}
     per_rank = []

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from places import SHARED
+from standins import bytes_of
 from vireid.data.keypoints import load_keypoints
 from vireid.data.synthetic import _rendering, generate_synthetic
 from vireid.data.synthetic import generate as synthetic
@@ -30,10 +31,6 @@ def regdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate_synthetic(tmp_path_factory.mktemp("data") / "regdb", layout="regdb", **SMALL)
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.mode == "RGB"
@@ -43,11 +40,11 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("layout", ["sysu", "regdb"])
 def test_same_arguments_give_the_same_bytes(layout, request, tmp_path):
     again = generate_synthetic(tmp_path / "again", layout=layout, **SMALL)
-    assert contents(request.getfixturevalue(layout)) == contents(again)
+    assert bytes_of(request.getfixturevalue(layout)) == bytes_of(again)
 
 
 def test_another_seed_gives_other_pictures_and_splits(regdb, tmp_path):
-    first, second = contents(regdb), contents(generate_synthetic(tmp_path / "other", layout="regdb", seed=1, **SMALL))
+    first, second = bytes_of(regdb), bytes_of(generate_synthetic(tmp_path / "other", layout="regdb", seed=1, **SMALL))
     images = [name for name in first if name.endswith(".jpg")]
     assert first.keys() == second.keys()
     assert all(first[name] != second[name] for name in images)
@@ -64,7 +61,7 @@ def test_an_image_does_not_depend_on_how_many_others_are_drawn(sysu, tmp_path):
 def test_sysu_layout(sysu):
     images = {f"cam{c}/{i:04d}/{k:04d}.jpg" for c in range(1, 7) for i in range(1, 6) for k in range(1, 4)}
     lists = {f"exp/{name}_id.txt" for name in ("train", "val", "test", "available")}
-    assert contents(sysu).keys() == images | lists | {"exp/rand_perm_cam.mat", "keypoints.npz", "synthetic.json"}
+    assert bytes_of(sysu).keys() == images | lists | {"exp/rand_perm_cam.mat", "keypoints.npz", "synthetic.json"}
 
     ids = {}
     for name in ("train", "val", "test", "available"):
@@ -112,7 +109,7 @@ def test_regdb_layout(regdb):
 
     images = {name(m, i, k) for m in ("Visible", "Thermal") for i in range(1, 6) for k in (1, 2, 3)}
     lists = {f"idx/{p}_{m}_{t}.txt" for p in ("train", "test") for m in ("visible", "thermal") for t in range(1, 11)}
-    assert contents(regdb).keys() == images | lists | {"keypoints.npz", "synthetic.json"}
+    assert bytes_of(regdb).keys() == images | lists | {"keypoints.npz", "synthetic.json"}
 
     splits = set()
     for trial in range(1, 11):
@@ -176,7 +173,7 @@ def test_joints_lie_on_the_body():
 def test_every_image_has_its_key_points(layout, request):
     root = request.getfixturevalue(layout)
     table = load_keypoints(root / "keypoints.npz")
-    assert set(table.paths) == {name for name in contents(root) if name.endswith(".jpg")}
+    assert set(table.paths) == {name for name in bytes_of(root) if name.endswith(".jpg")}
     assert table.keypoints.shape == (len(table.paths), 13, 3)
     assert (table.sizes == [48, 24]).all()
     assert set(np.unique(table.keypoints[..., 2])) <= {0, 1}
@@ -192,7 +189,7 @@ def test_every_image_has_its_key_points(layout, request):
 
 @pytest.mark.parametrize("aside", [0.0, 0.2])
 def test_a_joint_behind_an_obstacle_or_outside_is_not_visible(aside, monkeypatch):
-    """Beside the map of labels, whose pixels are a third as large; an occluder is also looked for around the joint."""
+    """Compare with the map of labels, three times as large; an occluder is also looked for around the joint."""
     walk = _rendering.pose
     monkeypatch.setattr(_rendering, "pose", lambda *arguments: walk(*arguments) + np.array([aside, 0, 0]))
     camera = _rendering.Camera.draw(np.random.default_rng(1), inverted=False)
@@ -284,12 +281,12 @@ def test_finished_folder_is_left_alone(sysu, monkeypatch):
 
 
 def test_other_arguments_do_not_touch_a_finished_folder(sysu):
-    before = contents(sysu)
+    before = bytes_of(sysu)
     with pytest.raises(FileExistsError, match=r"seed=0, asked for 3") as error:
         generate_synthetic(sysu, layout="sysu", seed=3, **SMALL)
     assert str(sysu) in str(error.value)
     assert "identities" not in str(error.value)
-    assert contents(sysu) == before
+    assert bytes_of(sysu) == before
 
 
 @pytest.mark.parametrize("manifest", [None, "[]", "{", '"text"'])
@@ -299,11 +296,11 @@ def test_a_foreign_folder_is_not_touched(manifest, tmp_path):
     (root / "thesis.txt").write_text("years of work")
     if manifest:
         (root / "synthetic.json").write_text(manifest)
-    before = contents(root)
+    before = bytes_of(root)
     with pytest.raises(FileExistsError, match="holds something else") as error:
         generate_synthetic(root, **SMALL)
     assert str(root) in str(error.value)
-    assert contents(root) == before
+    assert bytes_of(root) == before
     assert list(tmp_path.iterdir()) == [root]
 
 
@@ -356,7 +353,7 @@ def test_a_faster_process_wins(tmp_path, sysu, monkeypatch):
 
     monkeypatch.setattr(synthetic, "_write_sysu_split", and_elsewhere)
     assert generate_synthetic(root, layout="sysu", **SMALL) == root
-    assert list(contents(root)) == ["synthetic.json"]
+    assert list(bytes_of(root)) == ["synthetic.json"]
     assert list(tmp_path.iterdir()) == [root]
 
 

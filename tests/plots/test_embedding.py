@@ -12,6 +12,7 @@ from vireid.plots import embedding
 from vireid.plots._drawing import COLORS
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
 from matplotlib.colors import to_hex
 
 
@@ -81,12 +82,7 @@ def clusters(identities=3, per=8, dim=16, noise=0.1, seed=0):
     return features, labels * 10, torch.arange(per).repeat_interleave(identities) % 2
 
 
-@pytest.fixture
-def sklearn():
-    return pytest.importorskip("sklearn")
-
-
-def test_tsne_puts_an_identity_s_images_together(sklearn):
+def test_tsne_puts_the_images_of_an_identity_together():
     features, labels, modality = clusters()
     features *= torch.logspace(-3, 3, len(features))[:, None]  # only the direction counts
     (axes,) = plots.tsne(features, labels, modality, perplexity=5).axes
@@ -99,7 +95,7 @@ def test_tsne_puts_an_identity_s_images_together(sklearn):
     assert sorted(n for *_, n in points_of(axes)) == sorted([corners("o"), corners("^")] * 12)
 
 
-def test_tsne_equals_the_library_on_normalized_rows_and_repeats_itself(sklearn):
+def test_tsne_equals_the_library_on_normalized_rows_and_repeats_itself():
     from sklearn.manifold import TSNE
 
     features, labels, modality = clusters(noise=2.0)
@@ -111,7 +107,7 @@ def test_tsne_equals_the_library_on_normalized_rows_and_repeats_itself(sklearn):
     assert {(x, y) for x, y, *_ in drawn[0]} == {tuple(map(float, xy)) for xy in expected}
 
 
-def test_tsne_draws_few_identities_chosen_evenly_the_same_in_each_panel(sklearn, monkeypatch):
+def test_tsne_draws_few_identities_chosen_evenly_the_same_in_each_panel(monkeypatch):
     seen = []
     monkeypatch.setattr(embedding, "_project", lambda name, rows, *_: seen.append(rows) or rows[:, :2])
     features, labels, modality = clusters(identities=7, per=4)

@@ -42,7 +42,7 @@ def test_cmc_curves_takes_half_precision_and_a_single_rank():
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[1, 50]]
 
 
-def test_ranked_lists_frames_show_what_is_right():
+def test_ranked_lists_frame_right_and_wrong_images_differently():
     (axes,) = lists().axes
     colors = [to_hex(frame.get_edgecolor()) for frame in axes.patches]
     assert colors == [BLUE, GREEN, RED, GREEN, BLUE, RED, RED, GREEN]

@@ -215,7 +215,7 @@ def test_table_shows_figures_and_intervals_in_80_columns():
     assert max(map(len, [title, head, name, *lines])) < 80
 
 
-def test_latex_lines():
+def test_latex_by_hand():
     values = dict.fromkeys(METRICS, 50.0) | {"rank1": 71.774, "mAP": 67.636, "rank5": 9.0}
     row = ReportRow(
         "infrared_to_visible", "a_b&c", "aim", "gallery", (values, values), ((1.0,),) * 2, parameters={"k1": 4, "k2": 1}

@@ -41,6 +41,7 @@ class Protocol:
     _cameras = range(0)  # the data set's numbers, empty if cameras do not matter
     _exclude: Literal["same_camera", "same_id_same_camera"] | None = None
     _cmc_over: Literal["images", "identities"] = "images"
+    _numbers = staticmethod(Features.numbers)  # image numbers of a feature file
 
     def evaluate(
         self,
@@ -160,11 +161,6 @@ class Protocol:
     def _places(self, images: Images) -> np.ndarray:
         """Return the number of each image's place, which exclusion compares."""
         return images.cameras
-
-    @staticmethod
-    def _numbers(file: Features) -> np.ndarray:
-        """Return the image numbers of a feature file."""
-        return file.numbers()
 
     def _images(self, needs: Sequence[str], given: Mapping[str, Array | None], length: int | None = None) -> Images:
         """Return the annotations, all of ``length`` or, by default, of the length of the first."""

@@ -44,6 +44,7 @@ class LLCM(Protocol):
     _cameras = range(1, 10)
     _exclude = "same_id_same_camera"
     _cmc_over = "identities"
+    _numbers = staticmethod(Features.places)
 
     def __init__(self, direction: Direction = "infrared_to_visible", *, trials: int = 10) -> None:
         check_option("direction", direction, DIRECTIONS)
@@ -59,7 +60,3 @@ class LLCM(Protocol):
             return groups.order[[start + choose.choice(range(size)) for start, size in sizes]]
 
         return draw
-
-    @staticmethod
-    def _numbers(file: Features) -> np.ndarray:
-        return file.places()
