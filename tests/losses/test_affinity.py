@@ -123,9 +123,8 @@ def test_gradients_of_the_scores_equal_the_loops(variant):
     scores = affinity_inference_scores(ours, modality, k1=2, k2=2, variant=variant)
     other = modality[:, None] != modality
     (scores[other] * weights[other]).sum().backward()
-    sum(
-        s * weights[place] for place, s in saai.affinity_scores(loop, modality, k1=2, k2=2, variant=variant).items()
-    ).backward()
+    expected = saai.affinity_scores(loop, modality, k1=2, k2=2, variant=variant)
+    sum(s * weights[place] for place, s in expected.items()).backward()
     assert_close(ours.grad, loop.grad, rtol=0, atol=1e-11)
 
 
@@ -187,7 +186,7 @@ def test_loss_by_hand():
 
 
 def test_positives_do_not_compete_with_each_other():
-    """Two equal positives cost what one costs: in a softmax over the whole gallery each would take half."""
+    """Two equal positives cost as much as one: in a softmax over the whole gallery each would take half."""
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]).double()
     labels, modality = torch.tensor([0, 0, 1, 0]), torch.tensor([0, 1, 1, 1])
     both = affinity_inference_loss(x, labels, modality, amend=False)
@@ -252,15 +251,11 @@ def test_it_compiles_to_one_graph_without_reading_a_value(variant):
 
 def test_bad_input_of_the_scores_is_named():
     x, _, modality = batch(9, 4)
-    for error, message, call in (
-        (ValueError, r"x must have shape \(B, d\), got \(5,\)", lambda: affinity_inference_scores(x[0], modality)),
-        (
-            TypeError,
-            r"modality must hold integers, got torch\.bool",
-            lambda: affinity_inference_scores(x, modality > 0),
-        ),
-        (TypeError, r"k2 must be an integer, got 1\.5", lambda: affinity_inference_scores(x, modality, k2=1.5)),
-        (ValueError, "variant must be one of", lambda: affinity_inference_scores(x, modality, variant="other")),
+    for error, message, change in (
+        (ValueError, r"x must have shape \(B, d\), got \(5,\)", {"x": x[0]}),
+        (TypeError, r"modality must hold integers, got torch\.bool", {"modality": modality > 0}),
+        (TypeError, r"k2 must be an integer, got 1\.5", {"k2": 1.5}),
+        (ValueError, "variant must be one of", {"variant": "other"}),
     ):
         with pytest.raises(error, match=message):
-            call()
+            affinity_inference_scores(**{"x": x, "modality": modality} | change)

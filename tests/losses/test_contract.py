@@ -1,4 +1,4 @@
-"""The contract of every loss, as a module and as a function: what holds whatever it computes."""
+"""Contract of every loss, as a module and as a function."""
 
 import inspect
 import itertools
@@ -46,7 +46,7 @@ class Case:
         return getattr(losses, next(n for n in losses.__all__ if n.replace("_", "") == self.name.lower()))
 
     def make(self, options: dict[str, Any], dtype: torch.dtype = torch.double) -> nn.Module:
-        """In evaluation mode, with parameters and buffers as unlike as after some training."""
+        """In evaluation mode, with random parameters and buffers, as after some training."""
         module = self.kind(*self.sizes, **options).to(dtype).eval()
         g = torch.Generator().manual_seed(3)
         for state in module.state_dict().values():
@@ -251,10 +251,7 @@ def test_every_loss_is_here():
 
 @every_loss
 def test_it_is_called_with_features_labels_and_modality(case):
-    for form in (
-        case.kind.forward,
-        getattr(losses, next(n for n in losses.__all__ if n.replace("_", "") == case.name.lower())),
-    ):
+    for form in (case.kind.forward, case.form):
         parameters = [p for p in inspect.signature(form).parameters.values() if p.name != "self"]
         assert [p.name for p in parameters[:3]] == [case.first[0], "labels", "modality"]
         others = {p.name for p in parameters[3:] if p.kind is not p.KEYWORD_ONLY}
@@ -266,7 +263,7 @@ def test_the_module_is_the_function_and_shows_its_options(case, options):
     module, inputs, keywords = case.make(options), batch(case), case.keywords(torch.double)
     out = seeded(module, *inputs, **keywords)
     assert out.shape == ()
-    assert out.abs() > 1e-3  # something is compared here
+    assert out.abs() > 1e-3  # there are pairs to compare
     assert torch.equal(seeded(module, *inputs, **keywords), out)
     assert torch.equal(seeded(case.function, module, *inputs, **keywords), out)
     for name in keyword_only(case.kind):

@@ -1,4 +1,4 @@
-"""The contract of every model and its criterion, whatever they compute."""
+"""Contract of every model and its criterion."""
 
 import copy
 from collections.abc import Callable

@@ -71,12 +71,8 @@ def test_the_graph_by_loops(two_stream, training, normalize):
     model = g2da(two_stream=two_stream, normalize_nodes=normalize).train(training)
     neck, own, bias = state(model.neck), state(model.aggregation.norm), model.aggregation.norm.bias
     if two_stream:
-        maps = torch.stack(
-            [
-                model.backbone.trunk(model.backbone.stems[kind](image[None]))[0]
-                for image, kind in zip(images, modality.tolist(), strict=True)
-            ]
-        )
+        net, pairs = model.backbone, zip(images, modality.tolist(), strict=True)
+        maps = torch.cat([net.trunk(net.stems[kind](image[None])) for image, kind in pairs])
     else:
         maps = model.backbone(images)
     before = {name: value.clone() for name, value in model.attention.norm.state_dict().items()}

@@ -235,10 +235,7 @@ def test_the_averages_are_saved_with_the_criterion():
         (lambda: SAAICriterion(saai(), part_diversity=-1), "part_diversity must be at least 0 and finite, got -1"),
         (lambda: SAAICriterion(saai(), affinity_weight=math.nan), "affinity_weight must be at least 0"),
         (lambda: saai(transfer=H2FT(7)), "transfer must be of size 16 as the features, got 7"),
-        (
-            lambda: saai(channels=5)(*batch()[::2]),
-            r"backbone must return \(B, 5, h, w\), got \(9, 4, 3, 2\)",
-        ),
+        (lambda: saai(channels=5)(*batch()[::2]), r"backbone must return \(B, 5, h, w\), got \(9, 4, 3, 2\)"),
     ],
 )
 def test_bad_arguments_are_named(make, text):

@@ -3,9 +3,12 @@
 import importlib.util
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 KEPT_ALIVE = []  # a torch.library.Library takes its operators with it when it is collected
 
@@ -37,3 +40,15 @@ def source(request: pytest.FixtureRequest) -> str:
         import_torchvision()  # timm imports it as well
     pytest.importorskip(request.param)
     return request.param
+
+
+@pytest.fixture(scope="module")
+def library_net(source: str) -> Callable[[str], nn.Module]:
+    """The library's function from a network's name to the network, with random weights."""
+    if source == "torchvision":
+        from torchvision import models
+
+        return lambda name: getattr(models, name)(weights=None)
+    import timm
+
+    return partial(timm.create_model, pretrained=False)

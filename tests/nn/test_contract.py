@@ -1,4 +1,4 @@
-"""What every layer must hold: order, precision, gradients, bad input, state, export."""
+"""Contract of every layer: order, precision, gradients, bad input, state, export."""
 
 import copy
 from collections.abc import Callable
@@ -139,7 +139,7 @@ both_modes = pytest.mark.parametrize("training", [True, False])
 
 
 def layer_of(case: Case, training: bool = False, device: torch.device | str = "cpu") -> nn.Module:
-    """A layer in float64 that has seen a batch, no parameter of which is what it was initially."""
+    """A layer in float64 that has seen a batch, with parameters other than the initial ones."""
     layer = case.make().double().train()
     layer(*case.inputs(8))
     with torch.no_grad():
@@ -160,7 +160,7 @@ def floating(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """New leaves of another type; what is not floating point stays."""
+    """New leaves of another type; integers and masks keep theirs."""
     moved = (x.to(device, dtype if x.is_floating_point() else x.dtype).detach() for x in inputs)
     return tuple(x.requires_grad_(x.is_floating_point()) for x in moved)
 

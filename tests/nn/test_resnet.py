@@ -9,17 +9,10 @@ from vireid.nn.resnet import resnet50
 
 
 @pytest.fixture(scope="module")
-def whole(source):
-    """The library's own network, classifier included, with running statistics that are not the initial ones."""
+def whole(library_net):
+    """The library's own network, classifier included, with running statistics other than the initial ones."""
     torch.manual_seed(0)
-    if source == "torchvision":
-        from torchvision import models
-
-        net = models.resnet50(weights=None)
-    else:
-        import timm
-
-        net = timm.create_model("resnet50", pretrained=False)
+    net = library_net("resnet50")
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)

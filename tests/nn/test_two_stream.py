@@ -142,16 +142,6 @@ def test_bad_cuts():
         TwoStream.from_resnet(SmallBackbone())
 
 
-def raw(source: str, name: str) -> nn.Module:
-    if source == "torchvision":
-        from torchvision import models
-
-        return getattr(models, name)(weights=None)
-    import timm
-
-    return timm.create_model(name, pretrained=False)
-
-
 def layers(net: nn.Module) -> set[str]:
     return {name.split(".")[0] for name in net.state_dict()}
 
@@ -177,8 +167,8 @@ def test_resnet50_in_two_streams(source, shared_from):
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("resnet50", 2048)])
-def test_the_libraries_own_resnets(source, name, channels):
-    whole = raw(source, name).double().eval()
+def test_the_libraries_own_resnets(library_net, name, channels):
+    whole = library_net(name).double().eval()
     net = TwoStream.from_resnet(whole).eval()
     assert net.out_channels == channels
     assert layers(net.trunk) == {"layer1", "layer2", "layer3", "layer4"}
@@ -188,11 +178,11 @@ def test_the_libraries_own_resnets(source, name, channels):
         assert_close(whole.fc(maps.mean((2, 3))), whole(images), rtol=1e-9, atol=1e-9)
 
 
-def test_a_bad_cut_of_a_resnet(source):
+def test_a_bad_cut_of_a_resnet(source, library_net):
     with pytest.raises(ValueError, match=r"shared_from must be one of 'bn1', .*'layer4', got 'conv1'"):
         TwoStream.from_resnet(resnet50(source=source), shared_from="conv1")
     with pytest.raises(ValueError, match=r"shared_from must be one of .*, got 'fc'"):
-        TwoStream.from_resnet(raw(source, "resnet18"), shared_from="fc")
+        TwoStream.from_resnet(library_net("resnet18"), shared_from="fc")
 
 
 @pytest.mark.gpu

@@ -16,7 +16,8 @@ class TwoStream(nn.Module):
     """One stem per modality and a trunk shared by both (G2DA §III-A).
 
     A stem processes the images of its modality as one batch, so that the statistics of its batch normalization are that
-    modality's own. If a modality is missing from the batch, its stem does not change.
+    modality's own. If a modality is missing from the batch, its stem does not change. Where a network is split, its own
+    layers become the visible stem and the trunk; only the infrared stem is a copy.
 
     Args:
         stem: first layers of the visible images, (B, 3, H, W) -> (B, …).
@@ -61,8 +62,6 @@ class TwoStream(nn.Module):
     def from_sequential(cls, net: nn.Sequential, *, shared_from: str) -> "TwoStream":
         """Split ``net`` at one of its children.
 
-        The network's own layers become the visible stem and the trunk; only the infrared stem is a copy.
-
         Args:
             net: such as `SmallBackbone`, whose children are ``cells``, ``norm`` and ``refinements``, or `resnet50`.
                 Its ``out_channels`` and ``grid``, if any, are kept.
@@ -85,8 +84,6 @@ class TwoStream(nn.Module):
     @classmethod
     def from_resnet(cls, net: nn.Module, *, shared_from: str = "layer1") -> "TwoStream":
         """Split a ResNet; its pooling and classifier are left out.
-
-        The network's own layers become the visible stem and the trunk; only the infrared stem is a copy.
 
         Args:
             net: `resnet50` of this package, or an unchanged ResNet of torchvision or timm, of any depth.
