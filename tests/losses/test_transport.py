@@ -42,7 +42,7 @@ def papers_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def loop(
     nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None, pairs: str = "all", **options
 ) -> Tensor:
-    """Pair by pair; what one of the two lacks is cut out of both."""
+    """Pair by pair, without the nodes that one of the two lacks."""
     costs = []
     for i, j in g2da.pairs(labels, modality, mask, pairs):
         x, y = (nodes[a] if mask is None else nodes[a][mask[i] & mask[j]] for a in (i, j))
@@ -92,7 +92,7 @@ def test_masked_nodes_are_as_if_removed(loss, pairs, device):
 
 
 def test_masked_pairs_are_solved_exactly():
-    """The nodes in common are equally many on both sides, whatever each image has."""
+    """The nodes in common are equally many on both sides."""
     nodes, labels, modality, mask = papers_batch()
     assert len(set(mask.sum(1).tolist())) > 1
     out = graph_ot_loss(nodes, labels, modality, mask=mask)
@@ -181,7 +181,7 @@ def test_a_batch_without_a_pair_costs_nothing(masked, pairs, solver, device):
         (nodes, labels, zeros, None),  # one modality
         (nodes, labels, zeros + 1, None),
         (nodes, torch.arange(4), torch.tensor([0, 1, 0, 1]), None),  # one image per identity
-        (nodes, labels, torch.tensor([0, 0, 1, 1]), None),  # one modality an identity
+        (nodes, labels, torch.tensor([0, 0, 1, 1]), None),  # one modality per identity
         (nodes[:1], labels[:1], zeros[:1], None),
         (nodes[:0], labels[:0], zeros[:0], None),
         (nodes, labels, torch.tensor([0, 1, 0, 1]), torch.tensor([True, False, False, True])),  # no node

@@ -113,7 +113,7 @@ def test_dual_equals_two_layers_on_split_rows(kinds, training, device):
 
 
 def test_dual_learns_as_two_layers_do_over_many_steps(device):
-    """Batches of any make-up and order, one optimizer each: weights and statistics stay together."""
+    """Batches of any composition and order, one optimizer each: weights and statistics agree."""
     neck = DualBNNeck(6, eps=1e-3, momentum=0.3).double()
     norms = two_norms(neck)
     neck.to(device)
@@ -136,7 +136,7 @@ def test_dual_learns_as_two_layers_do_over_many_steps(device):
 
 @pytest.mark.parametrize("kinds", [[0, 1, 1, 0], [0, 1, 1], [1, 1, 1], [0]])
 def test_dual_has_both_derivatives(kinds):
-    """A gradient penalty takes the second; the statistics of a lone row are the running ones."""
+    """A gradient penalty needs the second; the statistics of a single row are the running ones."""
     neck, kind = dual(3), torch.tensor(kinds)
     x, weight = torch.randn(len(kinds), 3).double().requires_grad_(), neck.weight.detach().clone().requires_grad_()
 
@@ -149,7 +149,7 @@ def test_dual_has_both_derivatives(kinds):
 
 
 def test_dual_two_batches_before_one_backward():
-    """The second batch moves the running statistics; the first one's gradient, a lone row's among it, stays right."""
+    """The second batch moves the running statistics; the gradient of the first, with a single row, stays right."""
     neck, modality = dual(), torch.tensor([0, 1, 1, 1])
     norms = two_norms(neck)
     first, second = torch.randn(2, 4, 6).double().unbind()
@@ -208,6 +208,15 @@ def test_dual_a_row_of_neither_modality_is_nan_and_changes_no_other(training, de
     assert out[~known].isnan().all()
     assert_close(out[known], alone(x[known], kinds[known]), rtol=0, atol=1e-12)
     assert_close(neck.state_dict(), alone.state_dict(), rtol=0, atol=1e-12)
+
+
+def test_dual_a_row_that_is_not_finite_spoils_its_own_modality_only(device):
+    neck, kinds = dual().to(device), torch.tensor(MIXED, device=device)
+    expected, x = copy.deepcopy(neck), torch.randn(10, 6, device=device).double()
+    wanted = expected(x, kinds)[kinds == 0]
+    x[1] = torch.nan  # infrared
+    assert_close(neck(x, kinds)[kinds == 0], wanted, rtol=0, atol=1e-12)
+    assert_close(neck.running_var[0], expected.running_var[0], rtol=0, atol=1e-12)
 
 
 def test_dual_learns_a_scale_only_and_keeps_four_tensors():

@@ -17,7 +17,7 @@ SIZES = [(4, 3), (1, 1), (2, 5)]  # the first is the size of the embedding
 
 
 def pooling(**options) -> PrototypePooling:
-    """Weights far from their start: the position matters as much as the features."""
+    """Weights far from the initial ones: the position matters as much as the features."""
     module = PrototypePooling(5, parts=3, size=(4, 3), **options).double()
     with torch.no_grad():
         module.prototypes.normal_()
@@ -93,7 +93,7 @@ def test_half_precision_is_close(size, dtype, device):
         assert a.dtype == dtype
         assert_close(a.float(), b, **close)
         assert_close(c.float(), b)  # float64 stays float64
-    for a, b in zip(module(x.to(dtype)), expected, strict=True):  # a map of another type is computed in its own
+    for a, b in zip(module(x.to(dtype)), expected, strict=True):  # a map of another dtype keeps it
         assert a.dtype == dtype
         assert_close(a.float(), b, **close)
     for a, b in zip(module.to(dtype)(x.to(dtype)), expected, strict=True):
