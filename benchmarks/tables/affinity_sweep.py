@@ -50,11 +50,10 @@ def feature_affinity_sweep(
 ) -> AffinitySweep:
     """Compute the quality Q_Y of transferred features over the qualities Q_X and Q_A of what goes in (CIFT, Fig. 3).
 
-    The supplement (section 1) averages 100 draws of {X, A, Y} and leaves open how their quality is controlled. Here (our
-    choice) x_i = sqrt(1 - t²) c + t n of its identity's center c and its own noise
-    n, random directions both, scaled to length 1, t falling from 1 to 0, so that Q_X rises evenly; A is the softmax of
-    each row of s [y_i = y_j] + N(0, 1), s rising from 0 to ``affinity_signal``; Y = A X, rows scaled to length 1. X and
-    A are drawn independently.
+    The supplement (section 1) averages 100 draws of {X, A, Y} and leaves open how their quality is controlled. Our
+    choice: x_i = sqrt(1 - t²) c + t n of its identity's center c and its own noise n, both random directions, scaled to
+    length 1, t falling from 1 to 0, so that Q_X rises evenly; A is the softmax of each row of s [y_i = y_j] + N(0, 1),
+    s rising from 0 to ``affinity_signal``, independent of X; Y = A X, rows scaled to length 1.
 
     Args:
         identities: identities C in a draw.
