@@ -6,18 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from batches import any_batch
 from reference import saai
 from vireid.losses import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores
 from vireid.rerank import aim
 
 VARIANTS = ("paper", "released")
-
-
-def batch(seed, size, ids=3, dim=5, dtype=torch.double):
-    """Any identities in any modality in any order: galleries of any two sizes, some queries without an answer."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, dim, generator=g, dtype=dtype)
-    return x, torch.randint(ids, (size,), generator=g) * 7 + 3, torch.randint(2, (size,), generator=g)
 
 
 def tied(seed, size):
@@ -40,7 +34,7 @@ def tied(seed, size):
     ties=st.booleans(),
 )
 def test_scores_equal_aim_of_each_single_query_and_the_loop(device, variant, seed, size, k1, k2, ties):
-    x, _, modality = batch(seed, size)
+    x, _, modality = any_batch(seed, size)
     x = tied(seed, size) if ties else x
     options = {"k1": k1, "k2": k2, "variant": variant}
     scores = affinity_inference_scores(x.to(device), modality.to(device), **options).cpu()
@@ -106,7 +100,7 @@ def test_exactly_k1_of_ties_are_kept_lowest_index_first_and_a_gallery_image_itse
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_images_of_the_same_modality_do_not_affect_a_row(variant):
-    x, _, modality = batch(0, 12)
+    x, _, modality = any_batch(0, 12)
     rows = affinity_inference_scores(x, modality, k1=3, k2=2, variant=variant)
     i = 4
     moved = torch.where((modality == modality[i])[:, None] & (torch.arange(12) != i)[:, None], x.roll(1, 1) + 1, x)
@@ -117,7 +111,7 @@ def test_other_images_of_the_same_modality_do_not_affect_a_row(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_of_the_scores_equal_the_loops(variant):
-    x, _, modality = batch(1, 9)
+    x, _, modality = any_batch(1, 9)
     weights = torch.randn(9, 9, dtype=torch.double)
     ours, loop = x.clone().requires_grad_(), x.clone().requires_grad_()
     scores = affinity_inference_scores(ours, modality, k1=2, k2=2, variant=variant)
@@ -129,7 +123,7 @@ def test_gradients_of_the_scores_equal_the_loops(variant):
 
 
 def test_without_the_amendment_the_scores_are_cosines():
-    x, _, modality = batch(2, 10)
+    x, _, modality = any_batch(2, 10)
     scores = affinity_inference_scores(x, modality, amend=False)
     cosine = torch.nn.functional.cosine_similarity(x[:, None], x, dim=-1)
     assert_close(scores, cosine.masked_fill(modality[:, None] == modality, -torch.inf))
@@ -151,7 +145,7 @@ def test_without_the_amendment_the_scores_are_cosines():
     ties=st.booleans(),
 )
 def test_loss_equals_the_loop(device, variant, seed, size, ids, k1, k2, temperature, amend, ties):
-    x, labels, modality = batch(seed, size, ids)
+    x, labels, modality = any_batch(seed, size, ids)
     x = tied(seed, size) if ties else x
     options = {"k1": k1, "k2": k2, "variant": variant, "temperature": temperature, "amend": amend}
     ours = [t.to(device) for t in (x, labels, modality)]
@@ -162,7 +156,7 @@ def test_loss_equals_the_loop(device, variant, seed, size, ids, k1, k2, temperat
 @pytest.mark.parametrize("amend", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_equal_the_loops(variant, amend):
-    x, _, _ = batch(3, 10)
+    x, _, _ = any_batch(3, 10)
     labels, modality = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3]), torch.tensor([0, 1, 1, 0, 1, 0, 1, 1, 0, 1])
     options = {"k1": 3, "k2": 2, "variant": variant, "temperature": 0.3, "amend": amend}
     ours, loop = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -194,7 +188,7 @@ def test_positives_do_not_compete_with_each_other():
 
 
 def test_defaults_and_that_each_option_matters():
-    x, labels, modality = batch(4, 20)
+    x, labels, modality = any_batch(4, 20)
     base = {"k1": 8, "k2": 1, "variant": "paper", "temperature": 0.3, "amend": True}
     values = [affinity_inference_loss(x, labels, modality, **base).item()]
     assert affinity_inference_loss(x, labels, modality).item() == values[0]
@@ -209,7 +203,7 @@ def test_defaults_and_that_each_option_matters():
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), size=st.integers(1, 14), k1=st.integers(1, 5), k2=st.integers(1, 3))
 def test_the_length_of_a_row_is_irrelevant(variant, seed, size, k1, k2):
-    x, labels, modality = batch(seed, size)
+    x, labels, modality = any_batch(seed, size)
     options = {"k1": k1, "k2": k2, "variant": variant}
     out = affinity_inference_loss(x, labels, modality, **options)
     scale = torch.rand(size, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.double) + 0.1
@@ -218,7 +212,7 @@ def test_the_length_of_a_row_is_irrelevant(variant, seed, size, k1, k2):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_small_temperature_does_not_overflow(variant):
-    x, labels, modality = batch(6, 12, dtype=torch.float32)
+    x, labels, modality = any_batch(6, 12, dtype=torch.float32)
     x.requires_grad_()
     out = affinity_inference_loss(x, labels, modality, variant=variant, temperature=1e-3)
     out.backward()
@@ -228,7 +222,7 @@ def test_a_small_temperature_does_not_overflow(variant):
 
 def test_it_can_be_learned():
     """Descending the loss raises AIM's own ranking of the batch to perfect."""
-    x, _, _ = batch(8, 24, dim=16)
+    x, _, _ = any_batch(8, 24, dim=16)
     labels, modality = torch.arange(6).repeat(4), torch.arange(24) // 12
     loss = AffinityInferenceLoss()
     for _ in range(60):
@@ -243,14 +237,14 @@ def test_it_can_be_learned():
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_compiles_to_one_graph_without_reading_a_value(variant):
-    x, labels, modality = batch(10, 12)
+    x, labels, modality = any_batch(10, 12)
     loss = AffinityInferenceLoss(k1=3, k2=2, variant=variant)
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     assert_close(compiled(x, labels, modality), loss(x, labels, modality))
 
 
 def test_bad_input_of_the_scores_is_named():
-    x, _, modality = batch(9, 4)
+    x, _, modality = any_batch(9, 4)
     for error, message, change in (
         (ValueError, r"x must have shape \(B, d\), got \(5,\)", {"x": x[0]}),
         (TypeError, r"modality must hold integers, got torch\.bool", {"modality": modality > 0}),

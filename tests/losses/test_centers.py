@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.testing import assert_close
 
+from batches import any_batch
 from reference import cift, saai
 from vireid.losses import CenterSeparationLoss, HCCLoss, center_separation_loss, hcc_loss
 
@@ -15,16 +15,6 @@ COMBINATIONS = [
     {"distance": d, "centers": c, "negatives": n, "normalize": z, "margin": 6.0 if d == "kl" else 0.6}
     for d, c, n, z in itertools.product(("euclidean", "kl"), ("shared", "cross"), ("mean", "sum"), (True, False))
 ]
-
-
-def batch(seed: int, size: int, ids: int, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Any identities in any modality in any order: some have one image, some one modality."""
-    g = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(size, dim, generator=g, dtype=torch.double),
-        torch.randint(ids, (size,), generator=g) * 7 + 3,
-        torch.randint(2, (size,), generator=g),
-    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -36,7 +26,7 @@ def batch(seed: int, size: int, ids: int, dim: int = 5) -> tuple[Tensor, Tensor,
     options=st.sampled_from(COMBINATIONS),
 )
 def test_hcc_equals_the_loop(device, seed, size, ids, scale, options):
-    x, labels, modality = batch(seed, size, ids)
+    x, labels, modality = any_batch(seed, size, ids)
     x = x * scale
     options = options | {"margin": options["margin"] if scale > 1 else 1.5}  # hinges on either side of their corner
     out = hcc_loss(x.to(device), labels.to(device), modality.to(device), **options)
@@ -69,7 +59,7 @@ def test_small_distances_of_hcc_survive_float32():
 
 
 def test_defaults_of_hcc_are_the_papers_and_each_option_matters():
-    x, labels, modality = batch(3, 16, 4)
+    x, labels, modality = any_batch(3, 16, 4)
     base = {"margin": 0.6, "distance": "euclidean", "centers": "shared", "negatives": "mean", "normalize": True}
     assert torch.equal(hcc_loss(x, labels), hcc_loss(x, labels, **base))
     for distance, margin in (("euclidean", 0.6), ("kl", 6.0)):
@@ -95,7 +85,7 @@ def test_confident_logits_neither_overflow_nor_lose_their_gradient(options):
 
 
 def test_cross_centers_need_the_modality():
-    x, labels, _ = batch(6, 4, 2)
+    x, labels, _ = any_batch(6, 4, 2)
     with pytest.raises(ValueError, match="modality must be given for centers='cross', got None"):
         hcc_loss(x, labels, centers="cross")
 
@@ -113,7 +103,7 @@ def test_cross_centers_need_the_modality():
     normalize=st.booleans(),
 )
 def test_center_separation_equals_the_loop(device, seed, size, ids, margins, scale, normalize):
-    x, labels, _ = batch(seed, size, ids)
+    x, labels, _ = any_batch(seed, size, ids)
     x, options = x * scale, {"rho1": margins[0], "rho2": margins[1], "normalize": normalize}
     ours, theirs = x.clone().to(device).requires_grad_(), x.clone().requires_grad_()
     out = center_separation_loss(ours, labels.to(device), **options)
@@ -136,7 +126,7 @@ def test_center_separation_by_hand():
 
 
 def test_defaults_of_center_separation_are_the_papers_and_each_option_matters():
-    x, labels, _ = batch(1, 16, 4)
+    x, labels, _ = any_batch(1, 16, 4)
     x = 0.2 * x
     stated = center_separation_loss(x, labels, rho1=0.01, rho2=0.7, normalize=False)
     assert torch.equal(center_separation_loss(x, labels), stated)
@@ -173,7 +163,7 @@ def test_small_distances_of_center_separation_survive_float32(normalize, device)
 
 
 def test_distances_of_many_nearly_equal_centers_do_not_cancel():
-    """Beyond 25 rows torch.cdist goes by the matrix product unless told otherwise; here that loses every digit."""
+    """Beyond 25 rows torch.cdist by default takes the matrix product; here that loses every digit."""
     labels = torch.arange(30)
     x = 100 + 1e-3 * torch.randn(30, 8)
     expected = center_separation_loss(x.double(), labels)

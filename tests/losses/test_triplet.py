@@ -4,18 +4,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from batches import any_batch
 from reference import g2da
 from vireid.losses import CrossModalityTripletLoss, cross_modality_triplet_loss
-
-
-def batch(seed: int, size: int, ids: int, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Any identities in any modality in any order: some have one image, some one modality."""
-    g = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(size, dim, generator=g, dtype=torch.double),
-        torch.randint(ids, (size,), generator=g) * 7 + 3,
-        torch.randint(2, (size,), generator=g),
-    )
 
 
 def papers_batch(dim: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +26,7 @@ def papers_batch(dim: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     normalize=st.booleans(),
 )
 def test_equals_the_loop(device, seed, size, ids, margin, normalize):
-    x, labels, modality = batch(seed, size, ids)
+    x, labels, modality = any_batch(seed, size, ids)
     ours, theirs = x.clone().to(device).requires_grad_(), x.clone().requires_grad_()
     options = {"margin": margin, "normalize": normalize}
     out = cross_modality_triplet_loss(ours, labels.to(device), modality.to(device), **options)

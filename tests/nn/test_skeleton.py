@@ -95,7 +95,7 @@ def test_a_side_without_a_partner_is_named():
 
 
 def aggregation(dim: int = 6, nodes: int = 4) -> SkeletonAggregation:
-    """A layer that has seen a batch, no parameter of which is what it was initially."""
+    """A layer that has seen a batch, with parameters other than the initial ones."""
     layer = SkeletonAggregation(dim, nodes).double().train()
     layer(torch.randn(9, dim).double() * 2 + 1, torch.randn(9, nodes, dim).double())
     with torch.no_grad():
