@@ -1,4 +1,4 @@
-"""RankingMetric against `rank_metrics` of all blocks stacked, alone, on two processes and inside torchmetrics."""
+"""RankingMetric against `rank_metrics` of all blocks stacked, on one process, on two and inside torchmetrics."""
 
 import importlib.util
 import itertools

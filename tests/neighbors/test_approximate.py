@@ -26,7 +26,7 @@ def score(q, g, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_what_is_found_has_its_exact_value_and_order(factory, metric):
+def test_found_rows_have_exact_values_and_order(factory, metric):
     g, q = points(400), points(7, seed=1)
     values, indices = ApproximateIndex(g, factory, metric=metric).topk(q, 6)
     assert values.shape == indices.shape == (7, 6)
@@ -113,26 +113,14 @@ def test_numpy_gives_numpy_and_inputs_stay():
         ("PQ5", {}, r"factory must be .* got 'PQ5': The dimension of the vector"),
         ("HNSW0", {}, r"factory must be .* got 'HNSW0'"),
         ("LSH", {}, r"factory must be .* for 'cosine'"),
-        (
-            "Flat",
-            {"parameters": "nprobe=3"},
-            r"got 'Flat' with parameters 'nprobe=3': .*could not set",
-        ),
-        (
-            "IVF128,Flat",
-            {},
-            r"gallery must be fit to train 'IVF128,Flat', got shape \(100, 16\): Number of train",
-        ),
-        (
-            "PQ8",
-            {},
-            r"gallery must be fit to train 'PQ8', got shape \(100, 16\): Number of training",
-        ),
+        ("Flat", {"parameters": "nprobe=3"}, r"got 'Flat' with parameters 'nprobe=3': .*could not set"),
+        ("IVF128,Flat", {}, r"gallery must be fit to train 'IVF128,Flat', got shape \(100, 16\): Number of train"),
+        ("PQ8", {}, r"gallery must be fit to train 'PQ8', got shape \(100, 16\): Number of training"),
         ("IVF0,Flat", {}, r"gallery must be fit to train 'IVF0,Flat'"),
         ("Flat", {"metric": "l2"}, r"metric must be one of 'cosine', 'euclidean', 'dot', got 'l2'"),
     ],
 )
-def test_indexes_that_cannot_be_are_refused(factory, settings, text):
+def test_impossible_indexes_are_refused(factory, settings, text):
     with pytest.raises(ValueError, match=text):
         ApproximateIndex(points(100), factory, **settings)
 
@@ -172,7 +160,7 @@ def test_recall_by_hand():
     assert recall(np.array([[0], [0]]), np.array([[9], [0]])) == 0.5
 
 
-def test_recall_refuses_what_does_not_fit():
+def test_recall_names_bad_indices():
     good = torch.tensor([[1, 2]])
     for bad in (torch.tensor([1]), torch.zeros(0, 2, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"approximate must have shape \(Nq, k\)"):

@@ -114,7 +114,7 @@ def test_extending_asks_for_no_product_among_the_old(monkeypatch):
     assert rows == [10]
 
 
-def test_extending_refuses_what_does_not_fit():
+def test_extend_names_features_that_do_not_fit():
     g = NeighborGraph.build(torch.randn(5, 3), 2)
     with pytest.raises(ValueError, match=r"gallery must have shape \(N, 3\), got \(2, 4\)"):
         g.extend(torch.randn(2, 4))

@@ -75,7 +75,7 @@ def test_visit_sees_every_pair_of_the_upper_triangle_once(monkeypatch):
     torch.testing.assert_close(cosine[upper], (unit @ unit.T)[upper])  # also on the diagonal, before it is marked
 
 
-def test_search_gives_the_products_with_what_it_found():
+def test_search_returns_products_and_neighbors():
     r = torch.Generator().manual_seed(3)
     q, g = torch.randn(11, 6, generator=r), torch.randn(30, 6, generator=r)
     found = list(search(rows(q, gallery=False), rows(g), 4, block=4))

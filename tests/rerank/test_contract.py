@@ -1,4 +1,4 @@
-"""What every re-ranker must hold, as a function and, where there is one, as an object fitted to a gallery."""
+"""Contract of all re-rankers, as functions and as objects fitted to a gallery."""
 
 import copy
 import functools
@@ -238,6 +238,49 @@ def test_bad_features_are_named(name, case):
     change, error, text = BAD[case]
     with pytest.raises(error, match=text):
         METHODS[name](**({"query": torch.ones(2, 8), "gallery": torch.ones(4, 8)} | change))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "text"),
+    [
+        ("aim-paper", {"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+        ("aim-paper", {"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
+        ("aim-paper", {"variant": "code"}, ValueError, "variant must be one of 'paper', 'released', got 'code'"),
+        ("aim-relations", {"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+        ("aim-relations", {"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
+        ("aim-relations", {"variant": "code"}, ValueError, "variant must be one of 'paper', 'released', got 'code'"),
+        ("sim", {"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+        ("sim", {"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
+        ("sim", {"lambda_value": 1.1}, ValueError, r"lambda_value must be in \[0, 1\], got 1.1"),
+        ("sim", {"lambda_value": math.nan}, ValueError, r"lambda_value must be in \[0, 1\], got nan"),
+        ("sim", {"lambda_value": "a"}, TypeError, "lambda_value must be a number, got 'a'"),
+        ("sim", {"lambda_value": True}, TypeError, "lambda_value must be a number, got True"),
+        ("query-expansion", {"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ("query-expansion", {"n": 2.0}, TypeError, "n must be an integer, got 2.0"),
+        ("query-expansion", {"alpha": -1}, ValueError, "alpha must be at least 0 and finite, got -1"),
+        ("query-expansion", {"alpha": "3"}, TypeError, "alpha must be a number, got '3'"),
+        ("k-reciprocal", {"k1": 2.0}, TypeError, "k1 must be an integer, got 2.0"),
+        ("k-reciprocal", {"k2": 0}, ValueError, "k2 must be at least 1, got 0"),
+        ("k-reciprocal", {"lambda_value": -0.1}, ValueError, r"lambda_value must be in \[0, 1\], got -0.1"),
+        ("k-reciprocal", {"top": 0}, ValueError, "top must be at least 1, got 0"),
+        ("k-reciprocal", {"top": 1.5}, TypeError, "top must be an integer, got 1.5"),
+        ("gnn", {"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+        ("gnn", {"k2": 0}, ValueError, "k2 must be at least 1, got 0"),
+        ("gnn", {"layers": 0}, ValueError, "layers must be at least 1, got 0"),
+        ("gnn", {"layers": 1.0}, TypeError, "layers must be an integer, got 1.0"),
+        ("gnn", {"alpha": math.nan}, ValueError, "alpha must be at least 0 and finite, got nan"),
+        ("gnn", {"alpha": math.inf}, ValueError, "alpha must be at least 0 and finite, got inf"),
+        ("gnn", {"alpha": True}, TypeError, "alpha must be a number, got True"),
+        ("gnn", {"top": 0}, ValueError, "top must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(name, change, error, text):
+    method = METHODS[name]
+    with pytest.raises(error, match=text):
+        method(torch.ones(2, 8), torch.ones(4, 8), **change)
+    if method.kind:
+        with pytest.raises(error, match=text):
+            method.kind(**{**method.settings, **change})
 
 
 # -- objects fitted to a gallery -----------------------------------------------------------------------------------

@@ -82,9 +82,7 @@ def test_whether_a_query_displaces_a_neighbor_does_not_depend_on_the_others(name
     fitted = GraphTransfer(module).fit(g)
     alone = torch.cat([fitted.distance(row[None]) for row in q])
     assert_close(fitted.distance(q), alone, rtol=0, atol=1e-5)
-    exact = module.distance(q.double(), g.double())
-    near = (alone.double() - exact).abs() < 1e-5
-    assert near.all()
+    assert_close(alone.double(), module.distance(q.double(), g.double()), rtol=0, atol=1e-5)
 
 
 @both
@@ -155,7 +153,7 @@ def test_load_wants_the_module_that_was_saved(tmp_path):
     GraphTransfer.load(path, same_weights(H2FT(6).double()))
 
 
-def test_what_is_saved_is_the_module_at_the_time_of_fit(tmp_path):
+def test_save_stores_the_module_at_the_time_of_fit(tmp_path):
     _, g = features(9, 5, 20)
     module = randomized(H2FT(6))
     fitted = GraphTransfer(module).fit(g)
@@ -177,28 +175,13 @@ def test_reports_name_the_module_and_what_it_uses(name):
     rows = [evaluate(rerank=form).rows[0] for form in (GraphTransfer(module), module.distance)]
     assert [(row.rerank, row.uses) for row in rows] == [(MODULES[name].__name__, "gallery")] * 2
     assert rows[0].trials == rows[1].trials
-    assert graph_transfer.uses == GraphTransfer.uses == "gallery"
 
 
 @both
-def test_bad_input(name):
+def test_features_of_another_size_and_other_modules_are_named(name):
     q, g = (x.float() for x in features(11, 5, 20))
-    module = MODULES[name](6)
-    broken = g.clone()
-    broken[2, 1] = torch.inf
-    for arguments, message in (
-        ((q, g[:0]), "gallery must hold at least one"),
-        ((q[:, :5], g), r"gallery must have shape \(N, 5\)"),
-        ((q[:, :5], g[:, :5]), r"gallery must have shape \(N, 6\), got \(20, 5\)"),
-        ((q, broken), "gallery must be finite"),
-        ((broken, g), "query must be finite"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            graph_transfer(*arguments, module)
-    with pytest.raises(ValueError, match=r"query must have shape \(N, 6\)"):
-        GraphTransfer(module).fit(g).distance(q[:, :5])
-    with pytest.raises(RuntimeError, match="GraphTransfer must be fitted first"):
-        GraphTransfer(module).distance(q)
+    with pytest.raises(ValueError, match=r"gallery must have shape \(N, 6\), got \(20, 5\)"):
+        graph_transfer(q[:, :5], g[:, :5], MODULES[name](6))
     with pytest.raises(TypeError, match="module must be an H2FT or a GFT, got Linear"):
         GraphTransfer(nn.Linear(6, 6))
 

@@ -1,4 +1,4 @@
-"""SIM against plain loops over sets, and what every fitted re-ranker owes: one query alone, save, load, extend."""
+"""SIM against plain loops over sets."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from reference import reranking as oracle
 from vireid.metrics import rank_metrics
-from vireid.rerank.sim import SIM, sim
+from vireid.rerank.sim import sim
 
 
 def features(seed: int, nq: int, ng: int, d: int = 5) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def test_by_hand():
 
 
 def test_one_sided_neighbors_do_not_count():
-    """The outlier has the others among its nearest, they do not have it: alone with itself."""
+    """The outlier has the others among its nearest, but is not among theirs: its set holds only itself."""
     gallery = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0]])
     distance = sim(torch.tensor([[1.0, 0.01]]), gallery, k1=3, k2=3, lambda_value=0.0)
     assert_close(distance, torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
@@ -78,11 +78,10 @@ def test_defaults_and_that_each_setting_matters():
     assert_close(base, sim(q, g, k1=20, k2=20, lambda_value=0.3), rtol=0, atol=0)
     for change in ({"k1": 10}, {"k2": 10}, {"lambda_value": 0.4}):
         assert not torch.allclose(base, sim(q, g, **change), atol=1e-4)
-    assert sim.uses == SIM.uses == "gallery"
 
 
-def test_neighbors_help_where_the_query_alone_errs():
-    """Noisy queries over tight clusters: that is the situation the method is for."""
+def test_neighbors_raise_map_of_noisy_queries():
+    """Noisy queries over tight clusters are the case for the method."""
     r = torch.Generator().manual_seed(5)
     centers = torch.randn(40, 16, generator=r)
     ids = torch.arange(40)
@@ -91,19 +90,3 @@ def test_neighbors_help_where_the_query_alone_errs():
     cosine = 1 - torch.nn.functional.normalize(q) @ torch.nn.functional.normalize(g).T
     ours, plain = (rank_metrics(d, ids, ids.repeat_interleave(8)).mAP for d in (sim(q, g, k1=8, k2=8), cosine))
     assert ours > plain + 0.02
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
-        ({"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
-        ({"lambda_value": 1.1}, ValueError, r"lambda_value must be in \[0, 1\], got 1.1"),
-        ({"lambda_value": "a"}, TypeError, "lambda_value must be a number, got 'a'"),
-        ({"lambda_value": True}, TypeError, "lambda_value must be a number, got True"),
-        ({"lambda_value": float("nan")}, ValueError, r"lambda_value must be in \[0, 1\], got nan"),
-    ],
-)
-def test_bad_settings(change, error, message):
-    with pytest.raises(error, match=message):
-        SIM(**change)
