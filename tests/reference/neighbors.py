@@ -1,4 +1,4 @@
-"""Plain loops of the searches: every pair by itself, in Python's float64."""
+"""Plain loops of the searches, pair by pair, in Python's float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Plain loops of the re-rankers, from the papers' text, in float64 and with dense lists."""
+"""Plain loops of the re-rankers, from the papers' texts, in float64 and with dense lists."""
 
 import math
 
@@ -24,7 +24,7 @@ def _expanded(affinity, kept, k2):
 
 
 def _unit(row, noise=0.0):
-    """The row scaled to length 1; one whose entries are all rounding is a zero row."""
+    """The row scaled to length 1, or a zero row if all its entries are rounding."""
     length = math.sqrt(dot(row, row)) if max(map(abs, row)) > noise else 0.0
     return [x / length if length else 0.0 for x in row]
 
@@ -38,7 +38,7 @@ def _transpose(a):
 
 
 def aim(query, gallery, *, k1, k2, variant, use_query_relations=False):
-    """Spec 2.5 (SAAI, Algorithm 1)."""
+    """SAAI, Algorithm 1."""
     k1 = len(query) + len(gallery) if k1 is None else k1
     a_qg, a_gg = cosines(query, gallery), cosines(gallery, gallery)
     left, right = _kept(a_qg, k1), _expanded(a_gg, _kept(a_gg, k1, of_itself=True), k2)

@@ -114,7 +114,7 @@ class GalleryReranker(ABC):
         """Return the nearest gallery images of each query, without a matrix (Nq, Ng).
 
         Args:
-            query: as for `distance`.
+            query: (Nq, d), as for `distance`.
             n: number of images, at least 1; more than Ng means all.
 
         Returns:

@@ -63,7 +63,8 @@ def gnn(
         k2: neighbors of the propagation, at least 1, the image itself included; 7 in the published code.
         layers: rounds of propagation, at least 1.
         alpha: exponent of the weights, at least 0 and finite.
-        top: None for all distances, or the number of nearest gallery images to return, without an (Nq, Ng) matrix.
+        top: None for all distances, or the number of nearest gallery images to return, at least 1, without an (Nq, Ng)
+            matrix.
 
     Returns:
         (Nq, Ng) cosine distance of the rows, in [0, 1], float64 if either input is, else float32; with ``top``
@@ -71,9 +72,7 @@ def gnn(
         ``query`` is one.
 
     Raises:
-        ValueError: for an empty gallery, sizes or devices that do not match, ``k1``, ``k2``, ``layers`` or ``top``
-            below 1, ``alpha`` negative, infinite or NaN, NaN or an infinity in the features.
-        TypeError: for anything but floating-point matrices and numbers.
+        ValueError, TypeError: for a bad shape, type or value, an empty gallery, NaN or an infinity, or two devices.
 
     Example:
         >>> query, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]])

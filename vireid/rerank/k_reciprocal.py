@@ -47,16 +47,15 @@ def k_reciprocal(
         k1: size of the reciprocal neighborhoods, at least 1; paper: 20. More than there are images means all.
         k2: encodings averaged, the image's own included, at least 1; paper: 6.
         lambda_value: λ in [0, 1], the weight of D; paper: 0.3.
-        top: None for all distances, or the number of nearest gallery images to return, without an (Nq, Ng) matrix.
+        top: None for all distances, or the number of nearest gallery images to return, at least 1, without an (Nq, Ng)
+            matrix.
 
     Returns:
         (Nq, Ng) distance in [0, 1], float64 if either input is, else float32; with ``top`` distances and indices
         (int64), both (Nq, min(top, Ng)), nearest first, ties by index. NumPy arrays if ``query`` is one.
 
     Raises:
-        ValueError: for an empty gallery, sizes or devices that do not match, ``k1``, ``k2`` or ``top`` below 1,
-            ``lambda_value`` outside [0, 1], NaN or an infinity.
-        TypeError: for anything but floating-point matrices and numbers.
+        ValueError, TypeError: for a bad shape, type or value, an empty gallery, NaN or an infinity, or two devices.
 
     Example:
         >>> query, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]])
