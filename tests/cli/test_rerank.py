@@ -50,11 +50,12 @@ def test_queries_may_come_in_blocks(run, file, tmp_path, monkeypatch):
 
 
 def test_all_of_the_gallery(run, file, tmp_path):
-    for k1 in ("all", 1000):
-        base = ["rerank", file, "--rerank", "aim", "--k1", k1, "--k2", 2, "--output", tmp_path / f"{k1}.npz"]
-        assert run(*base)[0].startswith(f"aim (k1={k1}, k2=2, variant=paper): ")
-    with np.load(tmp_path / "all.npz") as a, np.load(tmp_path / "1000.npz") as b:
-        np.testing.assert_allclose(a["distances"], b["distances"], atol=1e-6)
+    f, path = load_features(file), tmp_path / "a.npz"
+    out, _ = run("rerank", file, "--rerank", "aim", "--k1", "all", "--k2", 2, "--output", path)
+    assert out.startswith("aim (k1=all, k2=2, variant=paper): ")
+    distance = rerankers.aim(f.features[f.modality == 1], f.features[f.modality == 0], k1=None, k2=2)
+    with np.load(path) as found:
+        np.testing.assert_allclose(found["distances"], np.sort(distance)[:, :100], rtol=1e-3, atol=1e-4)
 
 
 def test_csv_holds_the_same(run, file, changed, tmp_path):
