@@ -1,4 +1,4 @@
-"""What every test shares: a fixed seed, the device, packages that seem absent, and the switch for the slow tests."""
+"""Shared by all tests: a fixed seed, the device, packages that seem absent, and the switch for the slow tests."""
 
 import builtins
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
-    """Same random numbers in every run and whatever the order of the tests."""
+    """Draw the same random numbers in every run, in any order of the tests."""
     torch.manual_seed(0)
     return 0
 
@@ -48,7 +48,7 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes an import of the named packages fail, as if they were not installed."""
+    """Return a function that makes imports of the named packages fail, as if they were not installed."""
 
     def hide(*packages: str) -> None:
         real = builtins.__import__

@@ -1,4 +1,4 @@
-"""The README's Python blocks run in order, as a reader would paste them."""
+"""The pages' Python blocks run in order, and their figures are those of the recorded tables."""
 
 import importlib
 import re
@@ -196,3 +196,16 @@ def test_the_cost_of_re_ranking_in_the_pages_are_the_recorded_ones() -> None:
     for row in rows:
         if (row["what"], row["metric"]) == ("one query at a time", "median_s"):
             assert f"| {1e3 * float(row['value']):.1f} |" in page
+
+
+def test_the_times_of_the_neighbors_in_the_page_are_the_recorded_ones() -> None:
+    text = " ".join("\n".join(lines_of("docs/re-ranking.md")).split())
+    rows = speed("neighbors")
+    for size, shown in (
+        ("15913 x 2048, k = 20", "took {:.1f} s where the bare product of all with all took {:.1f} s"),
+        ("20000 x 512, k = 20", "took {:.1f}, {:.1f} and"),
+    ):
+        found = [value_of(rows, "median_s", method=name, size=size) for name in ("NeighborGraph.build", "product")]
+        assert shown.format(*found) in text
+        assert f"{value_of(rows, 'median_s', method='topk(g, g, k)', size=size):.1f} s" in text
+        assert f"{1e3 * value_of(rows, 'median_s', method='extend by one', size=size):.0f} " in text

@@ -19,6 +19,14 @@ from vireid.training import build
 TINY = ["--epochs", "1", "--batches", "2", "--identities", "2", "--per-modality", "2"]
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """Keep the number of threads, which the benchmarks set."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """Options of a training that takes no time."""

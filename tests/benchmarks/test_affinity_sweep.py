@@ -25,7 +25,7 @@ def test_sweep_runs_from_chance_to_perfect_and_back_to_the_same_numbers():
     assert abs(sweep.feature[0, 0]) < 0.02
     assert sweep.affinity[0, 0] == 0
     assert sweep.affinity[0, -1] == 1
-    # every image on its identity's centre: the margin is the mean distance of random directions, about sqrt(2)
+    # every image on its identity's center: the margin is the mean distance of random directions, about sqrt(2)
     assert abs(sweep.feature[-1, 0] - 2**0.5) < 0.05
     assert abs(sweep.transferred[-1, -1] - sweep.feature[-1, -1]) < 0.02
     assert (sweep.feature.diff(dim=0) > 0).all()

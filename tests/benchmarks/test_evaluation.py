@@ -1,7 +1,6 @@
 """The evaluation benchmark on a tiny matrix: the loops agree with ours, and a run prints and records."""
 
 import pytest
-import torch
 
 from benchmarks.speed import evaluation
 from benchmarks.speed.measure import read_table, value_of
@@ -27,7 +26,7 @@ def test_what_cannot_be_imported_is_listed(monkeypatch):
 def test_a_run_prints_and_records(tmp_path, capsys):
     output = tmp_path / "evaluation.csv"
     options = ["--sizes", "tiny", "--peers", "published loops", "--repeats", "2", "--no-memory"]
-    evaluation.main([*options, "--threads", str(torch.get_num_threads()), "--output", str(output)])
+    evaluation.main([*options, "--output", str(output)])
     assert "40 x 200, tiny, same_camera, CMC over identities" in capsys.readouterr().out
     about, rows = read_table(output)
     mine = "vireid (same_camera rule, identities)"
@@ -41,6 +40,6 @@ def test_a_run_prints_and_records(tmp_path, capsys):
 def test_the_memory_of_a_contender_is_one_number(capsys):
     if not evaluation.measure.can_measure_memory(evaluation.CPU):
         pytest.skip("the system does not say")
-    options = ["--threads", str(torch.get_num_threads()), "--sizes", "tiny", "--peers", "published loops"]
+    options = ["--sizes", "tiny", "--peers", "published loops"]
     evaluation.main([*options, "--peak-memory-of", "published loops"])
     assert int(capsys.readouterr().out) >= 0

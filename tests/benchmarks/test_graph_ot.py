@@ -8,13 +8,6 @@ from benchmarks.speed import graph_ot as benchmark
 from benchmarks.speed.measure import read_table, value_of
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("data", ["matched", "unrelated", "weighted"])
 def test_the_command(data, tmp_path, capsys):
     output = tmp_path / "graph_ot.csv"

@@ -24,9 +24,6 @@ def tiny(monkeypatch):
             monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(heads_saai, "RHO2", 2.2)
     monkeypatch.setattr(measure, "can_measure_memory", lambda device: False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("method", ["cift", "saai"])

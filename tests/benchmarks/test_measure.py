@@ -25,10 +25,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     about, read = measure.read_table(path)
     assert about == {"command": "python -m x: y", "seed": "0"}
     assert read == [{name: str(value) for name, value in row.items()} for row in rows]
-    assert [(row["metric"], row["value"], row["iqr"]) for row in rows] == [
-        ("median_s", 2.0, 3.0),
-        ("stopped", "time", ""),
-    ]
+    kept = [(row["metric"], row["value"], row["iqr"]) for row in rows]
+    assert kept == [("median_s", 2.0, 3.0), ("stopped", "time", "")]
     assert measure.value_of(read, "median_s", method="ours, fast") == 2.0
     assert measure.value_of(read, "median_s", method="theirs") is None
     assert [p.name for p in path.parent.iterdir()] == ["a.csv"]
@@ -68,7 +66,7 @@ def test_numbers_must_be_above_0(capsys):
         assert f"{given[0]} must be above 0, got {given[-1]}" in capsys.readouterr().err
 
 
-def test_what_figures_must_be_read_with():
+def test_the_environment_names_threads_and_installed_packages():
     about = measure.environment(CPU, ["numpy", "no-such-package"])
     assert about["threads"] == torch.get_num_threads()
     assert f"torch {torch.__version__}, " in about["versions"]

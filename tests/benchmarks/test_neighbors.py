@@ -7,13 +7,6 @@ from benchmarks.speed import neighbors as benchmark
 from benchmarks.speed.measure import read_table, value_of
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_all_contenders_find_the_same_neighbors(monkeypatch):
     benchmark.check_agreement(torch.device("cpu"))
 

@@ -13,13 +13,6 @@ from benchmarks.speed.measure import read_table, value_of
 from vireid._ops import normalize_rows
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def data():
     return rerank.clustered_features(40, 150, 24, noise=1.0)

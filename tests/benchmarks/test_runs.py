@@ -19,10 +19,8 @@ def one(tmp_path, *options, method="cift", row="a", synthetic=False):
 
 
 def test_options_are_the_methods_settings_and_the_recipes():
-    given = (
-        "--ablation gft --tau-het 0.4 --detach-values --alignment 1 --part-grid 6 2 --epochs 3 --size 96 48 --seed 5"
-    )
-    settings, recipe = runs.read_options("cift", given.split())
+    given = "--ablation gft --tau-het 0.4 --detach-values --alignment 1 --part-grid 6 2"
+    settings, recipe = runs.read_options("cift", f"{given} --epochs 3 --size 96 48 --seed 5".split())
     expected = {"ablation": "gft", "tau_het": 0.4, "detach_values": True, "alignment": 1.0, "part_grid": [6, 2]}
     assert settings == expected
     assert recipe == METHODS["cift"].recipe.replace(epochs=3, size=(96, 48), seed=5)
@@ -139,16 +137,8 @@ SWEEP = ["sweep", "--root", "a", "--parameter"]
         (saai, ["--root", "a", "--quote", "nowhere.csv"], "--quote must be a file of results, found none at nowhere"),
         (saai, ["--root", "a", "--", "--parts", "x"], "argument --parts: invalid int value: 'x'"),
         (saai, ["--root", "a", "--", "--trial", "2"], "unrecognized arguments: --trial 2"),
-        (
-            saai,
-            [*SWEEP, "color", "--values", "1"],
-            "--parameter must be a setting of saai",
-        ),
-        (
-            saai,
-            [*SWEEP, "parts", "--values", "few"],
-            "--values must be numbers, got 'few'",
-        ),
+        (saai, [*SWEEP, "color", "--values", "1"], "--parameter must be a setting of saai"),
+        (saai, [*SWEEP, "parts", "--values", "few"], "--values must be numbers, got 'few'"),
         (saai, [*SWEEP, "parts", "--values", "3", "3"], "--values must name each once"),
         (g2da, [], "one of the arguments --root --synthetic is required"),
         (g2da, ["--root", "a", "--synthetic", "b"], "not allowed with argument"),
@@ -158,11 +148,7 @@ SWEEP = ["sweep", "--root", "a", "--parameter"]
         (g2da, ["--root", "a", "--reuse", "nowhere"], "--reuse must name folders, found none at nowhere"),
         (g2da, ["--root", "a", "--", "--phi", "0"], "unrecognized arguments: --phi 0"),  # CIFT has none
         (g2da, ["sweep", "--root", "a", "--seeds", "0", "--parameter", "phi", "--values", "1"], "--seeds goes with"),
-        (
-            g2da,
-            [*SWEEP, "phi", "--values", "nan"],
-            "--values must be numbers, got 'nan'",
-        ),
+        (g2da, [*SWEEP, "phi", "--values", "nan"], "--values must be numbers, got 'nan'"),
     ],
 )
 def test_wrong_options_end_a_table_before_anything_runs(table, given, message, written, tmp_path, monkeypatch, capsys):

@@ -181,10 +181,8 @@ def test_sweep_takes_the_run_that_the_table_has(table, tmp_path, trained_here, t
     saai.main(["sweep", "--parameter", "parts", "--values", "3", "7", *options, "--", *tiny])
     assert trained_here == [("parts_3", 1)]  # 7 is the default
     about, found = read_rows(tmp_path / "results.csv")
-    assert (about["parameter"], [(row.key, row.name) for row in found]) == (
-        "parts",
-        [("3", "--parts 3"), ("7", "--parts 7")],
-    )
+    assert about["parameter"] == "parts"
+    assert [(row.key, row.name) for row in found] == [("3", "--parts 3"), ("7", "--parts 7")]
     for direction in DIRECTIONS:
         for metric, form in (("mAP", "none"), ("mAP + AIM", "paper, paper")):
             expected = rows[f"saai/backbone/{form}"].numbers(direction, "mAP")[0]

@@ -30,13 +30,8 @@ def test_a_contender_is_not_tried_beyond_the_size_that_stopped_it(fake, tmp_path
     options = ["--sizes", "10000", "1000", "100000", "1000000", "--contenders", "aim", "dense_aim"]
     options += ["--budget", "99", "--memory", "3", "--threads", "1", "--output", str(tmp_path / "out.csv")]
     scaling.main(options)
-    assert [case[:2] for case in fake] == [
-        ("aim", 1000),
-        ("aim", 10_000),
-        ("aim", 100_000),
-        ("dense_aim", 1000),
-        ("dense_aim", 10_000),
-    ]
+    cases = [("aim", 1000), ("aim", 10_000), ("aim", 100_000), ("dense_aim", 1000), ("dense_aim", 10_000)]
+    assert [case[:2] for case in fake] == cases
     assert {case[2:] for case in fake} == {(1, 99.0, 3.0)}
     about, rows = read_table(tmp_path / "out.csv")
     records = scaling.records(rows)
