@@ -61,7 +61,7 @@ def changed(recipe: "Recipe", changes: tuple[str, ...]) -> "Recipe":
     Raises:
         click.UsageError: for an unknown field or a value that is not of its type.
     """
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(recipe)}
+    kinds = {field.name: _kind(field.type) for field in dataclasses.fields(recipe)}
     values = {}
     for change in changes:
         name, _, text = change.partition("=")
@@ -74,11 +74,16 @@ def changed(recipe: "Recipe", changes: tuple[str, ...]) -> "Recipe":
     return recipe.replace(**values)
 
 
+def _kind(annotation: Any) -> str:
+    """Return the type of a field as a text."""
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
 def _value(kind: str, text: str) -> Any:
     """Return a value of a type, given by its name."""
     if "None" in kind and text == "none":
         return None
-    if "Literal" in kind or "'str'" in kind:
+    if "Literal" in kind or kind == "str":
         return text
     if "Mapping" in kind:
         shares = (item.rpartition(":") for item in text.split(",") if item)
