@@ -13,6 +13,7 @@ A case that exceeds --limit or --memory is stopped and recorded so.
 """
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -132,10 +133,8 @@ def measure_case(name: str, data: Clustered, top: int | None, device: torch.devi
     if result is not None:
         values, indices = result if isinstance(result, tuple) else (result, None)
         first = values[:COMPARED].cpu().numpy()
-        if indices is None:
-            np.savez(keep, values=first)
-        else:
-            np.savez(keep, values=first, indices=indices[:COMPARED].cpu().numpy())
+        chosen: dict[str, Any] = {} if indices is None else {"indices": indices[:COMPARED].cpu().numpy()}
+        np.savez(keep, values=first, **chosen)
     say(seconds=seconds, peak_bytes=peak)
 
 
@@ -148,19 +147,14 @@ def timed(
     name: str, query: Tensor, gallery: Tensor, top: int | None, device: torch.device
 ) -> tuple[peers.Result, float, int | None]:
     """Return the contender's answer, its seconds, and its peak bytes beyond the inputs, the answer included."""
-    if not measure.can_measure_memory(device):
-        measure.synchronize(device)
-        start = time.perf_counter()
-        result = peers.run(name, query, gallery, top)
-        measure.synchronize(device)
-        return result, time.perf_counter() - start, None
-    with measure.PeakMemory(device) as peak:
+    peak = measure.PeakMemory(device) if measure.can_measure_memory(device) else None
+    with peak or contextlib.nullcontext():
         measure.synchronize(device)
         start = time.perf_counter()
         result = peers.run(name, query, gallery, top)
         measure.synchronize(device)
         seconds = time.perf_counter() - start
-    return result, seconds, peak.bytes
+    return result, seconds, peak.bytes if peak else None
 
 
 def measure_latency(name: str, device: torch.device) -> None:

@@ -18,7 +18,6 @@ memory are of one call, all queries of trial 1 (visible to infrared) against the
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.speed.measure import PeakMemory, can_measure_memory, run_self, write_text
+from benchmarks.speed.measure import PeakMemory, can_measure_memory, measure_in_turns, run_self, write_text
 from benchmarks.tables.cift import ROWS as CIFT_ROWS
 from benchmarks.tables.cift import Method, grid
 from benchmarks.tables.records import HEAD, Row, Values, line_of, markdown, of_table, parameters_text
@@ -160,11 +159,7 @@ def measure(rerank: Callable[[Tensor, Tensor], Tensor] | None, data: Features, r
         with PeakMemory(device) as peak:
             rank(query, gallery)
         found["peak_bytes"] = peak.bytes
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        rank(query, gallery)
-        seconds.append(time.perf_counter() - start)
+    seconds = measure_in_turns({"": lambda: rank(query, gallery)}, repeats, device, warm_up=0)[""]
     return {"ms_per_query": 1e3 * statistics.median(seconds) / len(query), **found}
 
 
