@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
 __all__ = ["evaluate"]
 
 _USES = """\
-uses: what a query's ranking looks at beyond itself: query = nothing, gallery =
+uses: data that a ranking depends on besides the query: query = none, gallery =
 all of the gallery, transductive = other queries too, unknown = not stated"""
 
 
@@ -87,7 +87,7 @@ def evaluate(
     A checkpoint is evaluated on the test images that it was trained for, or on those of --dataset, in all the ways in
     which its model ranks.
 
-    In the table, "uses" says what a query's ranking looks at beyond itself: query (nothing), gallery, or transductive
+    In the table, "uses" says which data a ranking depends on besides the query: query (none), gallery, or transductive
     (other queries too). Compare rows of one kind only.
     """
     outputs = [path for path in (json_file, csv_file) if path is not None]

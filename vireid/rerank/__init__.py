@@ -1,7 +1,7 @@
 """Re-ranking: better distances from the neighbors of queries and gallery, in memory linear in their number.
 
-``uses`` of each method names the scope of a query's ranking beyond itself: "gallery", or "transductive", the other
-queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an object
+``uses`` of each method names the data that a ranking depends on besides the query: "gallery", or "transductive", the
+other queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an object
 that is fitted once and then answers any number of queries.
 """
 

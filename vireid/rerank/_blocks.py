@@ -76,7 +76,7 @@ def collect(
 
 
 def uses(what: str) -> Callable[[Function], Function]:
-    """Mark a re-ranker with the scope of a query's ranking beyond itself: "gallery" or "transductive"."""
+    """Mark a re-ranker with the data that its rankings depend on besides the query: "gallery" or "transductive"."""
 
     def mark(function: Function) -> Function:
         vars(function)["uses"] = what

@@ -34,7 +34,7 @@ class GalleryReranker(ABC):
     """
 
     uses: ClassVar[str] = "gallery"
-    """Scope of a query's ranking beyond itself; reports print it."""
+    """Data that a ranking depends on besides the query; reports print it."""
 
     _graph: NeighborGraph | None = None
     _neighbors: int
