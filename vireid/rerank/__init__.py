@@ -1,8 +1,8 @@
 """Re-ranking: better distances from the neighbors of queries and gallery, in memory linear in their number.
 
 ``uses`` of each method names the data that a ranking depends on besides the query: "gallery", or "transductive", the
-other queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an object
-that is fitted once and then answers any number of queries.
+other queries too. Published tables mix the two; reports print it beside each row. A "gallery" method also exists as an
+object that is fitted once and then answers any number of queries.
 """
 
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
