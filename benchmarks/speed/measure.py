@@ -210,7 +210,7 @@ def show(rows: Sequence[Mapping[str, object]], *bases: str | Mapping[str, str]) 
         metrics = list(dict.fromkeys(metric for found in methods.values() for metric in found))
         head = [f"{m.removesuffix('_s')} ms" if m.endswith("_s") else m.replace("_bytes", " MiB") for m in metrics]
         head += [f"x {base}" if isinstance(base, str) else "x floor" for base in bases]
-        print(f"\n{what}, {size}\n{'':42}{''.join(f'{title:>16}' for title in head)}".rstrip())
+        print(f"\n{what}, {size}\n{'':42}{''.join(f'{title:>12}  ' for title in head)}".rstrip())
         for method, found in methods.items():
             cells = [_shown(metric, found.get(metric)) for metric in metrics]
             for base in bases:
@@ -218,7 +218,8 @@ def show(rows: Sequence[Mapping[str, object]], *bases: str | Mapping[str, str]) 
                 own = found.get("median_s")
                 known = isinstance(own, float) and isinstance(floor, float)
                 cells.append(f"{own / floor:.2f}" if known else "-")  # type: ignore[operator]
-            print(f"{method:42}{''.join(f'{text:>16}' for text in cells)}")
+            shown = (f"{cell:>{max(12, len(title))}}  " for cell, title in zip(cells, head, strict=True))
+            print(f"{method:42}{''.join(shown)}".rstrip())
 
 
 def _shown(metric: str, value: object) -> str:
