@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 _HEADER = "header"  # name of the array that holds the JSON text
+_HEADERS = threading.Lock()  # NumPy parses headers as literals, which CPython 3.11 does in one thread at a time only
+_BLOCK_BYTES = 2**20  # read at once
 _DEFLATE_RATIO = 1032  # a byte of a deflated member stands for no more bytes
 _DAMAGE = (  # errors that zipfile and NumPy raise for damaged files
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
@@ -78,11 +81,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
         with zipfile.ZipFile(path) as archive:
             members = {member.removesuffix(".npy"): member for member in archive.namelist()}
             for name in members if names is None else [name for name in names if name in members]:
-                _check_size(archive, archive.getinfo(members[name]))
-                with archive.open(members[name]) as stream:
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-                    if stream.read(1):  # at the end, and only there, zipfile compares the checksum
-                        raise ValueError("it is longer than its header says")
+                arrays[name] = _read_array(archive, archive.getinfo(members[name]))
     except _DAMAGE as error:
         if "allow_pickle" in str(error):
             hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
@@ -91,17 +90,28 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
     return arrays
 
 
-def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Raise if an array asks for more memory than its bytes in the file can fill; nothing is allocated before."""
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array, after a comparison of its size with the bytes in the file: before that nothing is allocated."""
     with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-        size = math.prod(shape) * dtype.itemsize + stream.tell()
-    ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
-    most = ratio * min(entry.compress_size, Path(str(archive.filename)).stat().st_size)
-    if not dtype.hasobject and (size != entry.file_size or size > most):
-        raise ValueError(f"its header asks for {size} bytes, the file holds {min(entry.file_size, most)}")
+        with _HEADERS:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, columns_first, dtype = read(stream)
+        if dtype.hasobject:
+            raise ValueError("allow_pickle is off")
+        count = math.prod(shape)
+        size = count * dtype.itemsize + stream.tell()
+        ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
+        most = ratio * min(entry.compress_size, Path(str(archive.filename)).stat().st_size)
+        if count < 0 or size != entry.file_size or size > most:
+            raise ValueError(f"its header asks for {size} bytes, the file holds {min(entry.file_size, most)}")
+        array = np.empty(count, dtype)
+        content = array.view(np.uint8) if array.nbytes else array
+        for start in range(0, array.nbytes, _BLOCK_BYTES):
+            block = content[start : start + _BLOCK_BYTES]
+            block[:] = np.frombuffer(stream.read(len(block)), np.uint8)
+        stream.read(1)  # at the end, and only there, zipfile compares the checksum
+    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
 
 
 def save_arrays(

@@ -81,7 +81,7 @@ def open_pair(checkpoint: Path, identity: int | None, data: Data) -> Pair:
         )
     shown, (height, width) = read_pairs(found.images, [identity]), found.images.size
     inputs = [EvalTransform()(shown.image.to(data.device)), shown.modality.to(data.device)]
-    settings = settings_of("g2da") | found.settings
+    settings: dict[str, Any] = settings_of("g2da") | found.settings
     if settings["part_grid"]:
         rows, columns = settings["part_grid"]
         parts = [(i, j) for i in range(rows) for j in range(columns)]

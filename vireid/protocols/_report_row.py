@@ -179,7 +179,7 @@ class ReportRow:
             return None
         return {name: self.interval(name) for name in METRICS}
 
-    def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
+    def to_dict(self, *, per_query: bool = False) -> dict[str, object]:
         """Return names, the mean of each metric, their ``std``, number of ``trials``, ``per_trial`` values and ``cmc``.
 
         ``queries`` and, of them, ``valid_queries`` (with a true match) are lists, one number per trial, or None.

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vireid._files import check_file, check_parent, written_whole
 from vireid.protocols._report_file import part, read_row
@@ -56,7 +56,7 @@ class Report:
     def __add__(self, other: "Report") -> "Report":
         return Report.merge([self, other]) if isinstance(other, Report) else NotImplemented
 
-    def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
+    def to_dict(self, *, per_query: bool = False) -> dict[str, object]:
         """Return ``{"dataset": …, "rows": […]}``, with `ReportRow.to_dict` of each row."""
         return {"dataset": self.dataset, "rows": [row.to_dict(per_query=per_query) for row in self.rows]}
 

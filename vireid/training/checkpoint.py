@@ -142,7 +142,7 @@ def method_name(method: Any) -> str:
     return "a model of one's own" if method is None else repr(method)
 
 
-def trained_on(settings: Mapping[str, Any]) -> str:
+def trained_on(settings: Mapping[str, object]) -> str:
     """Return the data that settings of a training name, in words."""
     name = str(settings.get("dataset", "unknown"))
     return f"{name}, trial {settings.get('trial', 1)}" if name in ("regdb", "synthetic") else name

@@ -151,7 +151,7 @@ def write_results(
     features: Tensor,
     distance: Distance | None = None,
     *,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     name: str | None = None,
 ) -> None:
     """Write metrics.json, cmc.png and ranked.png, the latter with the images that are ranked best.

@@ -79,7 +79,7 @@ def fit(
     fabric: "Fabric | None" = None,
     output: str | Path | None = None,
     resume: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     workers: int = 0,
 ) -> nn.Module:
     """Train a model, or continue its training.

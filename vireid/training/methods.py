@@ -281,13 +281,13 @@ METHODS = {
 """The methods by name."""
 
 
-def settings_of(method: str) -> dict[str, Any]:
+def settings_of(method: str) -> dict[str, object]:
     """Return the settings of a method with their defaults, which are those of the small recipe."""
     check_option("method", method, METHODS)
     return {field.name: field.default for field in fields(METHODS[method].settings)}
 
 
-def build(method: str, num_classes: int, size: tuple[int, int], settings: Mapping[str, Any] | None = None) -> Built:
+def build(method: str, num_classes: int, size: tuple[int, int], settings: Mapping[str, object] | None = None) -> Built:
     """Build the model and the criterion of a method; its weights come from PyTorch's generator.
 
     Args:
@@ -301,7 +301,8 @@ def build(method: str, num_classes: int, size: tuple[int, int], settings: Mappin
         TypeError: if the method has no such setting.
     """
     check_option("method", method, METHODS)
-    return METHODS[method].settings(**(settings or {})).build(num_classes, size)
+    values: dict[str, Any] = dict(settings or {})
+    return METHODS[method].settings(**values).build(num_classes, size)
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:

@@ -103,11 +103,12 @@ class Recipe:
         if self.warmup >= 1:
             raise ValueError(f"warmup must be a share of the training below 1, got {self.warmup}")
 
-    def replace(self, **changes: Any) -> "Recipe":
+    def replace(self, **changes: object) -> "Recipe":
         """Return a copy with other values for the fields that are named."""
-        return replace(self, **changes)
+        values: dict[str, Any] = changes  # __post_init__ checks them
+        return replace(self, **values)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return every field by its name."""
         return asdict(self)
 
