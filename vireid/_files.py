@@ -82,12 +82,16 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
             members = {member.removesuffix(".npy"): member for member in archive.namelist()}
             for name in members if names is None else [name for name in names if name in members]:
                 arrays[name] = _read_array(archive, archive.getinfo(members[name]))
+    except _Pickled:
+        hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
+        raise ValueError(f"{name} holds pickled objects, which are not read: {hint}") from None
     except _DAMAGE as error:
-        if "allow_pickle" in str(error):
-            hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
-            raise ValueError(f"{name} holds pickled objects, which are not read: {hint}") from None
         raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
     return arrays
+
+
+class _Pickled(ValueError):
+    """An array of Python objects, which reading would execute."""
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -98,7 +102,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, columns_first, dtype = read(stream)
         if dtype.hasobject:
-            raise ValueError("allow_pickle is off")
+            raise _Pickled
         count = math.prod(shape)
         size = count * dtype.itemsize + stream.tell()
         ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
