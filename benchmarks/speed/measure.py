@@ -260,7 +260,7 @@ def read_table(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 def value_of(rows: Sequence[Mapping[str, str]], metric: str, **wanted: str) -> float | None:
-    """Return the figure of the first row with that metric and the ``wanted`` columns; None if there is none."""
+    """Return the figure of the first row with that metric and the ``wanted`` columns, or None."""
     for row in rows:
         if row["metric"] == metric and all(row[name] == text for name, text in wanted.items()):
             return float(row["value"])

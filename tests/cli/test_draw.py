@@ -41,7 +41,7 @@ def calls(run, regdb, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def keypoints(regdb, tmp_path_factory) -> Path:
-    """Those of the drawn people; the visible images lack their third key point, the infrared ones their fifth."""
+    """Return the key points of the drawn people: visible images lack the third one, infrared images the fifth."""
     table = load_keypoints(regdb / "keypoints.npz")
     visible = np.array([path.startswith("Visible") for path in table.paths])
     table.keypoints[visible, 2, 2] = 0

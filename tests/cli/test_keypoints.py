@@ -30,14 +30,14 @@ DRAWN: dict[str, Any] = {"identities": 4, "images_per_camera": 2, "size": (32, 1
 
 
 def estimate(*options: object) -> str:
-    """What `vireid keypoints` prints."""
+    """Run `vireid keypoints` and return its output."""
     result = CliRunner().invoke(command, ["keypoints", *map(str, options)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
 def stopped(*options: object) -> str:
-    """What it ends with, if anything is wrong."""
+    """Run it and return the error that it ends with."""
     result = CliRunner().invoke(command, ["keypoints", *map(str, options)])
     assert isinstance(result.exception, SystemExit)
     assert result.exit_code in (1, 2)

@@ -65,7 +65,7 @@ def keypoints(dataset: str, root: Path, output: Path | None, model: str, batch: 
 
 
 def _state(file: Path) -> tuple[int, int] | None:
-    """Return what tells a file from the one that replaces it; None if there is none."""
+    """Return the inode and modification time of a file, by which a replacement is told from it, or None without one."""
     found = file.stat() if file.is_file() else None
     return None if found is None else (found.st_ino, found.st_mtime_ns)
 

@@ -173,7 +173,7 @@ def _check_device(context: click.Context, option: click.Parameter, device: str) 
         import torch
 
         if not {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
-            raise click.UsageError(f"--device {device} needs a GPU that PyTorch can use, there is none.")
+            raise click.UsageError(f"--device {device} needs a GPU that PyTorch can use; none was found.")
     return device
 
 
