@@ -1,9 +1,11 @@
 """Check arguments, once at each public function. A message names the argument, what it must be and what came.
 
-Only shapes, types and options are read here, which is free. Only `check_finite` reads values, which stalls a GPU: it is
-called where features enter ranking. Ranking also accepts NumPy arrays and answers with them: `to_tensor`, `same_kind`.
+Shapes, types and options are read everywhere, which is free. Values would stall a GPU: the codes of modalities and
+labels are read where `values_are_free`, and `check_finite` is called where features enter ranking. Ranking also accepts
+NumPy arrays and answers with them: `to_tensor`, `same_kind`. Checks of a number return it as Python's own.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from numbers import Real
 from operator import index
@@ -45,6 +47,9 @@ def check_tensor(
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized or (x.is_floating_point() and x.itemsize < 2):
+        form = f"{x.dtype}, {'nested' if x.is_nested else str(x.layout).removeprefix('torch.')}"
+        raise TypeError(f"{name} must be dense and, if floating point, of 16 bits or more, got {form}")
     axes = [str(sizes.get(axis, axis)) for axis in shape.split()]
     fits = x.ndim == len(axes) and all(not a.isdigit() or n == int(a) for a, n in zip(axes, x.shape, strict=True))
     empty = fits and any(axis in "hwHW" and size == 0 for axis, size in zip(axes, x.shape, strict=True))
@@ -64,50 +69,85 @@ def check_module(name: str, module: object) -> None:
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
 
 
-def check_count(name: str, value: object, *, minimum: int = 1) -> None:
-    """Raise unless ``value`` is an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+def values_are_free(x: Tensor) -> bool:
+    """Return whether reading values of ``x`` costs nothing: on the CPU, outside of torch.compile and torch.export."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raise unless ``labels`` (…,) are 0 … ``num_classes`` - 1; read only where `values_are_free`."""
+    if labels.numel() and values_are_free(labels):
+        low, high = (int(x) for x in labels.aminmax())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"{name} must be 0 to {num_classes - 1}, got {low if low < 0 else high}")
+
+
+def check_modality(name: str, modality: Tensor) -> None:
+    """Raise unless ``modality`` (…,) is 0 (visible) or 1 (infrared); read only where `values_are_free`."""
+    if modality.numel() and values_are_free(modality):
+        low, high = (int(x) for x in modality.aminmax())
+        if low < 0 or high > 1:
+            hint = "vireid.modality(x, visible=…, infrared=…) converts other codes"
+            raise ValueError(f"{name} must be 0 (visible) or 1 (infrared), got {low if low < 0 else high}; {hint}")
+
+
+def check_count(name: str, value: object, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int; raise unless it is an integer, Python's or NumPy's, of at least ``minimum``."""
+    if isinstance(value, bool | np.ndarray | np.bool_ | Tensor) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if index(value) < minimum:  # a NumPy integer counts as one
+    if index(value) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return index(value)
 
 
-def check_size(name: str, size: object, *, minimum: tuple[int, int] = (1, 1)) -> None:
-    """Raise unless ``size`` is (H, W), integers of at least ``minimum``."""
+def check_size(name: str, size: object, *, minimum: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Return ``size`` as (H, W), two ints; raise unless they are integers of at least ``minimum``."""
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         raise ValueError(f"{name} must be (H, W), got {size!r}")
-    for i in range(2):
-        check_count(f"{name}[{i}]", size[i], minimum=minimum[i])
+    return tuple(check_count(f"{name}[{i}]", size[i], minimum=minimum[i]) for i in range(2))  # type: ignore[return-value]
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise unless ``value`` is a finite number above zero."""
-    check_number(name, value)
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be above 0 and finite, got {value}")
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise unless ``value`` is a real number, which a bool is not."""
+def check_number(name: str, value: object) -> float:
+    """Return ``value`` as a float; raise unless it is a real number, which a bool is not."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
-def check_at_least_zero(name: str, value: float) -> None:
-    """Raise unless ``value`` is a finite number of at least zero."""
-    check_number(name, value)
-    if not 0 <= value < float("inf"):
+def check_positive(name: str, value: object) -> float:
+    """Return ``value`` as a float; raise unless it is finite and above zero."""
+    number = check_number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, got {value}")
+    return number
+
+
+def check_at_least_zero(name: str, value: object) -> float:
+    """Return ``value`` as a float; raise unless it is finite and at least zero."""
+    number = check_number(name, value)
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    return number
+
+
+def check_fraction(name: str, value: object, *, zero: bool = True) -> float:
+    """Return ``value`` as a float; raise unless it is in [0, 1], or in (0, 1] without ``zero``."""
+    number = check_number(name, value)
+    if not (0 <= number <= 1 and (zero or number)):
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0 and at most 1, got {value}")
+    return number
 
 
 def check_option(name: str, value: object, options: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``options``."""
-    if value not in options:
+    if not any(isinstance(value, type(option)) and value == option for option in options):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
+    if x.is_meta:
+        raise TypeError(f"{name} must hold values, got a tensor on the device meta")
     # The extremes carry any NaN or infinity, and are found without a temporary, many times faster than `isfinite`.
     if x.numel() and not torch.stack(x.aminmax()).isfinite().all():
         rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
