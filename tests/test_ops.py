@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from vireid._checks import check_count, check_finite, check_positive
 from vireid._files import written_whole
-from vireid._ops import at_least_float32, evaluation_mode, masked_mean, normalize_rows
+from vireid._ops import at_least_float32, evaluation_mode, masked_mean, normalize_rows, repeated_rows, scale_rows
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e19, 1e30])
@@ -100,3 +100,29 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_scaled_by_powers_of_two(dtype):
+    info = torch.finfo(dtype)
+    x = torch.randn(6, 5, dtype=dtype)
+    for scale in (info.tiny * info.eps * 2**10, info.tiny, 1.0, info.max / 8):
+        y = scale_rows(x * scale)
+        assert ((y.abs().amax(1) >= 1) & (y.abs().amax(1) < 2)).all()
+        power = torch.log2((x * scale).double().abs() / y.double().abs())
+        assert torch.equal(power, power.round())
+    assert torch.equal(scale_rows(torch.zeros(2, 3, dtype=dtype)), torch.zeros(2, 3, dtype=dtype))
+    assert scale_rows(torch.empty(0, 4)).shape == (0, 4)
+    assert scale_rows(torch.empty(2, 0)).shape == (2, 0)
+
+
+def test_repeated_rows_are_found_whatever_their_scale():
+    x = torch.randn(40, 6, dtype=torch.float64).half().double()
+    x[[3, 17, 30]] = x[[0, 0, 0]] * torch.tensor([[1.0], [3.0], [2.0**-400]], dtype=torch.float64)
+    x[[8, 21]] = 0.0
+    x[21] = -x[21]
+    x[25] = x[2].flip(0)  # the same numbers in another order are another row
+    again, first = repeated_rows(x)
+    assert (again.tolist(), first.tolist()) == ([3, 17, 21, 30], [0, 0, 8, 0])
+    assert [r.tolist() for r in repeated_rows(x[:0])] == [[], []]
+    assert [r.tolist() for r in repeated_rows(x[:3, :0])] == [[1, 2], [0, 0]]

@@ -7,6 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# integers of a type's size, the bits of its exponent, and a power of two that takes its smallest numbers into range
+_BITS = {
+    torch.float32: (torch.int32, 0x7F800000, 2.0**64),
+    torch.float64: (torch.int64, 0x7FF0000000000000, 2.0**512),
+}
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32, or unchanged in float64: sums over many terms lose too much in half precision."""
@@ -21,6 +27,67 @@ def normalize_rows(x: Tensor) -> Tensor:
     """
     largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(*x.shape[:-1], 1)
     return F.normalize(x / torch.where(largest > 0, largest, 1), dim=-1, eps=1.0)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Return whether ``device`` computes in float64: Apple's does not. The empty tensor costs no memory and no wait."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def scale_rows(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Scale the rows of ``x`` (N, d) exactly, by powers of two, to a largest magnitude in [1, 2); zero rows stay."""
+    integers, exponent, far = _BITS[x.dtype]
+    largest = largest_entries(x)
+    low = largest < 1 / far
+    if bool(low.any()):  # also denormal numbers, whose bits have no exponent
+        x = torch.where(low, x * far, x)
+        largest = torch.where(low, largest * far, largest)
+    power = (largest.view(integers) & exponent).view(x.dtype)
+    return torch.div(x, torch.where(power > 0, power, 1), out=out)
+
+
+def largest_entries(x: Tensor) -> Tensor:
+    """Return the largest magnitude (N, 1) of each row of ``x`` (N, d), 0 without entries."""
+    return torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True)) if x.shape[1] else x.new_zeros(len(x), 1)
+
+
+def repeated_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the rows of ``x`` (N, d) in the direction of an earlier one, and return their indices and the first one's.
+
+    Directions are equal if the rows divided by their largest magnitudes are. It reads the rows once: only those whose
+    bits have equal sums are compared, few as a rule.
+    """
+
+    def bits(rows: Tensor) -> Tensor:
+        largest = largest_entries(rows)
+        return (rows / torch.where(largest > 0, largest, 1)).add_(0).view(_BITS[x.dtype][0])  # -0 is 0
+
+    step = max(1, 2**18 // max(1, x.shape[1]))  # fits a cache
+    sums = torch.cat([bits(part).sum(1) for part in x.split(step)])
+    group, count = sums.unique(return_inverse=True, return_counts=True)[1:]
+    some = (count[group] > 1).nonzero().flatten()
+    seen: dict[bytes, int] = {}
+    rows = (row.tobytes() for part in some.split(step) for row in bits(x[part]).cpu().numpy())
+    first = torch.tensor(
+        [seen.setdefault(row, i) for row, i in zip(rows, some.tolist(), strict=True)], dtype=torch.long
+    )
+    first = first.to(x.device)
+    return some[first != some], first[first != some]
+
+
+def equalize_columns(block: Tensor, repeated: tuple[Tensor, Tensor]) -> Tensor:
+    """Give the columns of ``block`` (b, N) that `repeated_rows` found the values of the first ones, in place.
+
+    A matrix product may differ in the last bits between equal rows: with their place in the matrix.
+    """
+    again, first = repeated
+    if len(again):
+        block[:, again] = block[:, first]
+    return block
 
 
 def rounding(dim: int, dtype: torch.dtype) -> float:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from vireid.data import Features
+from vireid.neighbors import topk
 from vireid.protocols import DIRECTIONS, LLCM, SYSUMM01, RegDB, dataset_name
+from vireid.protocols._protocol import compare
 from vireid.rerank import AIM
 
 PROTOCOLS = [SYSUMM01(sampling="agw", trials=2), *(make(way) for make in (RegDB, LLCM) for way in DIRECTIONS)]
@@ -154,3 +156,51 @@ def test_spellings_of_a_data_set(spelling, name):
 def test_unknown_data_sets_are_named():
     with pytest.raises(ValueError, match=r"name must be one of 'sysu', 'regdb', 'llcm', 'synthetic'.*got 'market'"):
         dataset_name("market")
+
+
+KINDS_OF_TIES = {
+    "all rows equal": lambda q, g: (q, g[:1].expand_as(g)),
+    "each row twice": lambda q, g: (q, torch.cat([g[:65], g[:65]])),
+    "twice, scaled": lambda q, g: (q, torch.cat([g[:65], 2 * g[:65]])),
+    "twice, scaled far": lambda q, g: (q, torch.cat([g[:65] * 2.0**-90, 2.0**90 * g[:65]])),
+    "three rows": lambda q, g: (q, g[:3].repeat(43, 1)),
+    "zero rows": lambda q, g: (q, g * (torch.arange(len(g)) % 3 == 0)[:, None]),
+    "zero queries": lambda q, g: (0 * q, g),
+    "zeros of both signs": lambda q, g: (q, torch.cat([g[:65].relu(), -(-g[:65]).clamp_max(0)])),
+    "binary codes": lambda q, g: (q.sign(), g.sign()),
+    "sets": lambda q, g: ((q > 0).float(), (g > 0).float()),
+    "small integers": lambda q, g: ((2 * q).round(), (2 * g).round()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS_OF_TIES)
+def test_ties_are_ranked_by_index_as_in_topk(kind, dtype):
+    if dtype == torch.float16 and kind == "twice, scaled far":
+        pytest.skip("not in the range of float16")
+    for d, (nq, ng) in ((100, (33, 9)), (128, (3, 33)), (768, (5, 130))):
+        generator = torch.Generator().manual_seed(d)
+        q, g = (torch.randn(n, d, generator=generator, dtype=torch.float64) for n in (nq, ng))
+        q, g = (x.to(dtype) for x in KINDS_OF_TIES[kind](q, g))
+        ids, modality = torch.arange(nq + len(g)) % min(nq, len(g), 9), (torch.arange(nq + len(g)) >= nq).long()
+        order = topk(q, g, len(g))[1]
+        rank = torch.empty(order.shape).scatter_(1, order, torch.arange(len(g)).expand(nq, -1).float())
+        for rerank, distance in ((None, compare(q, g)), (lambda *_, rank=rank: rank, rank)):
+            assert torch.equal(distance.argsort(dim=1, stable=True), order)
+            report = RegDB("visible_to_infrared").evaluate(torch.cat([q, g]), ids, modality, rerank=rerank)
+            if rerank is None:
+                first = report.rows[0].trials
+        assert report.rows[0].trials == first
+
+
+def test_the_default_distance_is_the_cosine_distance():
+    q, g = (torch.randn(n, 20, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (7, 12))
+    g[4] = 0
+    wanted = 1 - torch.nn.functional.cosine_similarity(q[:, None], g[None], dim=2)
+    for scale in (1e-300, 1e-160, 1.0, 1e160, 1e300):
+        torch.testing.assert_close(compare(q * scale, g * scale), wanted, rtol=0, atol=1e-14)
+        torch.testing.assert_close(compare(q, g * scale), wanted, rtol=0, atol=1e-14)
+    for scale in (1e-37, 1.0, 1e37):
+        torch.testing.assert_close(compare(q.float() * scale, g.float() * scale), wanted.float(), rtol=0, atol=1e-6)
+    assert compare(q[:0], g).shape == (0, 12)
+    assert compare(q.half(), g.float()).dtype == torch.float32

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._ops import rounding
+from vireid._ops import equalize_columns, has_float64, repeated_rows, rounding, scale_rows
 
 __all__ = [
     "Metric",
     "Rows",
     "at_once",
+    "cosine_distance",
     "error_bound",
     "prepare",
     "products",
@@ -130,6 +131,35 @@ def products(queries: Tensor, gallery: Tensor) -> Tensor:
     # with the gallery on the left and at least two columns, memory is read at full speed
     q = queries.repeat(2, 1) if len(queries) == 1 else queries
     return (gallery @ q.T).T[: len(queries)].contiguous()
+
+
+def cosine_distance(query: Tensor, gallery: Tensor) -> Tensor:
+    """Compute 1 - cos (Nq, Ng) of finite rows, 1 with a zero row, such that equally near rows tie, to the bit.
+
+    So do gallery rows of one direction, and rows whose products are exact, as of small integers or binary codes: rows
+    are scaled by powers of two, and products divided by the lengths in float64. Time is that of the product, plus
+    little.
+    """
+    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+    (q, left), (g, right) = (_scaled(x, dtype) for x in (query, gallery))
+    block = products(q, g)
+    step = max(1, at_once(block) // 8)
+    for start in range(0, len(q), step):
+        part = slice(start, start + step)
+        block[part] = 1 - (block[part] * left[part, None] * right).to(dtype)
+    return equalize_columns(block, repeated_rows(g))
+
+
+def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return `scale_rows` of ``x`` in ``dtype``, and 1 / their lengths (N,) in float64, where the device has it."""
+    scaled = torch.empty(x.shape, dtype=dtype, device=x.device)
+    square = torch.empty(len(x), dtype=dtype, device=x.device)
+    step = at_once(x)
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        square[rows] = scale_rows(x[rows].to(dtype), out=scaled[rows]).square().sum(1)  # of small integers it is exact
+    wide = square.double() if has_float64(x.device) else square
+    return scaled, 1 / wide.clamp_min(1).sqrt()  # also for a zero row
 
 
 def at_once(x: Tensor) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import Array, check_count, check_finite, check_option, to_integers, to_matrix
-from vireid._ops import at_least_float32, normalize_rows
 from vireid.data.features import Features
 from vireid.metrics import RankMetrics, rank_metrics
+from vireid.neighbors._scores import cosine_distance
 from vireid.protocols._report_row import Parameter
 from vireid.protocols.names import Direction
 from vireid.protocols.report import QueryResults, Report, ReportRow
@@ -257,8 +257,7 @@ def compare(query: Tensor, gallery: Tensor, rerank: Rerank | None = None) -> Ten
             )
         return distance.to(query.device)
     with torch.autocast(query.device.type, enabled=False):
-        q, g = (normalize_rows(at_least_float32(x)) for x in (query, gallery))
-        return 1 - q @ g.T
+        return cosine_distance(query, gallery)
 
 
 def _make_report(
