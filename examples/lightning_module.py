@@ -55,7 +55,7 @@ def main() -> None:
     test = open_dataset("synthetic", "test", size=SIZE)
     sampler = CrossModalIdentitySampler(train.labels, train.modality, batches=16)
     module = ReIDModule(train.num_classes)
-    # The sampler draws each process its own batches: with devices=2 give it rank and replicas.
+    # The sampler knows its process, and draws new batches in each epoch: Lightning must not share them out again.
     trainer = pl.Trainer(
         max_epochs=2,
         accelerator="cpu",

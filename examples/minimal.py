@@ -35,7 +35,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=1e-3)
 
     for epoch in range(EPOCHS):
-        sampler.set_epoch(epoch)
         for batch in loader:
             output = model(augment(batch.image, batch.modality), batch.modality)
             losses = criterion(output, batch.label, batch.modality)

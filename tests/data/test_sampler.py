@@ -1,5 +1,6 @@
 """The batch sampler: every rule of its docstring, its seed and its ranks."""
 
+import pickle
 import random
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler
 
 from vireid.data.sampler import CrossModalIdentitySampler
 
@@ -127,15 +129,114 @@ def test_walks_of_images_are_shuffled_anew_each_epoch():
     assert len(walks) > 70  # of 80, each one of 4 × 6! orders
 
 
-def test_iterating_twice_repeats_the_epoch_until_it_is_set():
-    labels, modality = make([(5, 6)] * 9)
-    sampler = CrossModalIdentitySampler(labels, modality, identities=4)
-    first = list(sampler)
-    assert list(sampler) == first
+def epochs(count, **options):
+    """The batches of the first epochs of `small`, each set by its number."""
+    sampler, found = small(**options), []
+    for epoch in range(count):
+        sampler.set_epoch(epoch)
+        found.append(list(sampler))
+    assert len({str(batches) for batches in found}) == count
+    return found
+
+
+def small(**options):
+    return CrossModalIdentitySampler(*make([(5, 6)] * 9), **{"identities": 4, "per_modality": 2} | options)
+
+
+def loader_of(sampler, **options):
+    return DataLoader(range(99), batch_sampler=sampler, **options)
+
+
+def read(loader):
+    return [batch.tolist() for batch in loader]
+
+
+def test_each_iteration_draws_the_next_epoch():
+    sampler, drawn = small(), epochs(5)
+    assert [list(sampler) for _ in range(3)] == drawn[:3]
     sampler.set_epoch(1)
-    assert list(sampler) != first
+    iter(sampler)  # one that is not used draws nothing, nor does the length
+    len(sampler)
+    assert [list(sampler), list(sampler)] == drawn[1:3]
+    one, other = iter(sampler), iter(sampler)  # two at once are two epochs
+    pairs = list(zip(one, other, strict=True))
+    assert [[batch for batch, _ in pairs], [batch for _, batch in pairs]] == drawn[3:]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+def test_a_loader_with_or_without_workers_goes_through_the_epochs(options):
+    sampler, drawn = small(), epochs(4)
+    loader = loader_of(sampler, **options)
+    assert [read(loader) for _ in range(2)] == drawn[:2]
+    batches = iter(loader)
+    first = [next(batches).tolist()]
+    state = sampler.state_dict()  # within the third epoch, of which workers have read ahead
+    assert state == {"epoch": 3}
+    assert first + [batch.tolist() for batch in batches] == drawn[2]
+    again = pickle.loads(pickle.dumps(sampler))
+    resumed = small()
+    resumed.load_state_dict(state)
+    assert list(sampler) == list(again) == list(resumed) == drawn[3]
+
+
+def test_a_state_without_an_epoch_is_named():
+    with pytest.raises(TypeError, match=re.escape("state['epoch'] must be an integer, got None")):
+        small().load_state_dict({})
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        small().set_epoch(-1)
+
+
+def test_frameworks_announce_epochs_and_the_users_choice_goes_before():
+    """Lightning and Fabric call ``set_epoch`` of ``loader.batch_sampler.sampler`` before an epoch."""
+    pytest.importorskip("lightning_fabric")
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.data import _set_sampler_epoch
+
+    drawn, fabric = epochs(8), Fabric(accelerator="cpu", devices=1)
+    assert [read(loader) for loader in [fabric.setup_dataloaders(loader_of(small()))] * 3] == drawn[:3]
+
+    sampler = small()
+    _set_sampler_epoch(loader_of(sampler), 5)  # Lightning in a resumed run
+    assert list(sampler) == drawn[5]
+    _set_sampler_epoch(loader_of(sampler), 2)
+    assert list(sampler) == drawn[2]
+
+    sampler = small()
+    loader = fabric.setup_dataloaders(loader_of(sampler))
+    for epoch in (3, 6):  # Fabric counts 0, 1
+        sampler.set_epoch(epoch)
+        assert read(loader) == drawn[epoch]
+    assert read(loader) == drawn[7]
+
+    sampler.load_state_dict({"epoch": 4})
+    loader = fabric.setup_dataloaders(loader_of(sampler))  # a new one counts from 0
+    assert [read(loader), read(loader)] == drawn[4:6]
     sampler.set_epoch(0)
-    assert list(sampler) == first
+    _set_sampler_epoch(loader_of(sampler), 3)
+    assert list(sampler) == drawn[0]
+    _set_sampler_epoch(loader_of(sampler), 1)  # a count that starts again
+    assert list(sampler) == drawn[0]
+
+
+def test_sharing_out_by_fabric_is_refused_with_what_to_do():
+    pytest.importorskip("lightning_fabric")
+    from lightning_fabric.utilities.data import _update_dataloader
+
+    shares = DistributedSampler(range(99), num_replicas=2, rank=0)
+    with pytest.raises(TypeError, match=r"set.*use_distributed_sampler=False"):
+        _update_dataloader(loader_of(small()), shares)
+
+
+def test_ranks_are_those_of_torch_distributed_from_its_start_on(monkeypatch):
+    sampler, (drawn,) = small(), epochs(1, batches=6)
+    given = small(batches=6, rank=0, replicas=1)
+    assert (len(sampler), sampler.rank, sampler.replicas) == (7, 0, 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    assert (len(sampler), sampler.rank, sampler.replicas) == (3, 1, 3)
+    assert list(small(batches=2)) == drawn[1::3]
+    assert list(given) == drawn
 
 
 def test_identities_and_images_are_drawn_evenly_and_company_changes():
@@ -166,7 +267,7 @@ def test_takes_tensors_and_lists_and_feeds_a_loader():
             list(CrossModalIdentitySampler(convert(labels), convert(modality), identities=2, per_modality=2)) == wanted
         )
     sampler = CrossModalIdentitySampler(labels, modality, identities=2, per_modality=2)
-    loader = torch.utils.data.DataLoader(torch.arange(len(labels)), batch_sampler=sampler)
+    loader = DataLoader(torch.arange(len(labels)), batch_sampler=sampler)
     assert [batch.tolist() for batch in loader] == wanted
 
 
@@ -178,10 +279,11 @@ def test_takes_tensors_and_lists_and_feeds_a_loader():
         ({"per_modality": 2.0}, TypeError, "per_modality must be an integer, got 2.0"),
         ({"batches": 0}, ValueError, "batches must be at least 1, got 0"),
         ({"rank": 2, "replicas": 2}, ValueError, "rank must be below replicas = 2, got 2"),
-        ({"rank": -1}, ValueError, "rank must be at least 0, got -1"),
+        ({"rank": -1, "replicas": 1}, ValueError, "rank must be at least 0, got -1"),
+        ({"rank": 1}, ValueError, "rank and replicas go together, got rank=1 and replicas=None"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"modality": [0, 1]}, ValueError, "modality must have one entry per label, 12, got 2"),
-        ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got [0, 1, 2]"),
+        ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got 2; vireid"),
         ({"labels": np.zeros(12)}, TypeError, "labels must hold integers, got float64"),
         ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (N,), got (12, 1)"),
         ({"labels": [], "modality": []}, ValueError, "identities must be at most 0"),

@@ -122,7 +122,7 @@ def test_a_finished_run_is_left_as_it_is_and_epochs_may_be_added(train, recipe, 
     drawn, draw = [], CrossModalIdentitySampler.__iter__
 
     def recorded(self):
-        drawn.append(self._epoch)
+        drawn.append(self.state_dict()["epoch"])
         return draw(self)
 
     monkeypatch.setattr(CrossModalIdentitySampler, "__iter__", recorded)

@@ -1,13 +1,14 @@
 """Batches of P identities × (K visible + K infrared) images, drawn reproducibly from one seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
+import torch.distributed
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count
+from vireid._checks import check_count, check_modality
 
 __all__ = ["CrossModalIdentitySampler"]
 
@@ -23,12 +24,20 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
       all were taken. So a batch repeats an image only where the identity has fewer than K, and only as often as needed.
 
     An identity without an image of one of the modalities cannot fill its share and is left out (listed in
-    ``left_out``). The order depends only on ``seed`` and the epoch: iterating an epoch twice gives the same batches,
-    so call `set_epoch` before each.
+    ``left_out``).
 
-    With ``replicas`` > 1 all ranks compute the same global order, and rank r takes its batches r, r + replicas, …: the
-    number of batches is the same on every rank. (Tell the launcher not to wrap the sampler again: Lightning Fabric's
-    ``use_distributed_sampler=False``.)
+    **Epochs.** The order depends only on ``seed`` and the number of the epoch, and each iteration draws the next epoch:
+    0, 1, …. To resume, call `set_epoch`, or keep `state_dict`. An epoch counts as begun when its first batch is drawn,
+    however far the workers of a loader read ahead: from then on the state names the epoch after it. To go on within an
+    epoch, set that epoch and skip the batches that were trained. Lightning and Fabric announce their own count of
+    epochs to ``batch_sampler.sampler``: it is followed, but an epoch that was set or loaded since the last iteration
+    goes before it, and their count goes on from there (Fabric's starts at 0 in a resumed run too).
+
+    **Processes.** All ranks compute the same global order, and rank r takes its batches r, r + replicas, …: no batch
+    comes twice, and the number of batches is the same on every rank. By default ranks are those of
+    ``torch.distributed``, once it is initialized. Nothing may share out the batches again: Lightning and Fabric need
+    ``use_distributed_sampler=False`` (with True they stop with an error that says so), and where a framework does
+    share out whole batches, such as Accelerate, pass ``rank=0, replicas=1``.
 
     Args:
         labels: (N,) integer identities; tensor, array or sequence.
@@ -39,11 +48,12 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
             ``replicas`` and rounded up: each of them is seen about once, exactly once if all identities have as
             many and the divisions leave no remainder.
         seed: of the sampler's own generator; neither NumPy's nor PyTorch's global state is used.
-        rank: this process, 0 … replicas - 1.
+        rank: this process, 0 … replicas - 1. Goes with ``replicas``.
         replicas: number of processes.
 
     Attributes:
         left_out: the identities that lack a modality, sorted.
+        sampler: what Lightning and Fabric announce an epoch to.
 
     Raises:
         ValueError: if shapes or values do not fit, or if fewer than P identities have images of both modalities.
@@ -59,58 +69,76 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         per_modality: int = 4,
         batches: int | None = None,
         seed: int = 0,
-        rank: int = 0,
-        replicas: int = 1,
+        rank: int | None = None,
+        replicas: int | None = None,
     ) -> None:
         label, mode = _integers("labels", labels), _integers("modality", modality)
         if len(label) != len(mode):
             raise ValueError(f"modality must have one entry per label, {len(label)}, got {len(mode)}")
-        if not np.isin(mode, (VISIBLE, INFRARED)).all():
-            raise ValueError(f"modality must be 0 (visible) or 1 (infrared), got {np.unique(mode).tolist()}")
-        check_count("identities", identities)
-        check_count("per_modality", per_modality)
-        check_count("seed", seed, minimum=0)
-        check_count("replicas", replicas)
-        check_count("rank", rank, minimum=0)
-        if rank >= replicas:
-            raise ValueError(f"rank must be below replicas = {replicas}, got {rank}")
-        if batches is not None:
-            check_count("batches", batches)
+        check_modality("modality", torch.from_numpy(mode))
+        self.identities = check_count("identities", identities)
+        self.per_modality = check_count("per_modality", per_modality)
+        self.seed = check_count("seed", seed, minimum=0)
+        if (rank is None) != (replicas is None):
+            raise ValueError(f"rank and replicas go together, got rank={rank} and replicas={replicas}")
+        self._share: tuple[int, int] | None = None
+        if rank is not None:
+            self._share = check_count("rank", rank, minimum=0), check_count("replicas", replicas)
+            if self.rank >= self.replicas:
+                raise ValueError(f"rank must be below replicas = {replicas}, got {rank}")
+        self._batches = None if batches is None else check_count("batches", batches)
 
         ids, index = np.unique(label, return_inverse=True)
-        counts = np.stack([np.bincount(index[mode == m], minlength=len(ids)) for m in (VISIBLE, INFRARED)])
+        counts = np.stack([np.bincount(index[mode == m], minlength=len(ids)) for m in range(2)])
         complete = counts.min(0) > 0
-        if complete.sum() < identities:
+        if complete.sum() < self.identities:
             raise ValueError(
                 f"identities must be at most {complete.sum()}, the number with images of both modalities "
                 f"(of {len(ids)} in all), got {identities}"
             )
         self.left_out: np.ndarray = ids[~complete]
-        self.identities, self.per_modality = identities, per_modality
-        self.seed, self.rank, self.replicas = seed, rank, replicas
         self._counts = counts[:, complete].ravel()  # group = modality * C + identity
         self._starts = np.cumsum(self._counts) - self._counts
         self._images = np.flatnonzero(complete[index])
         position = np.cumsum(complete) - 1
         self._groups = mode[self._images] * complete.sum() + position[index[self._images]]
-        share = identities * per_modality * replicas
-        self._batches = batches if batches is not None else -(-int(counts[:, complete].sum(1).max()) // share)
-        self._epoch = 0
+        self._larger = int(counts[:, complete].sum(1).max())
+        self.sampler = _Epochs()
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return (self._share or _this_process())[0]
+
+    @property
+    def replicas(self) -> int:
+        """Number of processes."""
+        return (self._share or _this_process())[1]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration draws; the same number gives the same batches."""
-        check_count("epoch", epoch, minimum=0)
-        self._epoch = epoch
+        self.sampler.choose(check_count("epoch", epoch, minimum=0))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return ``{"epoch": …}``, the epoch that the next iteration draws."""
+        return {"epoch": self.sampler.coming}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Choose the epoch of a `state_dict`."""
+        self.sampler.choose(check_count("state['epoch']", state.get("epoch"), minimum=0))
 
     def __len__(self) -> int:
         """Return the number of batches per epoch on this rank."""
-        return self._batches
+        share = self.identities * self.per_modality * self.replicas
+        return -(-self._larger // share) if self._batches is None else self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the epoch's batches of this rank, each a list of 2·P·K indices."""
-        rng = np.random.default_rng([self.seed, self._epoch])
+        """Yield the next epoch's batches of this rank, each a list of 2·P·K indices."""
+        # A generator: a loader with workers asks for two iterators, and uses one.
+        rng = np.random.default_rng([self.seed, self.sampler.begin()])
+        rank, replicas = self.rank, self.replicas
         classes = len(self._counts) // 2
-        drawn = _identity_order(rng, classes, self.identities, self._batches * self.replicas).ravel()
+        drawn = _identity_order(rng, classes, self.identities, len(self) * replicas).ravel()
 
         # The n-th appearance of an identity takes the n-th K of its images, modulo their number: consecutive places
         # modulo n differ as long as K <= n, and nothing comes again before all were taken.
@@ -123,9 +151,38 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         group = np.stack([drawn, drawn + classes])[:, :, None]  # visible, infrared
         place = appearance[:, None] * self.per_modality + np.arange(self.per_modality)
         chosen = images[self._starts[group] + place % self._counts[group]]  # (2, batches * P, K)
-        chosen = chosen.reshape(2, -1, self.identities * self.per_modality)[:, self.rank :: self.replicas]
+        chosen = chosen.reshape(2, -1, self.identities * self.per_modality)[:, rank::replicas]
         for visible, infrared in zip(*chosen, strict=True):
             yield visible.tolist() + infrared.tolist()
+
+
+class _Epochs:
+    """Number of the epoch that comes next: chosen by the user, announced by a framework, or one after the last."""
+
+    def __init__(self) -> None:
+        self.coming = 0
+        self._chosen = False
+        self._ahead = 0  # of the framework's count
+
+    def choose(self, epoch: int) -> None:
+        self.coming, self._chosen = epoch, True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take a framework's count, which the chosen epoch only shifts."""
+        if self._chosen:
+            self._ahead = self.coming - epoch
+        self.coming = max(epoch + self._ahead, 0)
+
+    def begin(self) -> int:
+        self.coming, self._chosen = self.coming + 1, False
+        return self.coming - 1
+
+
+def _this_process() -> tuple[int, int]:
+    """Return rank and number of processes of ``torch.distributed``: (0, 1) where it is not in use."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def _identity_order(rng: np.random.Generator, classes: int, identities: int, batches: int) -> np.ndarray:
