@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,15 @@ from torch.testing import assert_close
 
 from vireid._checks import check_count, check_finite, check_positive
 from vireid._files import written_whole
-from vireid._ops import at_least_float32, evaluation_mode, masked_mean, normalize_rows, repeated_rows, scale_rows
+from vireid._ops import (
+    at_least_float32,
+    evaluated,
+    evaluation_mode,
+    masked_mean,
+    normalize_rows,
+    repeated_rows,
+    scale_rows,
+)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e19, 1e30])
@@ -48,6 +58,50 @@ def test_evaluation_mode_restores_each_part_even_after_an_error():
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert [part.training for part in net.modules()] == before
+
+
+class Net(nn.Module):
+    """Its parts are reached by every way that a module may refer to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weighted = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        self.norm, self.drop = nn.BatchNorm1d(3), nn.Dropout()
+        self.again = {"norms": [self.norm], "drop": (self.drop,)}
+        self.tied = partial(self.norm)
+        self.forward = self._forward  # as wrappers of other libraries do
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.again["drop"][0](self.again["norms"][0](self.tied(self.norm(x))))
+        return self.weighted(self.drop(x))
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda net: net, nn.Sequential, nn.DataParallel, lambda net: nn.ModuleDict({"net": net})["net"]]
+)
+def test_an_evaluated_module_shares_its_tensors_and_leaves_the_module_alone(wrapped):
+    net = wrapped(Net())
+    x, state = torch.randn(4, 3), {name: t.clone() for name, t in net.state_dict().items()}
+    twin, seen = evaluated(net), []
+    net.register_forward_hook(lambda module, args, out: seen.append(out))
+    found = evaluated(net)(x)
+    assert len(seen) == 1  # hooks are called
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
+    assert all(part.training for part in net.modules())
+    assert not any(part.training for part in twin.modules())
+    assert all(torch.equal(t, state[name]) for name, t in net.state_dict().items())
+    assert_close(found, net.eval()(x), rtol=0, atol=0)
+    assert evaluated(net) is net  # nothing to copy
+
+
+def test_what_torch_has_compiled_is_evaluated_as_well():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    whole, inside = torch.compile(net, backend="eager"), nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    inside.compile(backend="eager")
+    x = torch.randn(4, 3)
+    for part in (whole, inside):
+        assert_close(evaluated(part)(x), x / (1 + 1e-5) ** 0.5)
+        assert part.training
 
 
 def test_precision_is_raised_never_lowered():

@@ -1,7 +1,12 @@
 """Small tensor operations shared by the components. Safe at zero, in half precision and for empty groups."""
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,3 +128,47 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def evaluated(module: nn.Module) -> nn.Module:
+    """Return ``module`` in evaluation mode: itself if it is, else a copy that shares its tensors and leaves it alone.
+
+    So threads may evaluate a module while it is trained. The modules are new objects, and references from one to
+    another lead to the copies; all else is shared. What a forward pass assigns to an attribute stays in the copy. A
+    part that `torch.compile` has wrapped runs as it would without.
+    """
+    parts = list(module.modules())
+    if not any(part.training for part in parts):
+        return module
+    copies: dict[int, nn.Module | None] = dict.fromkeys(map(id, parts))
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, nn.Module) and id(value) in copies:
+            return copies[id(value)] or copied_module(value)
+        if isinstance(value, MethodType):
+            owner = copied(value.__self__)
+            return value if owner is value.__self__ else MethodType(value.__func__, owner)
+        if type(value) is partial:
+            return partial(copied(value.func), *map(copied, value.args), **copied(value.keywords))
+        if type(value) in (list, tuple):
+            entries = type(value)(map(copied, value))
+            return value if all(a is b for a, b in zip(entries, value, strict=True)) else entries
+        if type(value) in (dict, OrderedDict):
+            items = type(value)((key, copied(item)) for key, item in value.items())
+            return value if all(items[key] is value[key] for key in value) else items
+        return value
+
+    def copied_module(part: nn.Module) -> nn.Module:
+        twin: nn.Module
+        if isinstance(part, torch.jit.ScriptModule):
+            twin = copies[id(part)] = copy.deepcopy(part).eval()
+        elif "_orig_mod" in part._modules:  # compiled code is bound to the original
+            twin = copies[id(part)] = copied(part._modules["_orig_mod"])
+        else:
+            twin = copies[id(part)] = object.__new__(type(part))
+            twin.__dict__.update({name: copied(value) for name, value in part.__dict__.copy().items()})
+            twin.__dict__.update(training=False, _compiled_call_impl=None)
+        return twin
+
+    result: nn.Module = copied(module)
+    return result

@@ -1,5 +1,7 @@
 import copy
+import threading
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -272,6 +274,39 @@ def test_inference_ignores_and_keeps_the_mode_and_the_running_statistics(name):
     assert torch.equal(x, given)
     assert module.transfer(x[:0], x)[0].shape == (0, 6)
     assert module.distance(x[:0], x).shape == (0, 12)
+
+
+class Meeting(BNNeck):
+    """A value module in which threads wait for each other, so that all are inside at once."""
+
+    barrier: threading.Barrier
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.barrier.wait(20)
+        try:
+            return super().forward(x)
+        finally:
+            self.barrier.wait(20)
+
+
+@pytest.mark.parametrize("kind", [H2FT, GFT])
+def test_threads_share_a_module_in_training_mode(kind):
+    module = randomized(kind(6, value=Meeting(6)), 0).train()
+    batches = [torch.randn(5, 6, dtype=torch.double) for _ in range(4)]
+    module.value.barrier = threading.Barrier(1)
+    expected = [copy.deepcopy(module.state_dict()), *(module.embed("x", x) for x in batches)]
+    module.value.barrier = threading.Barrier(len(batches))
+    with ThreadPoolExecutor(len(batches)) as pool:
+        found = list(pool.map(lambda x: module.embed("x", x), batches))
+    assert_close([module.state_dict(), *found], expected, rtol=0, atol=0)
+    assert all(part.training for part in module.modules())
+
+
+def test_an_error_in_the_value_module_leaves_its_mode():
+    module = H2FT(3, value=nn.Sequential(nn.Dropout(), nn.Linear(4, 3))).train()
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        module.distance(torch.randn(2, 3), torch.randn(2, 3))
+    assert all(part.training for part in module.modules())
 
 
 def test_the_recorder_sees_a_large_tensor():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_finite, check_tensor
-from vireid._ops import at_least_float32, evaluation_mode, normalize_rows
+from vireid._ops import at_least_float32, evaluated, normalize_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, prepare
 from vireid.nn._inference import PreparedGallery
@@ -139,8 +139,9 @@ class FeatureTransfer(nn.Module, ABC):
         own = next(self.value.parameters(), x)
         if x.device != own.device:
             raise ValueError(f"{name} must be on the module's device, {own.device}, got {x.device}")
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluation_mode(self.value):
-            values = at_least_float32(self.value(x.to(own.dtype)))  # without autocast, v takes its own dtype only
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            # without autocast, v takes its own dtype only
+            values = at_least_float32(evaluated(self.value)(x.to(own.dtype)))
         check_finite(name, values)
         return values
 
