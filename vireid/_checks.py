@@ -6,9 +6,11 @@ NumPy arrays and answers with them: `to_tensor`, `same_kind`. Checks of a number
 """
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from numbers import Real
 from operator import index
+from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -142,6 +144,13 @@ def check_option(name: str, value: object, options: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``options``."""
     if not any(isinstance(value, type(option)) and value == option for option in options):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return ``value`` as a path; raise unless it is a str or an `os.PathLike` of one."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
+        raise TypeError(f"{name} must be a path, got {value!r}")
+    return Path(text)
 
 
 def check_finite(name: str, x: Tensor) -> None:
