@@ -5,7 +5,13 @@ need the extras ``train`` and ``plots``, whose packages are imported where they 
 """
 
 import importlib
+from collections.abc import Collection, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 __version__ = "0.2.0"
 
@@ -15,12 +21,51 @@ VISIBLE = 0
 INFRARED = 1
 """Modality of an image taken by an infrared (or thermal) camera."""
 
-__all__ = ["INFRARED", "VISIBLE", "__version__"]
+__all__ = ["INFRARED", "VISIBLE", "__version__", "modality"]
+
+Code: TypeAlias = int | str
+Codes: TypeAlias = Code | Collection[Code]
 
 _PACKAGES = (
     *("cli", "data", "losses", "metrics", "models", "neighbors", "nn", "ot", "plots", "protocols", "rerank"),
     "training",
 )
+
+
+@overload
+def modality(x: "Tensor", visible: Codes = 1, infrared: Codes = 2) -> "Tensor": ...
+@overload
+def modality(x: "np.ndarray[Any, Any]", visible: Codes = 1, infrared: Codes = 2) -> "np.ndarray[Any, Any]": ...
+@overload
+def modality(x: Sequence[Code], visible: Codes = 1, infrared: Codes = 2) -> list[int]: ...
+def modality(x: object, visible: Codes = 1, infrared: Codes = 2) -> object:
+    """Convert the codes of another system to those of this library, `VISIBLE` = 0 and `INFRARED` = 1.
+
+    The defaults are the codes of AGW and its descendants. Convert once, where labels are read: codes of a tensor on a
+    GPU are copied to the CPU.
+
+    Args:
+        x: tensor, array or sequence of codes, numbers or str, of any shape.
+        visible: code of visible images, or several, such as a data set's cameras.
+        infrared: code or codes of infrared images.
+
+    Returns:
+        int64 tensor on the device of ``x``, int64 array, or list of int, as ``x`` is.
+
+    Raises:
+        ValueError: if ``x`` holds other codes, which are listed, or if a code stands for both modalities.
+        TypeError: if ``x`` is no tensor, array or sequence.
+
+    Example:
+        >>> import torch, vireid
+        >>> vireid.modality(["rgb", "ir", "rgb"], visible="rgb", infrared="ir")
+        [0, 1, 0]
+        >>> vireid.modality(torch.tensor([1, 2, 3, 6]), visible=(1, 2, 4, 5), infrared=(3, 6))  # cameras of SYSU-MM01
+        tensor([0, 0, 1, 1])
+    """
+    from vireid._checks import recode
+
+    return recode(x, visible, infrared)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -89,8 +89,37 @@ def check_modality(name: str, modality: Tensor) -> None:
     if modality.numel() and values_are_free(modality):
         low, high = (int(x) for x in modality.aminmax())
         if low < 0 or high > 1:
-            hint = "vireid.modality(x, visible=…, infrared=…) converts other codes"
+            hint = "labels come before modality, and vireid.modality(x, visible=…, infrared=…) converts other codes"
             raise ValueError(f"{name} must be 0 (visible) or 1 (infrared), got {low if low < 0 else high}; {hint}")
+
+
+def recode(x: object, visible: object, infrared: object) -> Tensor | Array | list[int]:
+    """Return the codes ``x`` as 0 and 1; see `vireid.modality`."""
+    if isinstance(x, str | bytes) or not isinstance(x, Tensor | np.ndarray | Sequence):
+        raise TypeError(f"x must be a torch.Tensor, a numpy.ndarray or a sequence of codes, got {type(x).__name__}")
+    if isinstance(x, Tensor):
+        check_tensor("x", x, " ".join(["N"] * x.ndim), kind="any")
+        check_values("x", x)
+        codes = (x.detach().double() if x.is_floating_point() else x).cpu().numpy()
+    else:
+        codes = x if isinstance(x, np.ndarray) else np.array(x, dtype=object)
+    known = []
+    for name, code in (("visible", visible), ("infrared", infrared)):
+        one = isinstance(code, str | Real)
+        if not one and not (isinstance(code, Collection) and getattr(code, "ndim", True)):
+            raise TypeError(f"{name} must be a number, a str or several of them, got {code!r}")
+        known.append([code] if one else list(cast(Collection[object], code)))
+    of_0, of_1 = ((codes[None] == np.array(c, dtype=object).reshape(-1, *[1] * codes.ndim)).any(0) for c in known)
+    if (of_0 & of_1).any() or any(c in known[1] for c in known[0]):
+        raise ValueError(f"visible and infrared must be different codes, got {visible!r} and {infrared!r}")
+    if not (of_0 | of_1).all():
+        others = list(dict.fromkeys(map(repr, codes[~(of_0 | of_1)].tolist())))
+        got = f"{', '.join(others[:9])}{', …' * (len(others) > 9)}"
+        raise ValueError(f"x must hold visible={visible!r} or infrared={infrared!r} only, got {got} as well")
+    result = np.asarray(of_1, dtype=np.int64)
+    if isinstance(x, Tensor):
+        return torch.from_numpy(result).to(x.device)
+    return result if isinstance(x, np.ndarray) else cast(list[int], result.tolist())
 
 
 def check_count(name: str, value: object, *, minimum: int = 1) -> int:
@@ -153,10 +182,15 @@ def check_path(name: str, value: object) -> Path:
     return Path(text)
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
+def check_values(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` holds values."""
     if x.is_meta:
         raise TypeError(f"{name} must hold values, got a tensor on the device meta")
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise if ``x`` (N, …) holds NaN or an infinity; the message counts the rows and names the first."""
+    check_values(name, x)
     # The extremes carry any NaN or infinity, and are found without a temporary, many times faster than `isfinite`.
     if x.numel() and not torch.stack(x.aminmax()).isfinite().all():
         rows = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
