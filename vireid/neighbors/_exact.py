@@ -13,7 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vireid.neighbors._scores import Metric, Rows, error_bound, prepare, products, rescore, score_lists
+from vireid.neighbors._scores import (
+    Metric,
+    Rows,
+    error_bound,
+    infinity,
+    prepare,
+    products,
+    rescore,
+    score_lists,
+    to_float,
+)
 
 __all__ = [
     "PAD",
@@ -38,7 +48,7 @@ class Found(NamedTuple):
 
     rows: slice  # of the queries
     product: Tensor  # (b, Ng) of the proposals, for cosine the cosines
-    scores: Tensor  # (b, k) float64, descending: cosine, inner product, or minus the squared distance
+    scores: Tensor  # (b, k) float64 or their bits, descending: cosine, inner product, or minus the squared distance
     indices: Tensor  # (b, k)
 
 
@@ -68,7 +78,7 @@ def search(
         some = queries.select(part)
         product = products(some.proposal, gallery.proposal)
         proposed, candidates = product.topk(m, dim=1)
-        if ordered or some.given.device.type != "cpu":
+        if ordered or some.given.device.type != "cpu" or not some.square.is_floating_point():
             scores, indices = _exact(some, gallery, proposed, candidates, product, k, metric)
         else:
             scores, indices = proposed[:, :k].double(), candidates[:, :k].clone()
@@ -111,12 +121,12 @@ def neighbors_within(
             change nor keep the product.
 
     Returns:
-        Cosines (N, k), float64, 1 for the row itself (also where it is zero), and indices (N, k), by descending
-        cosine, ties by index behind the row itself.
+        Cosines (N, k), float64 (float32 on a device without), 1 for the row itself (also where it is zero), and
+        indices (N, k), by descending cosine, ties by index behind the row itself.
     """
     n, device = len(rows.given), rows.proposal.device
     if k == 1 and visit is None:
-        return torch.ones(n, 1, dtype=torch.float64, device=device), torch.arange(n, device=device)[:, None]
+        return torch.ones_like(to_float(rows.square[:, None])), torch.arange(n, device=device)[:, None]
     m = min(k + PAD, n)
     step = _tile(device, m)
     # no neighbor yet: -inf is behind every cosine
@@ -142,13 +152,13 @@ def neighbors_within(
                 merge(columns, product.T.contiguous(), top)
             merge(part, product, left)
 
-    scores = torch.empty(n, k, dtype=torch.float64, device=device)
+    scores = to_float(rows.square[:0]).new_empty(n, k)
     indices = torch.empty(n, k, dtype=torch.int64, device=device)
     for start in range(0, n, step):
         part = slice(start, min(start + step, n))
         itself = torch.arange(part.start, part.stop, device=device)
         found = _exact(rows.select(part), rows, best[part], index[part], None, k, "cosine", itself)
-        scores[part], indices[part] = found
+        scores[part], indices[part] = to_float(found[0], scores.dtype), found[1]
     scores[:, 0] = 1
     return scores, indices
 
@@ -202,7 +212,7 @@ def _exact(
         row, column = within.nonzero().T  # row by row, gallery indices ascending: ties stay in that order
         score = rescore(few, gallery, row, column, metric)
         if itself is not None:
-            score = score.masked_fill(column == itself[part][row], torch.inf)
+            score = score.masked_fill(column == itself[part][row], infinity(score))
         best = best_per_row(score, row, len(part), k)
         scores[part], indices[part] = score[best], column[best]
     return scores, indices
@@ -213,7 +223,7 @@ def _open_sets(queries: Rows, gallery: Rows, proposed: Tensor, kth: Tensor, k: i
     small = proposed[:, :k].norm(dim=1) < SMALL
     if proposed.shape[1] == k:  # all of the gallery
         return small.nonzero().flatten()
-    score = rescore(queries, gallery, torch.arange(len(kth), device=kth.device), kth, metric)
+    score = to_float(rescore(queries, gallery, torch.arange(len(kth), device=kth.device), kth, metric))
     bound, finite = error_bound(queries, gallery, metric)
     # the bound leaves out TF32 and the like: the error seen at the k-th of all queries stands in for them
     seen = (score - proposed[:, k - 1]).abs().max()
@@ -233,21 +243,23 @@ def _settle(
     """Score the candidates (b, m) of a product, with values ``proposed``, exactly.
 
     Returns:
-        The k best scores (b, k) in float64, their indices, and the limits (b,) from which on a gallery row's product
-        leaves it a chance to be among them: +inf if no other row has one, -inf if every row has.
+        The k best scores (b, k), float64 or their bits, their indices, and the limits (b,) from which on a gallery
+        row's product leaves it a chance to be among them: +inf if no other row has one, -inf if every row has.
     """
     m = candidates.shape[1]
-    proposed = proposed.double()
     order = candidates.sort(dim=1)  # by gallery index, so that a stable sort by score keeps ties in that order
     proposed, candidates = proposed.gather(1, order.indices), order.values.clamp_min(0)
     score = score_lists(queries, gallery, candidates, metric)
     bound, finite = error_bound(queries, gallery, metric)
-    product = (score + queries.square[:, None]) / 2 if metric == "euclidean" else score
+    proposed = proposed.to(bound.dtype)
+    product = to_float(score, bound.dtype)
+    if metric == "euclidean":
+        product = (product + to_float(queries.square, bound.dtype)[:, None]) / 2
     # the bound leaves out TF32 and the like: the error seen here stands in for them
     difference = (product - proposed).abs()
     if itself is not None:
         mine = candidates == itself[:, None]
-        score, difference = score.masked_fill(mine, torch.inf), difference.masked_fill(mine, 0)
+        score, difference = score.masked_fill(mine, infinity(score)), difference.masked_fill(mine, 0)
     error = torch.maximum(bound, 4 * difference.amax(1))
     kth, last = proposed.topk(k, dim=1).values[:, -1], proposed.amin(1)
     settled = (finite & (last < kth - 2 * error)) if m < len(gallery.given) else torch.ones_like(finite)

@@ -2,15 +2,18 @@
 
 Elementwise operations give equal rows equal scores, whatever their neighbors, their place in memory, the number of
 threads or the device; a sum, a matrix product or PyTorch's square root on the CPU would not. So ties stay ties.
+
+For a device without float64, NumPy computes scores and squared lengths on the CPU, to the same bits. The device holds
+them as int64: the bits, in the order of the numbers, are sorted, compared and selected there in their place.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._ops import equalize_columns, has_float64, repeated_rows, rounding, scale_rows
+from vireid._ops import equalize_columns, has_float64, largest_entries, repeated_rows, rounding, scale_rows
 
 __all__ = [
     "Metric",
@@ -18,14 +21,21 @@ __all__ = [
     "at_once",
     "cosine_distance",
     "error_bound",
+    "infinity",
     "prepare",
     "products",
     "rescore",
     "score_lists",
+    "to_float",
+    "to_scores",
 ]
 
 Metric = Literal["cosine", "euclidean", "dot"]
 
+Wide: TypeAlias = Any
+"""Float64 in a tensor or, for a device without, in a NumPy array."""
+
+_INFINITY, _ALL_BUT_SIGN = 0x7FF << 52, 2**63 - 1  # bits of a float64
 _FEW = 4  # queries up to which a product on the CPU is bound by reading the gallery
 
 
@@ -33,13 +43,13 @@ class Rows(NamedTuple):
     """Rows as given, with what products and exact scores need of them."""
 
     given: Tensor  # (N, d)
-    square: Tensor  # (N,) float64, squared lengths
+    square: Tensor  # (N,) squared lengths, float64 (bits on a device without)
     proposal: Tensor  # (N, d) or (N, d+1), float32 or float64: proposal_q @ proposal_g grows with nearness
 
     @property
     def length(self) -> Tensor:
-        """Lengths of the rows (N,), float64."""
-        return self.square.sqrt()
+        """Lengths of the rows (N,), float64, or float32 on a device without."""
+        return to_float(self.square, root=True)
 
     def select(self, index: slice | Tensor) -> "Rows":
         """Return the rows at ``index``."""
@@ -49,26 +59,32 @@ class Rows(NamedTuple):
 def prepare(x: Tensor, metric: Metric, dtype: torch.dtype, *, gallery: bool) -> Rows:
     """Prepare rows (N, d) for a search, as its gallery or as its queries, with proposals of ``dtype``."""
     if x.dtype == torch.float64 and metric == "cosine":
-        x = _in_range(x)
+        largest = largest_entries(x)
+        if bool(((largest > 2.0**200) | (largest < 2.0**-200) & (largest > 0)).any()):
+            x = scale_rows(x)  # exactly, so that neither squares nor their products leave the range
     step = at_once(x)
-    square = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    square = torch.empty(len(x), dtype=torch.float64 if has_float64(x.device) else torch.int64, device=x.device)
     proposal = torch.empty(x.shape, dtype=dtype, device=x.device) if metric == "cosine" else x.to(dtype)
-    buffer = torch.empty(min(step, len(x)), x.shape[1], dtype=torch.float64, device=x.device)
+    buffer = _wide_buffer((min(step, len(x)), x.shape[1]), x.device)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        values = buffer[: len(x[part])]
-        square[part] = _sum(values.copy_(x[part]).square_())
+        values = _fill(buffer, x[part])
+        values *= values
+        total = _sum(values)
+        square[part] = _stored(total, x.device)
         if metric == "cosine":
-            scale = torch.where(square[part] > 0, 1 / square[part].sqrt(), 1)
-            proposal[part] = values.copy_(x[part]).mul_(scale[:, None])
+            scale = 1 / _root(total + (total == 0))
+            values = _fill(buffer, x[part])
+            values *= scale[:, None]
+            proposal[part] = _narrow(values)
     if metric == "euclidean":  # |q-g|^2 = |q|^2 - 2 (q.g - |g|^2/2), and |q|^2 does not change a query's order
-        last = -square / 2 if gallery else torch.ones_like(square)
+        last = -to_float(square) / 2 if gallery else proposal.new_ones(len(x))
         proposal = torch.cat([proposal, last.to(dtype)[:, None]], dim=1)
     return Rows(x, square, proposal)
 
 
 def rescore(queries: Rows, gallery: Rows, row: Tensor, column: Tensor, metric: Metric = "cosine") -> Tensor:
-    """Return the scores (P,) in float64 of the pairs (``row``, ``column``), larger = nearer.
+    """Return the scores (P,), float64 or their bits, of the pairs (``row``, ``column``), larger = nearer.
 
     A cosine is ±√(dot² / (|q|² |g|²)), 0 with a zero row: if dot and squares are exact, as for small integers, pairs of
     equal cosine have equal scores. The score of "euclidean" is minus the squared distance.
@@ -78,42 +94,46 @@ def rescore(queries: Rows, gallery: Rows, row: Tensor, column: Tensor, metric: M
         score_lists(queries.select(r), gallery, c[:, None], metric)[:, 0]
         for r, c in zip(row.split(step), column.split(step), strict=True)
     ]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=row.device)
+    return torch.cat(parts) if parts else queries.square[:0]
 
 
 def score_lists(queries: Rows, gallery: Rows, columns: Tensor, metric: Metric) -> Tensor:
-    """Return the scores (b, m) in float64 of each query with its gallery rows ``columns`` (b, m), as `rescore`."""
+    """Return the scores (b, m), float64 or their bits, of each query with gallery rows ``columns`` (b, m)."""
     (b, m), d = columns.shape, queries.given.shape[1]
     step = max(1, min(b, at_once(queries.given) // m))
     # one set of buffers for all blocks: fetching fresh memory for each costs more than the arithmetic
     rows = gallery.given.new_empty(step * m, d)
-    terms = torch.empty(step, m, d, dtype=torch.float64, device=columns.device)
-    score = torch.empty(b, m, dtype=torch.float64, device=columns.device)
+    buffer = _wide_buffer((step, m, d), columns.device)
+    score = _wide_buffer((b, m), columns.device)
     for start in range(0, b, step):
         part = slice(start, min(start + step, b))
         n = part.stop - start
         some = torch.index_select(gallery.given, 0, columns[part].reshape(-1), out=rows[: n * m])
-        terms[:n].copy_(some.view(n, m, d))
-        mine = queries.given[part].double()[:, None]
+        terms = _fill(buffer, some.view(n, m, d))
+        mine = _fill(_wide_buffer((n, d), columns.device), queries.given[part])[:, None]
         if metric == "euclidean":
-            terms[:n].sub_(mine).square_()
+            terms -= mine
+            terms *= terms
         else:
-            terms[:n].mul_(mine)
-        score[part] = _sum(terms[:n].view(n * m, d)).view(n, m)
+            terms *= mine
+        score[part] = _sum(terms.reshape(n * m, d)).reshape(n, m)
     if metric == "euclidean":
-        score.neg_()
+        score = -score
     if metric == "cosine":
-        squares = queries.square[:, None] * gallery.square[columns]
-        score = torch.where(squares > 0, _root(score.square() / squares).copysign(score), 0)
-    return score
+        squares = _unstored(queries.square)[:, None] * _unstored(gallery.square[columns])
+        sign = (score > 0) * 1.0 - (score < 0) * 1.0
+        score = sign * _root(score * score / (squares + (squares == 0)))
+    return _stored(score, columns.device)
 
 
 def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return bounds (b,) on the error of a product beside its score, and whether (b,) the product must be finite."""
     info = torch.finfo(gallery.proposal.dtype)
-    size = gallery.square.max().sqrt()  # for bounds of Σ_i |q_i g_i|, the magnitude that rounding is relative to
+    size = to_float(
+        gallery.square.max(), root=True
+    )  # for bounds of Σ_i |q_i g_i|, the magnitude that rounding is relative to
     if metric == "cosine":
-        magnitude = torch.ones_like(queries.square)
+        magnitude = torch.ones_like(queries.square, dtype=size.dtype)
     elif metric == "dot":
         magnitude = queries.length * size
     else:
@@ -168,27 +188,74 @@ def at_once(x: Tensor) -> int:
     return max(1, block_bytes // (8 * max(1, x.shape[1])))
 
 
-def _in_range(x: Tensor) -> Tensor:
-    """Scale float64 rows (N, d) by powers of two, so that neither squares nor their products leave the range."""
-    if not x.numel():
-        return x
-    power = -torch.frexp(torch.maximum(x.amax(1), -x.amin(1))).exponent
-    power = power.where(power.abs() > 200, 0)
-    if not power.any():
-        return x
-    half = power // 2  # 2^power in one step may overflow
-    return x * torch.exp2(half.double())[:, None] * torch.exp2((power - half).double())[:, None]
+def to_float(x: Tensor, dtype: torch.dtype | None = None, *, root: bool = False) -> Tensor:
+    """Return scores or squares, or the roots of their magnitudes, in ``dtype``: float64 by default, or float32."""
+    wide = _unstored(x)
+    found = _narrow(_root(abs(wide)) if root else wide)
+    return found.to(x.device, dtype or found.dtype)
 
 
-def _sum(x: Tensor) -> Tensor:
+def to_scores(x: Tensor) -> Tensor:
+    """Return numbers in the form of scores, float64 or their bits."""
+    return _stored(_fill(_wide_buffer(tuple(x.shape), x.device), x), x.device)
+
+
+def infinity(scores: Tensor, *, sign: Literal[1, -1] = 1) -> float:
+    """Return what stands for infinity, or minus infinity, among ``scores``."""
+    if scores.is_floating_point():
+        return sign * torch.inf
+    return _INFINITY if sign > 0 else ~_INFINITY
+
+
+def _wide_buffer(shape: tuple[int, ...], device: torch.device) -> Wide:
+    """Return room for float64: a tensor, or an array for a device without."""
+    return torch.empty(shape, dtype=torch.float64, device=device) if has_float64(device) else np.empty(shape)
+
+
+def _fill(buffer: Wide, x: Tensor) -> Wide:
+    """Copy ``x`` to the front of the buffer, and return that part."""
+    part = buffer[: len(x)]
+    if isinstance(part, Tensor):
+        return part.copy_(x)
+    part[...] = x.float().cpu().numpy()
+    return part
+
+
+def _stored(x: Wide, device: torch.device) -> Tensor:
+    """Return numbers of a buffer on ``device``: as they are, or as bits in the order of the numbers."""
+    if isinstance(x, Tensor):
+        return x
+    bits = (x + 0.0).view(np.int64)  # -0 is 0
+    return torch.from_numpy(np.where(bits < 0, bits ^ _ALL_BUT_SIGN, bits)).to(device)
+
+
+def _unstored(x: Tensor) -> Wide:
+    """Return what `_stored` was given."""
+    if x.is_floating_point():
+        return x
+    bits = x.cpu().numpy()
+    return np.where(bits < 0, bits ^ _ALL_BUT_SIGN, bits).view(np.float64)
+
+
+def _narrow(x: Wide) -> Tensor:
+    """Return numbers of a buffer as a tensor, in float32 where they are an array."""
+    if isinstance(x, Tensor):
+        return x
+    with np.errstate(over="ignore"):  # infinity beyond the range of float32, as on other devices
+        return torch.from_numpy(np.asarray(x, dtype=np.float32))
+
+
+def _sum(x: Wide) -> Wide:
     """Sum the rows of ``x`` (N, d) by halving, which overwrites it: elementwise additions only."""
     while x.shape[1] > 1:
         half = x.shape[1] // 2
         x[:, :half] += x[:, -half:]  # an odd middle column waits for the next round
         x = x[:, : x.shape[1] - half]
-    return x[:, 0] if x.shape[1] else x.new_zeros(len(x))
+    return x[:, 0] if x.shape[1] else x.sum(1)
 
 
-def _root(x: Tensor) -> Tensor:
+def _root(x: Wide) -> Wide:
     """Return the correctly rounded square root: NumPy's and CUDA's are, PyTorch's is not on every CPU."""
-    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+    if isinstance(x, Tensor):
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if x.device.type == "cpu" else x.sqrt()
+    return np.sqrt(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid.neighbors._exact import PAD, prepare, search, search_proposed
 from vireid.neighbors._faiss import flat_proposer
-from vireid.neighbors._scores import Metric
+from vireid.neighbors._scores import Metric, infinity, to_float
 
 __all__ = ["topk"]
 
@@ -71,7 +71,7 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
     proposal_dtype = torch.float32 if backend == "faiss" else dtype
     queries, rows = prepare(q, metric, proposal_dtype, gallery=False), prepare(g, metric, proposal_dtype, gallery=True)
     for name, x in (("query", queries), ("gallery", rows)):
-        if metric != "cosine" and not bool(x.square.isfinite().all()):
+        if metric != "cosine" and not bool((x.square < infinity(x.square)).all()):
             raise ValueError(f"{name} must have finite lengths for metric={metric!r}, got rows whose squares overflow")
     propose = flat_proposer(rows.proposal, min(k + PAD, len(g))) if backend == "faiss" else None
     values = torch.empty(len(q), k, dtype=dtype, device=q.device)
@@ -82,6 +82,6 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
     else:
         found = search_proposed(queries, rows, k, metric, propose, block=block)
     for part, best, index in found:
-        values[part] = best.neg().clamp_min(0).sqrt() if metric == "euclidean" else best
+        values[part] = to_float(best, dtype, root=metric == "euclidean")
         indices[part] = index
     return values, indices

@@ -18,7 +18,7 @@ from vireid._checks import (
 )
 from vireid.neighbors._exact import prepare, rescore
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
-from vireid.neighbors._scores import Metric
+from vireid.neighbors._scores import Metric, infinity, to_float
 from vireid.neighbors._topk import topk
 
 __all__ = ["ApproximateIndex", "recall"]
@@ -125,10 +125,8 @@ class ApproximateIndex:
         found = found.sort(dim=1).values  # by gallery index, so that a stable sort by score keeps ties in that order
         row = torch.arange(len(found), device=found.device)[:, None].expand_as(found)
         score = rescore(q, self._gallery, row.reshape(-1), found.clamp_min(0).flatten(), self.metric).view_as(found)
-        best = score.masked_fill(found < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
-        values = best.values[:, :k]
-        if self.metric == "euclidean":
-            values = values.neg().clamp_min(0).sqrt()
+        best = score.masked_fill(found < 0, infinity(score, sign=-1)).sort(dim=1, descending=True, stable=True)
+        values = to_float(best.values[:, :k], root=self.metric == "euclidean")
         return values, found.gather(1, best.indices[:, :k])
 
 
@@ -160,7 +158,7 @@ def recall(approximate: Array, exact: Array) -> float:
     ordered = found.to(true.device, torch.int64).sort(dim=1).values
     wanted = true.to(torch.int64)
     place = torch.searchsorted(ordered, wanted).clamp_max(ordered.shape[1] - 1)
-    return float((ordered.gather(1, place) == wanted).double().mean())
+    return int((ordered.gather(1, place) == wanted).sum()) / wanted.numel()
 
 
 def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:

@@ -12,9 +12,9 @@ from torch.nn.functional import embedding_bag
 
 from vireid._checks import Array, ArrayT, check_count, check_finite, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
-from vireid._ops import at_least_float32
+from vireid._ops import at_least_float32, has_float64
 from vireid.neighbors._exact import Found, Rows, best_per_row, neighbors_within, prepare, rescore, search
-from vireid.neighbors._scores import error_bound
+from vireid.neighbors._scores import error_bound, infinity, to_float, to_scores
 
 __all__ = ["NeighborGraph"]
 
@@ -176,7 +176,10 @@ class NeighborGraph:
         if self.features.device == torch.empty(0, device=device).device:
             return self
         features = self.features.to(device)
-        rows = self._rows and Rows(features, *(x.to(device) for x in self._rows[1:]))
+        rows = self._rows
+        if rows is not None:  # prepared anew where only one of the devices has float64
+            same = has_float64(features.device) == rows.square.is_floating_point()
+            rows = Rows(features, *(x.to(device) for x in rows[1:])) if same else None
         return type(self)(features, self.indices.to(device), self.values.to(device), k=self._wanted, rows=rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -268,15 +271,16 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
     for found in search(new, rows, k):
         itself = torch.arange(n + found.rows.start, n + found.rows.stop, device=device)
         part = slice(n + found.rows.start, n + found.rows.stop)
-        indices[part], values[part] = _itself_first(itself, found.indices, found.scores)
+        indices[part], values[part] = _itself_first(itself, found.indices, to_float(found.scores, values.dtype))
         if k == 1:
             continue
         block = new.select(found.rows)
         near = _may_enter(block, rows, found, values[:n, -1] - rounding)
         column, row = near.nonzero().T  # new images one by one, so that the new neighbors of a row are by index
         score = rescore(block, rows, column, row)
-        nearer = score.to(values.dtype) > values[row, -1]  # both are rounded: this settles all but equal ones
-        alike = (score.to(values.dtype) == values[row, -1]).nonzero().flatten()
+        rounded = to_float(score, values.dtype)
+        nearer = rounded > values[row, -1]  # both are rounded: this settles all but equal ones
+        alike = (rounded == values[row, -1]).nonzero().flatten()
         last, place = row[alike].unique(return_inverse=True)
         kth = rescore(rows, rows, last, indices[last, -1])
         nearer[alike] = score[alike] > kth[place]  # a tie is the old neighbor's
@@ -290,7 +294,7 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
 def _may_enter(block: Rows, rows: Rows, found: Found, threshold: Tensor) -> Tensor:
     """Return a mask (b, N) of the products that may stand for a cosine above the threshold (N,) of an old row."""
     # the bound leaves out TF32 and the like: the error seen at the neighbors stands in for them
-    seen = (found.product.gather(1, found.indices) - found.scores).abs().amax(1)
+    seen = (found.product.gather(1, found.indices) - to_float(found.scores)).abs().amax(1)
     error = torch.maximum(error_bound(block, rows, "cosine")[0], 4 * seen)
     return found.product[:, : len(threshold)] >= threshold - error.to(found.product.dtype)[:, None]
 
@@ -314,17 +318,17 @@ def _take_in(rows: Rows, indices: Tensor, values: Tensor, pending: list[tuple[Te
     changed, place = row.unique(return_inverse=True)
     if not len(changed):
         return
-    old, own = indices[changed], values[changed].double()
+    old, own = indices[changed], to_scores(values[changed])
     # the values are rounded, which changes their order with new scores only if one of these rounds to the same value
-    alike = (values[changed[place]] == score.to(values.dtype)[:, None]).any(1)
+    alike = (values[changed[place]] == to_float(score, values.dtype)[:, None]).any(1)
     again = place[alike].unique()
     which = changed[again].repeat_interleave(k)
     own[again] = rescore(rows, rows, which, old[again].flatten()).view(-1, k)
-    own[:, 0] = torch.inf  # the row itself
+    own[:, 0] = infinity(own)  # the row itself
     old, own = old.flatten(), own.flatten()
     # old before new and new by index: stable sorts keep ties in that order
     row = torch.cat([torch.arange(len(changed), device=row.device).repeat_interleave(k), place])
     index, score = torch.cat([old, index]), torch.cat([own, score])
     best = best_per_row(score, row, len(changed), k)
     indices[changed] = index[best]
-    values[changed] = score[best].to(values.dtype).index_fill(1, torch.zeros_like(best[0, :1]), 1)
+    values[changed] = to_float(score[best], values.dtype).index_fill(1, torch.zeros_like(best[0, :1]), 1)

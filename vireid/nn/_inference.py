@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from vireid._ops import normalize_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found, Rows, rescore, search
-from vireid.neighbors._scores import error_bound, products
+from vireid.neighbors._scores import error_bound, products, to_float
 
 _BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
 _TINY = 1e-30  # below any squared length that is not 0, where the largest of the summed terms is 1 long
@@ -59,7 +59,8 @@ class PreparedGallery(ABC):
             rows = query.select(found.rows)
             f_q = rows.given
             if self.k > 1:  # else the one neighbor found is not used
-                cosine = torch.cat([torch.ones_like(found.scores[:, :1]), found.scores], 1)
+                cosine = to_float(found.scores)
+                cosine = torch.cat([torch.ones_like(cosine[:, :1]), cosine], 1)
                 weights = (cosine / self.tau).softmax(1).to(f_q.dtype)
                 # no (b, k, d) tensor
                 others = embedding_bag(
@@ -114,7 +115,7 @@ class GFTGallery(PreparedGallery):
         length = graph.rows.length
         longest = length.max()
         self.unit = torch.where(longest > 0, longest, 1)
-        logarithm = (graph.values.double() - 1) / tau + (length / self.unit).log()[graph.indices]
+        logarithm = (graph.values.to(length.dtype) - 1) / tau + (length / self.unit).log()[graph.indices]
         if len(graph) < k:  # room for everyone: q joins every row
             stay, self.threshold = logarithm, torch.full_like(graph.values[:, 0], -torch.inf)
         elif k == 1:  # no room beside the image itself
@@ -174,9 +175,9 @@ class GFTGallery(PreparedGallery):
         product, limit = found.product, self.threshold
         cosine = product.T.contiguous()
         enters = cosine >= limit[:, None]
-        seen = 4 * (product.gather(1, found.indices) - found.scores).abs().amax(1)
+        seen = 4 * (product.gather(1, found.indices) - to_float(found.scores)).abs().amax(1)
         error = torch.maximum(seen, error_bound(query, self.graph.rows, "cosine")[0]).to(cosine.dtype)
         column, row = ((cosine - limit[:, None]).abs() <= error).nonzero().T
-        exact = rescore(query, self.graph.rows, row, column).to(limit.dtype)
+        exact = to_float(rescore(query, self.graph.rows, row, column), limit.dtype)
         enters[column, row] = exact >= limit[column]
         return cosine, enters

@@ -10,7 +10,7 @@ from vireid._checks import Array, ArrayT, check_count, check_option, check_pair,
 from vireid._ops import rounding
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import SMALL, Rows, neighbors_within, prepare, rescore, search
-from vireid.neighbors._scores import products
+from vireid.neighbors._scores import products, to_float
 from vireid.rerank._blocks import blocks, uses
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
@@ -73,7 +73,7 @@ class AIM(GalleryReranker):
             return 1 - affinity - weight @ left @ right.T
         (found,) = search(query, gallery, min(self.k1, len(self.graph)), block=len(query.given), ordered=False)
         block = found.product.neg_().add_(1)
-        value = found.scores.to(block.dtype)
+        value = to_float(found.scores, block.dtype)
         if self.variant == "released":
             value *= _inverse_length(value, noise)
         subtract_product(block, rows_of(found.indices, value, len(self.graph)), self._right)
@@ -180,7 +180,7 @@ def _exact_if_small(affinity: Tensor, query: Rows, gallery: Rows) -> Tensor:
     n = len(gallery.given)
     columns = torch.arange(n, device=small.device).repeat(len(small))
     exact = rescore(query, gallery, small.repeat_interleave(n), columns).view(len(small), n)
-    return affinity.index_copy(0, small, exact.to(affinity.dtype))
+    return affinity.index_copy(0, small, to_float(exact, affinity.dtype))
 
 
 def _inverse_length(x: Tensor, noise: float) -> Tensor:
@@ -212,7 +212,7 @@ def _kept(queries: Rows, gallery: Rows, k1: int, distance: Tensor | None = None)
     index = torch.empty(shape, dtype=torch.int64, device=queries.given.device)
     value = queries.proposal.new_empty(shape)
     for found in search(queries, gallery, shape[1], ordered=False):
-        index[found.rows], value[found.rows] = found.indices, found.scores.to(value.dtype)
+        index[found.rows], value[found.rows] = found.indices, to_float(found.scores, value.dtype)
         if distance is not None:
             distance[found.rows] = found.product.neg_().add_(1)
     return rows_of(index, value, len(gallery.given))

@@ -93,7 +93,7 @@ def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float)
     """Compute the distances (b, Ng) of blocks of queries."""
     n, dtype, device = len(rows.given), rows.proposal.dtype, rows.given.device
     cosine, index = neighbors_within(rows, min(max(k1, k2), n))
-    cosine[:, 0] = (rows.square > 0).double()  # a zero row has cosine 0 with all images, itself included
+    cosine[:, 0] = (rows.square > 0).to(cosine.dtype)  # a zero row has cosine 0 with all images, itself included
     near = index[:, :k1].sort(dim=1).values
     graph = _both_ways(rows_of(near, torch.ones_like(near, dtype=dtype), n))
     near, order = index[:, :k2].sort(dim=1)

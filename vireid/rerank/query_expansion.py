@@ -7,7 +7,7 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
 from vireid._ops import normalize_rows
 from vireid.neighbors._exact import Rows, search
-from vireid.neighbors._scores import products
+from vireid.neighbors._scores import products, to_float
 from vireid.rerank._blocks import uses
 from vireid.rerank.fitted import GalleryReranker
 
@@ -34,7 +34,7 @@ class QueryExpansion(GalleryReranker):
     def _distance(self, query: Rows) -> Tensor:
         gallery = self.graph.rows
         (found,) = search(query, gallery, min(self.n, len(self.graph)), block=len(query.given))
-        weight = found.scores.clamp_min(0).pow(self.alpha).to(gallery.proposal.dtype)
+        weight = to_float(found.scores).clamp_min(0).pow(self.alpha).to(gallery.proposal.dtype)
         neighbors = F.embedding_bag(found.indices, gallery.proposal, mode="sum", per_sample_weights=weight)
         expanded = query.proposal + neighbors
         rounding = 8 * torch.finfo(expanded.dtype).eps * (1 + weight.sum(1))
