@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "__init__": {"_checks"},
     "_checks": set(),
     "_ops": {"_checks"},
-    "_files": set(),
+    "_files": {"_checks"},
     "neighbors": BASE,
     "ot": BASE,
     "nn": BASE | {"neighbors"},

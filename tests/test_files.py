@@ -1,16 +1,21 @@
 """Whole files, and .npz files of every kind of damage."""
 
+import errno
 import io
 import json
+import os
+import stat
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
-from vireid._files import load_arrays, read_npz, save_arrays, written_whole
+from vireid import _files
+from vireid._files import load_arrays, parse_json, read_json, read_npz, save_arrays, written_whole
 
 KIND, VERSION = "vireid test", 3
 
@@ -261,3 +266,270 @@ def test_a_disk_that_fills_leaves_the_old_file(tmp_path):
     assert done.stdout == 5 * f"refused [Errno 27] File too large: {str(path)!r}\n"
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+# -- Writers that are many, killed, or led astray --------------------------------------------------------------------
+
+
+def names_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vireid._files import written_whole
+with written_whole(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_write_removes_what_killed_writers_left(tmp_path):
+    path = tmp_path / "a.bin"
+    with written_whole(path) as temporary:  # at work while two others are killed
+        temporary.write_bytes(b"whole")
+        for _ in range(2):
+            killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+            assert killed.returncode == -9
+            assert len(names_in(tmp_path)) == 2  # the second writer took over what the first one left
+    assert names_in(tmp_path) != ["a.bin"]
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert len(names_in(tmp_path)) == 2
+    assert names_in(tmp_path) == ["a.bin"]
+    assert path.read_bytes() == b"new"
+
+
+def test_threads_and_processes_may_write_one_path(tmp_path):
+    path, failed = tmp_path / "a.npz", []
+
+    def write(value):
+        try:
+            for _ in range(8):
+                save_arrays(path, KIND, VERSION, {"x": np.full(1000, value)})
+        except Exception as error:
+            failed.append(error)
+
+    code = (
+        "import sys, numpy as np; from vireid._files import save_arrays\n"
+        "for _ in range(8): save_arrays(sys.argv[1], 'vireid test', 3, {'x': np.full(1000, 9)})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)]) as other:
+        threads = [threading.Thread(target=write, args=(value,)) for value in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (failed, other.returncode, names_in(tmp_path)) == ([], 0, ["a.npz"])
+    assert len(np.unique(load_arrays(path, KIND, VERSION)[0]["x"])) == 1
+
+
+def test_a_writer_at_work_is_left_in_peace(tmp_path):
+    path = tmp_path / "a.bin"
+    with written_whole(path) as first:
+        first.write_bytes(b"first")
+        with written_whole(path) as second:
+            assert first != second
+            second.write_bytes(b"second")
+        assert path.read_bytes() == b"second"
+        assert first.read_bytes() == b"first"
+    assert path.read_bytes() == b"first"
+    assert names_in(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("kind", ["no locks", "Windows"])
+def test_a_system_without_locks_writes_too(kind, tmp_path, monkeypatch):
+    if kind == "Windows":
+        monkeypatch.setattr(_files, "fcntl", None)
+    else:
+
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(_files.fcntl, "flock", refuse)
+    path = save(tmp_path / "a.npz")
+    with pytest.raises(KeyError), written_whole(path):
+        raise KeyError
+    assert equal(load_arrays(path, KIND, VERSION)[0], arrays())
+    assert names_in(tmp_path) == ["a.npz"]
+
+
+def test_links_are_written_through_and_permissions_kept(tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link, dangling = tmp_path / "real" / "a.npz", tmp_path / "link.npz", tmp_path / "new.npz"
+    save(target)
+    new = stat.S_IMODE(target.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert new == 0o666 & ~umask
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "real" / "b.npz")
+    for mode in (0o600, 0o640, 0o444):
+        target.chmod(mode)
+        before = target.stat().st_ino
+        with written_whole(link) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) & ~(mode | 0o600) == 0  # never wider, not even for a moment
+            temporary.write_bytes(b"x")
+        assert link.is_symlink()
+        assert target.stat().st_ino != before
+        assert stat.S_IMODE(target.stat().st_mode) == mode
+    save(dangling)
+    assert dangling.is_symlink()
+    assert names_in(tmp_path / "real") == ["a.npz", "b.npz"]
+
+
+def test_names_of_any_length_are_written_and_too_long_ones_named(tmp_path):
+    for name in ("n" * 251 + ".npz", "é" * 125 + ".npz", "a b*?[x]\n.npz"):
+        assert equal(load_arrays(save(tmp_path / name), KIND, VERSION)[0], arrays())
+    with pytest.raises(OSError, match=r"File name too long: '.*n{252}\.npz'"):
+        save(tmp_path / ("n" * 252 + ".npz"))
+    assert len(names_in(tmp_path)) == 3
+
+
+def test_errors_name_the_path_and_not_the_temporary_file(tmp_path, monkeypatch):
+    path = tmp_path / "none" / "a.bin"
+    with pytest.raises(FileNotFoundError) as caught, written_whole(path):
+        pass
+    assert caught.value.filename == str(path)
+    (tmp_path / "b.bin").mkdir()
+    os.mkfifo(tmp_path / "c.bin")
+    for name, text in (("b.bin", "Is a folder"), ("c.bin", "Is no regular file")):
+        with pytest.raises(OSError, match=f"{text}: '{tmp_path / name}'"), written_whole(tmp_path / name):
+            pytest.fail("the block ran for nothing")
+    monkeypatch.setattr(_files, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(30, "Read-only")), raising=False)
+    with pytest.raises(OSError, match=f"Read-only: '{tmp_path / 'a.bin'}'"), written_whole(tmp_path / "a.bin"):
+        pass
+
+
+def test_planted_links_and_files_are_not_written_to(tmp_path):
+    """A stranger may write to a shared folder such as /tmp, and can guess the names of temporary files."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    with written_whole(tmp_path / "a.bin") as temporary:
+        pass
+    temporary.symlink_to(victim)
+    planted = temporary.with_name(temporary.name.replace(".0.", ".1."))
+    planted.mkdir()
+    with written_whole(tmp_path / "a.bin") as second:
+        second.write_bytes(b"mine")
+    assert second not in (temporary, planted)
+    assert victim.read_bytes() == b"precious"
+    assert (tmp_path / "a.bin").read_bytes() == b"mine"
+
+
+def test_the_folder_is_synced_after_the_file(tmp_path, monkeypatch):
+    synced = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(stat.S_ISDIR(os.fstat(file).st_mode)), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (synced.append("renamed"), replace(*paths)))
+    save(tmp_path / "a.npz")
+    assert synced == [False, "renamed", True]
+
+
+@pytest.mark.parametrize("path", [None, 5, b"a.npz", ["a.npz"], True, 1.5])
+@pytest.mark.parametrize("call", [lambda x: save_arrays(x, KIND, VERSION, {}), lambda x: load_arrays(x, KIND, VERSION)])
+def test_paths_of_another_type_are_named(call, path):
+    with pytest.raises(TypeError, match=r"path must be a path, got "):
+        call(path)
+
+
+def test_paths_with_a_null_character_are_named():
+    with pytest.raises(ValueError, match=r"path must hold no null character, got 'a\\x00\.npz'"):
+        save_arrays("a\0.npz", KIND, VERSION, {})
+
+
+# -- Files that lie about their size ---------------------------------------------------------------------------------
+
+
+def header(descr, shape, length=None):
+    """Return the header of an .npy file as NumPy writes it."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    text = text if length is None else text[:-1].ljust(length) + b"\n"
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+
+
+ZEROS = bytes(2**20)
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        (header("<U0", (2**60,)), "x cannot be read, .* asks for .* bytes, of <U0"),
+        (header("<f4", (-2, -2)) + bytes(16), "x cannot be read"),
+        (header("<f4", (2**62, 2**62)), "x cannot be read"),
+        (header("<f4", (2**62, 0)), "x cannot be read"),
+        (header("<f4", (1,) * 1000) + bytes(4), "x cannot be read"),
+        (header("<f4", (10**4000,)), "x cannot be read"),
+        (header([("a", "<f4")], (2,)) + bytes(8), "x holds records, which are not read"),
+        (header(("<f4", (2,)), (2,)) + bytes(16), "x holds records, which are not read"),
+        (header("|V0", (2**60,)), "x cannot be read"),
+        (header("<f4", (2,), 2**24) + bytes(8), "x cannot be read"),  # 16 MiB of header
+    ],
+)
+def test_headers_that_ask_for_more_than_there_is_are_refused(member, text, tmp_path):
+    npz(tmp_path / "a.npz", {"x.npy": member}, zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=text):
+        read_npz(tmp_path / "a.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_small_file_does_not_become_a_large_array(count, tmp_path, monkeypatch):
+    """30 MB of zeros, in one array or in three, deflate to 30 kB."""
+    monkeypatch.setattr(_files, "_INFLATED_BYTES", 2**24)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for i in range(count):
+            with archive.open(f"x{i}.npy", "w") as stream:
+                stream.write(header("<f4", (30 // count * 2**18,)))
+                for _ in range(30 // count):
+                    stream.write(ZEROS)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"x\d cannot be read, at most 16777216 bytes are inflated in all"):
+        read_npz(tmp_path / "a.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_an_array_named_twice_or_of_another_compression_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", npy(np.arange(3)))
+        archive.writestr("x", npy(np.arange(4)))
+    with pytest.raises(ValueError, match="x must be the name of one array, two have it"):
+        read_npz(tmp_path / "a.npz")
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        npz(tmp_path / "a.npz", {"x.npy": npy(np.arange(3))}, method)
+        with pytest.raises(ValueError, match=r"x cannot be read, .*its compression must be none or deflate"):
+            read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"a": NaN}', "finite number, got NaN"),
+        ("[1e999]", "finite number, got 1e999"),
+        ("[-Infinity]", "finite number, got -Infinity"),
+        ('{"a": 1, "a": 2}', "'a' is given twice"),
+        ("[" * 100_000, "too many"),
+        ("9" * 5000, "digits"),
+        ("{", "line 1"),
+    ],
+)
+def test_json_that_is_not_plain_is_refused(text, fault, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=fault):
+        parse_json(text)
+    (tmp_path / "a.json").write_text("[1.5]")
+    assert read_json(tmp_path / "a.json") == [1.5]
+    monkeypatch.setattr(_files, "_JSON_BYTES", 4)
+    with pytest.raises(ValueError, match="must be of at most 4 bytes, got 5"):
+        read_json(tmp_path / "a.json")
+
+
+def test_settings_that_json_cannot_hold_are_refused_when_saved(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save(tmp_path / "a.npz", eps=float("inf"))
+    assert not list(tmp_path.iterdir())

@@ -176,9 +176,11 @@ def check_option(name: str, value: object, options: Collection[object]) -> None:
 
 
 def check_path(name: str, value: object) -> Path:
-    """Return ``value`` as a path; raise unless it is a str or an `os.PathLike` of one."""
+    """Return ``value`` as a path; raise unless it is a str, without a null character, or an `os.PathLike` of one."""
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
         raise TypeError(f"{name} must be a path, got {value!r}")
+    if "\0" in text:
+        raise ValueError(f"{name} must hold no null character, got {value!r}")
     return Path(text)
 
 

@@ -1,24 +1,39 @@
 """Write files whole or not at all; read .npz files, the project's own with a small header, executing nothing."""
 
+import errno
+import hashlib
+import io
+import itertools
 import json
 import math
 import os
+import stat
 import struct
 import threading
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from vireid._checks import check_path
+
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no open file: what can be removed has no writer
+    fcntl = None  # type: ignore[assignment]
 
 _HEADER = "header"  # name of the array that holds the JSON text
 _HEADERS = threading.Lock()  # NumPy parses headers as literals, which CPython 3.11 does in one thread at a time only
 _BLOCK_BYTES = 2**20  # read at once
+_HEADER_BYTES = 12 + 10_000  # NumPy reads no longer header
 _DEFLATE_RATIO = 1032  # a byte of a deflated member stands for no more bytes
+_INFLATED_BYTES, _INFLATED_TIMES = 2**28, 64  # all arrays of a file may hold the larger one, bytes or times its size
+_JSON_BYTES = 2**30
 _DAMAGE = (  # errors that zipfile and NumPy raise for damaged files
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),  # the last two: array headers
@@ -42,21 +57,100 @@ def check_parent(path: Path) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; the file written there replaces ``path`` if the block succeeds.
 
-    The bytes are on the disk before the file is renamed, so that not even a crash leaves half a file. If the block
-    raises, the temporary file is removed and ``path`` stays as it was.
+    A link is written through, and an old file's permissions are kept. The bytes are on the disk before the file is
+    renamed, the folder after it, so that not even a crash leaves half a file. If the block raises, the temporary file
+    is removed and ``path`` stays as it was.
+
+    Threads and processes may write one path at once: the last to finish wins. What a killed process left is removed by
+    the next write of that path. It is told by its lock, which ends with the process; on a file system without locks it
+    stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        mode = _mode(target)
+        temporary, file = _claim(target, 0o666 if mode is None else mode | 0o600)
+        with file:
+            try:
+                yield temporary
+                with open(temporary, "r+b") as written:
+                    os.fsync(written.fileno())
+                if mode is not None:
+                    os.chmod(temporary, mode)
+                _close_on_windows(file)
+                os.replace(temporary, target)
+            except BaseException:
+                _close_on_windows(file)
+                temporary.unlink(missing_ok=True)
+                raise
+        with suppress(OSError):  # file systems and Windows that cannot
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:  # such as a full disk's, which names no file or the temporary one
         if error.errno is None:
             raise OSError(f"cannot write {str(path)!r}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int | None:
+    """Return the permissions of the file at ``path``, None if there is none; raise if it is anything else."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode):
+        folder = stat.S_ISDIR(mode)
+        raise OSError(errno.EISDIR if folder else errno.EINVAL, "Is a folder" if folder else "Is no regular file")
+    return stat.S_IMODE(mode)
+
+
+def _claim(path: Path, mode: int) -> tuple[Path, BinaryIO]:
+    """Create and lock a temporary file beside ``path``, after those that killed writers of ``path`` left are removed.
+
+    Its name is short, however long that of ``path`` is, and found again without a look at the whole folder.
+    """
+    name = f".vireid-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
+    slots = (path.with_name(f"{name}.{slot}.tmp") for slot in itertools.count())
+    for temporary in slots:
+        _remove_if_left(temporary)
+        try:
+            file: BinaryIO = open(temporary, "x+b", opener=lambda at, flags: os.open(at, flags, mode))
+        except FileExistsError:  # another writer's
+            continue
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # taken for a killed writer's before it was locked
+            file.close()
+            continue
+        except OSError:  # no locks here
+            pass
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()
+    for left in itertools.takewhile(os.path.lexists, slots):
+        _remove_if_left(left)
+    return temporary, file
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove the temporary file ``path`` if no writer has it locked or, on Windows, open."""
+    with suppress(OSError):
+        if fcntl is None:
+            path.unlink()
+            return
+        with open(path, "rb", opener=lambda at, _: os.open(at, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):  # else renamed while it was opened here
+                path.unlink()
+
+
+def _close_on_windows(file: BinaryIO) -> None:
+    """Close a file that is to be renamed or removed; elsewhere it keeps its lock until then."""
+    if fcntl is None:
+        file.close()
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -66,87 +160,188 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         save(stream, **arrays)
 
 
+class Stored(NamedTuple):
+    """Header of an array in an .npz file."""
+
+    entry: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    columns_first: bool
+    dtype: np.dtype[Any]
+    offset: int  # bytes before the values
+
+
 def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file, all or, of ``names``, those present; nothing in it is executed.
 
+    The headers of all of them are compared with the bytes in the file before memory is taken and anything inflated.
+
     Raises:
-        ValueError: if the file is cut short, or an array does not match its checksum or size or holds pickled objects;
-            the message names the array, not the file.
+        ValueError: if the file is cut short, names an array twice, or an array does not match its checksum or size or
+            holds pickled objects or records; if the arrays take more than 256 MiB and more than 64 times the file's
+            size (our choice), which no features come near; the message names the array, not the file.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError("is no .npz file, or cut short")
     arrays: dict[str, np.ndarray] = {}
-    name = "its list of arrays"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {member.removesuffix(".npy"): member for member in archive.namelist()}
-            for name in members if names is None else [name for name in names if name in members]:
-                arrays[name] = _read_array(archive, archive.getinfo(members[name]))
-    except _Pickled:
-        hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
-        raise ValueError(f"{name} holds pickled objects, which are not read: {hint}") from None
-    except _DAMAGE as error:
-        raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
+    with _opened(path, names) as (archive, found):
+        for name, stored in found.items():
+            with _damage(name):
+                arrays[name] = _read_array(archive, stored)
     return arrays
 
 
-class _Pickled(ValueError):
-    """An array of Python objects, which reading would execute."""
+def read_headers(path: Path, names: Collection[str] | None = None) -> dict[str, Stored]:
+    """Read the headers of the arrays that `read_npz` would read, and raise what it does."""
+    with _opened(path, names) as (_, found):
+        return found
 
 
-def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array, after a comparison of its size with the bytes in the file: before that nothing is allocated."""
-    with archive.open(entry) as stream:
-        with _HEADERS:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, columns_first, dtype = read(stream)
-        if dtype.hasobject:
-            raise _Pickled
-        count = math.prod(shape)
-        size = count * dtype.itemsize + stream.tell()
-        ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
-        most = ratio * min(entry.compress_size, Path(str(archive.filename)).stat().st_size)
-        if count < 0 or size != entry.file_size or size > most:
-            raise ValueError(f"its header asks for {size} bytes, the file holds {min(entry.file_size, most)}")
-        array = np.empty(count, dtype)
-        content = array.view(np.uint8) if array.nbytes else array
+@contextmanager
+def _opened(path: Path, names: Collection[str] | None) -> Iterator[tuple[zipfile.ZipFile, dict[str, Stored]]]:
+    """Open an .npz file and yield it with the headers of its arrays."""
+    found: dict[str, Stored] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
+    total, most = 0, max(_INFLATED_BYTES, _INFLATED_TIMES * path.stat().st_size)
+    if not zipfile.is_zipfile(path):
+        raise ValueError("is no .npz file, or cut short")
+    with _damage("its list of arrays"):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name in members:
+                raise ValueError(f"{name} must be the name of one array, two have it")
+            members[name] = entry
+        for name in members if names is None else [name for name in names if name in members]:
+            with _damage(name):
+                found[name] = stored = _read_header(archive, members[name])
+            if stored.dtype.hasobject or stored.dtype.kind == "V":
+                hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
+                what = "pickled objects" if stored.dtype.hasobject else "records"
+                raise ValueError(f"{name} holds {what}, which are not read: {hint}")
+            total += stored.entry.file_size
+            if total > most:
+                hint = "numpy.savez stores arrays that are almost constant, without compression"
+                raise ValueError(f"{name} cannot be read, at most {most} bytes are inflated in all: {hint}")
+        yield archive, found
+
+
+def check_not_compressed(path: Path) -> None:
+    """Raise if ``path``, of `torch.save`, has members that take more than the file: it compresses none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"it would take {size} bytes, more than its file")
+
+
+@contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Raise ValueError, which names an array, for whatever zipfile and NumPy raise in the block."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
+
+
+def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
+    """Read an array's header and compare its size with the bytes in the file: before that nothing is allocated."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"its compression must be none or deflate, got method {entry.compress_type}")
+    with archive.open(entry) as member:
+        stream = io.BytesIO(member.read(_HEADER_BYTES))
+    with _HEADERS:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(stream)
+    size = math.prod(shape) * dtype.itemsize + stream.tell()
+    ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
+    most = ratio * min(entry.compress_size, Path(str(archive.filename)).stat().st_size)
+    wrong = min(shape, default=0) < 0 or not dtype.itemsize or size != entry.file_size or size > most
+    if wrong and not dtype.hasobject:  # which has the size of its pickle
+        asked = f"{size} bytes, of {dtype} {shape}" if len(str(shape)) < 99 else f"{len(shape)} axes"
+        raise ValueError(f"its header asks for {asked}, the file holds {min(entry.file_size, most)}")
+    return Stored(entry, shape, columns_first, dtype, stream.tell())
+
+
+def _read_array(archive: zipfile.ZipFile, stored: Stored) -> np.ndarray:
+    """Read the values of an array."""
+    with archive.open(stored.entry) as stream:
+        stream.read(stored.offset)
+        array = np.empty(math.prod(stored.shape), stored.dtype)
+        content = array.view(np.uint8)
         for start in range(0, array.nbytes, _BLOCK_BYTES):
             block = content[start : start + _BLOCK_BYTES]
             block[:] = np.frombuffer(stream.read(len(block)), np.uint8)
         stream.read(1)  # at the end, and only there, zipfile compares the checksum
-    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
+    return array.reshape(stored.shape[::-1]).T if stored.columns_first else array.reshape(stored.shape)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of a JSON text.
+
+    Raises:
+        ValueError: for anything else, a number that is not finite, a key given twice, or too many levels.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("its levels are too many") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file as `parse_json` does; one above 1 GiB is refused."""
+    size = path.stat().st_size
+    if size > _JSON_BYTES:
+        raise ValueError(f"must be of at most {_JSON_BYTES} bytes, got {size}")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {text}")
+    return number
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(items)
+    if len(content) < len(items):
+        raise ValueError(f"a key of {', '.join(map(repr, content))[:60]} is given twice")
+    return content
 
 
 def save_arrays(
-    path: Path, kind: str, version: int, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    arrays: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``arrays`` and JSON ``settings`` under a kind and a version, which `load_arrays` compares.
 
     Raises:
-        ValueError: if the ending is not .npz.
+        ValueError: if the ending is not .npz, or a setting not finite.
         FileNotFoundError: if the folder does not exist.
         OSError: if the disk is full or not writable; the old file at ``path`` stays.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {str(path)!r}")
     check_parent(path)
     header = {"kind": kind, "version": version, "settings": dict(settings or {}), "arrays": sorted(arrays)}
-    write_npz(path, {_HEADER: np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays})
+    write_npz(path, {_HEADER: np.frombuffer(json.dumps(header, allow_nan=False).encode(), dtype=np.uint8), **arrays})
 
 
-def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the arrays and settings that `save_arrays` wrote, in the memory of the arrays.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or cut short, or of another kind or version.
     """
-    path = Path(path)
+    path = check_path("path", path)
     check_file(path, "path must be a file")
     try:
-        header = json.loads(bytes(read_npz(path, [_HEADER])[_HEADER]))
+        header = parse_json(bytes(read_npz(path, [_HEADER])[_HEADER]))
         found, settings = (header["kind"], header["version"]), dict(header["settings"])
         arrays = read_npz(path) if found == (kind, version) else {}
         arrays.pop(_HEADER, None)

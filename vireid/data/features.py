@@ -15,8 +15,16 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import Array, check_finite, to_integers, to_matrix
-from vireid._files import check_file, check_parent, read_npz, write_npz, written_whole
+from vireid._checks import Array, check_finite, check_path, to_integers, to_matrix
+from vireid._files import (
+    check_file,
+    check_parent,
+    parse_json,
+    read_headers,
+    read_npz,
+    write_npz,
+    written_whole,
+)
 
 __all__ = ["Features", "load_features", "save_features"]
 
@@ -117,7 +125,7 @@ def save_features(
         ImportError: for .safetensors where safetensors is not installed.
         OSError: if the disk is full or not writable; the old file at ``path`` stays.
     """
-    path = Path(path)
+    path = check_path("path", path)
     _check_ending(path)
     check_parent(path)
     given = {"features": features, "ids": ids, "modality": modality, "cameras": cameras}
@@ -156,7 +164,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
             or size, or holds NaN, pickled objects, no image, or a modality other than 0 and 1.
         ImportError: for .safetensors where safetensors is not installed.
     """
-    path = Path(path)
+    path = check_path("path", path)
     _check_ending(path)
     check_file(path, "path must be a feature file")
     try:
@@ -217,12 +225,21 @@ def _check_metadata(metadata: object) -> dict[str, str]:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], object, object]:
     """Return the arrays, the names and the metadata of a file, not yet checked."""
-    found = read_npz(path, (*_NEEDED, "image_numbers", "names", "metadata"))
+    wanted = (*_NEEDED, "image_numbers", "names", "metadata")
+    headers = read_headers(path, wanted)
+    shape = headers["features"].shape if "features" in headers else ()
+    rows = shape[:1] if len(shape) == 2 and 0 not in shape else ()
+    for name, x in headers.items():  # before anything is inflated
+        if name == "names" and (x.dtype.kind != "U" or len(x.shape) != 1):
+            raise TypeError(f"names must be a (N,) array of text (dtype '<U…'), got {x.dtype} {x.shape}")
+        if name == "metadata" and (x.dtype.kind != "U" or x.shape):
+            raise TypeError(f"metadata must be one JSON text, got an array {x.dtype} {x.shape}")
+        if rows and name == "names" and x.shape != rows:
+            raise ValueError(f"names must hold {rows[0]} names, one per image, got {x.shape[0]}")
+        if rows and name not in ("features", "names", "metadata") and x.shape != rows:
+            raise ValueError(f"{name} must have shape {rows}, got {x.shape}")
+    found = read_npz(path, wanted)
     names, text = found.pop("names", None), found.pop("metadata", None)
-    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
-        raise TypeError(f"names must be a (N,) array of text (dtype '<U…'), got {names.dtype} {names.shape}")
-    if text is not None and (text.dtype.kind != "U" or text.ndim):
-        raise TypeError(f"metadata must be one JSON text, got an array {text.dtype} {text.shape}")
     return found, None if names is None else names.tolist(), {} if text is None else _json("metadata", str(text))
 
 
@@ -257,7 +274,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object, object]:
 
 def _json(name: str, text: str) -> object:
     try:
-        found: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{name} must be JSON text: {error}") from error
-    return found

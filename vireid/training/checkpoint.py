@@ -1,16 +1,15 @@
 """Checkpoints: written whole or not at all, and read without executing anything."""
 
-import os
 import pickle
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from vireid._files import written_whole
+from vireid._checks import check_count, check_path
+from vireid._files import check_not_compressed, written_whole
 from vireid.training.methods import METHODS, build, settings_of
 from vireid.training.recipe import Recipe
 
@@ -49,7 +48,6 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, no checkpoint of `fit`, or of a model of one's own.
     """
-    path = Path(path)
     state = read_checkpoint(path)
     settings = dict(state["settings"])
     method = settings.get("method")
@@ -58,10 +56,16 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
             f"{path} must be of {', '.join(METHODS)}, got a checkpoint of {method_name(method)}: build that "
             "model, then call model.load_state_dict(read_checkpoint(path)['model'])"
         )
-    recipe = Recipe(**state["recipe"])
     own = {name: settings[name] for name in settings_of(method) if name in settings}
-    model, _ = build(method, state["num_classes"], recipe.size, own | {"weights": None})  # those are in the checkpoint
-    model.load_state_dict(state["model"])
+    own["weights"] = None  # those are in the checkpoint
+    try:
+        recipe = Recipe(**state["recipe"])
+        if check_count("num_classes", state["num_classes"]) > sum(x.numel() for x in state["model"].values()):
+            raise ValueError(f"num_classes must not exceed the model's numbers, got {state['num_classes']}")
+        model, _ = build(method, state["num_classes"], recipe.size, own)
+        model.load_state_dict(state["model"])
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} must hold the model of its settings: {error}") from error
     return Checkpoint(model.to(device).eval(), method, settings, recipe, state["epoch"], state["num_classes"])
 
 
@@ -81,10 +85,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds anything else, or is no checkpoint of `fit`.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        check_not_compressed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -100,14 +105,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def save_checkpoint(fabric: "Fabric", path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint, modules and optimizers by their state dicts; every process must call it.
 
-    The file takes its name when it is complete and on the disk: Fabric by itself moves it from the system's temporary
-    folder, which is not atomic from one file system to another.
+    The file takes its name when it is complete and on the disk. Fabric by itself would make two copies in memory and
+    one in the system's temporary folder, where a killed process leaves it.
     """
-    with written_whole(path) if fabric.is_global_zero else nullcontext(path) as temporary:
-        fabric.save(temporary, dict(state))  # does nothing in the other processes
-        if fabric.is_global_zero:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+    plain = {name: x.state_dict() if hasattr(x, "state_dict") else x for name, x in state.items()}
+    if fabric.is_global_zero:
+        with written_whole(path) as temporary, open(temporary, "wb") as stream:
+            torch.save(plain, stream)  # a stream: its name would become part of the content
+    fabric.barrier()
 
 
 def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
