@@ -215,13 +215,13 @@ def test_bad_key_points_are_named():
     augment = TrainAugmentation((8, 6), padding=1)
     images, modality = torch.zeros(2, 3, 8, 6), torch.zeros(2, dtype=torch.int64)
     for keypoints, error, text in (
-        (torch.zeros(3, 13, 3), ValueError, "keypoints must be those of 2 images, got 3"),
-        (torch.zeros(2, 17, 3), ValueError, "keypoints must have shape (B, 13, 3), got (2, 17, 3)"),
-        (torch.zeros(2, 13, 2), ValueError, "keypoints must have shape (B, 13, 3), got (2, 13, 2)"),
-        (torch.zeros(2, 13), ValueError, "keypoints must have shape (B, 13, 3), got (2, 13)"),
-        (torch.zeros(2, 12, 4, 4), ValueError, "heatmaps must have shape (B, 13, h, w), got (2, 12, 4, 4)"),
+        (torch.zeros(3, 13, 3), ValueError, "keypoints must have shape (2, 13, 3), got (3, 13, 3)"),
+        (torch.zeros(2, 17, 3), ValueError, "keypoints must have shape (2, 13, 3), got (2, 17, 3)"),
+        (torch.zeros(2, 13, 2), ValueError, "keypoints must have shape (2, 13, 3), got (2, 13, 2)"),
+        (torch.zeros(2, 13), ValueError, "keypoints must have shape (2, 13, 3), got (2, 13)"),
+        (torch.zeros(2, 12, 4, 4), ValueError, "keypoints must have shape (2, 13, h, w), got (2, 12, 4, 4)"),
         (torch.zeros(2, 13, 3).long(), TypeError, "keypoints must be floating point, got torch.int64"),
-        (torch.zeros(2, 13, 4, 4).byte(), TypeError, "heatmaps must be floating point, got torch.uint8"),
+        (torch.zeros(2, 13, 4, 4).byte(), TypeError, "keypoints must be floating point, got torch.uint8"),
         (np.zeros((2, 13, 3)), TypeError, "keypoints must be a torch.Tensor, got ndarray"),
     ):
         with pytest.raises(error, match=re.escape(text)):

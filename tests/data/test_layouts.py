@@ -1,5 +1,6 @@
 """Readers of the published layouts, each by hand, and every fault of a layout."""
 
+import os
 import re
 import shutil
 
@@ -156,7 +157,12 @@ VISIBLE, THERMAL = "idx/train_visible_1.txt", "idx/train_thermal_1.txt"
     (edit(VISIBLE, ("Visible/4", "/Visible/4")), ValueError, "line 3: .* relative"),
     (edit(VISIBLE, ("Visible/4", "../4")), ValueError, "line 3: .* relative"),
     (edit(VISIBLE, ("Visible/4", "Visible/..")), ValueError, "line 3: .* relative"),
-    (edit(VISIBLE, ("/", "\\")), ValueError, "line 1: .* relative"),
+    (edit(VISIBLE, ("Visible/4", "\\\\host\\4")), ValueError, "line 3: .* relative"),
+    (edit(VISIBLE, ("Visible/4", "Visible\\..")), ValueError, "line 3: .* relative"),
+    (edit(VISIBLE, ("3_30.bmp 0", "3_30.bmp \0 0")), ValueError, "not a text file, it holds zero"),
+    (edit(VISIBLE, ("", "a" + " " * 10**6 + "b\n")), ValueError, "line 1: expected 'path label'"),
+    (edit(VISIBLE, (" 0\n", f" {'9' * 10**6}\n")), ValueError, "line 1: expected 'path label'"),
+    (lambda r: os.truncate(r / VISIBLE, 2**33), ValueError, "at most .* bytes, got 8589934592"),
     (edit(VISIBLE, ("", lambda t: "C:/" + t)), ValueError, "line 1: .* relative"),
     (edit(VISIBLE, ("Visible/4", "Thermal/4")), ValueError, "line 3: expected Vis"),
     (edit(VISIBLE, ("Visible/4", "Visible/a")), ValueError, "line 3: expected Vis"),

@@ -1,19 +1,17 @@
-"""Shared base of the datasets, and readers of the folders and lists of their layouts."""
+"""Shared base of the datasets."""
 
-import io
 import operator
-import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_option, check_size
+from vireid._checks import check_count, check_option, check_path, check_size
+from vireid.data._layouts import MAX_PIXELS, check_folder, decode_image, warn_of_passed_over
 from vireid.data.keypoints import HeatmapFolder, load_keypoints
 
 __all__ = ["ImageDataset", "KeypointSample", "Sample"]
@@ -69,6 +67,13 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
     The file lists are read and checked when a dataset is made, the images when they are indexed. Labels are those of
     the whole split, whichever ``modality`` is kept.
 
+    An image is a file that ends in .jpg, .jpeg, .png or .bmp, in any case, and is of one of these formats, with 8 bits
+    per channel. Its pixels are read as they are stored: EXIF's orientation is not applied (our choice), transparency is
+    ignored; gray, palettes and CMYK become RGB. Files that operating systems leave in folders, such as ``Thumbs.db``,
+    ``desktop.ini``, ``__MACOSX`` and all whose name begins with a dot, are passed over. So are other files that are no
+    images, such as notes and backups, with one UserWarning that counts them. Lists may be in UTF-8, or in UTF-16 with a
+    byte order mark, with any line ends, and with slashes or backslashes in their paths.
+
     Args:
         root: folder of the dataset.
         split: name of the part.
@@ -79,6 +84,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
             heatmaps (`cache_heatmaps`), which covers every image of the split. Samples are then `KeypointSample`. A
             source that is missing, damaged or lacks an image raises FileNotFoundError or ValueError when it is opened
             or, for damaged heatmaps, when they are read.
+        max_pixels: largest image that is decoded, by its header; 8192 × 8192 pixels by default. Pillow's own limit,
+            ``PIL.Image.MAX_IMAGE_PIXELS``, holds as well.
 
     Attributes:
         labels: (N,) int64 identities 0 … C-1, in ascending order of ``ids``.
@@ -89,13 +96,15 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
         paths: the N files.
         root: folder of the dataset.
         num_classes: C, all identities of the split.
+        size: (height, width) of the samples' images.
         name: of the data set, as `vireid.protocols.dataset_name` spells it.
         splits: names of the parts.
 
     Raises:
         FileNotFoundError: if the root, or a folder, list or image that the layout asks for, is missing.
-        ValueError: if a list is empty or malformed, a folder or file is misnamed, lists contradict each other, or no
+        ValueError: if a list is empty or malformed, a folder or image is misnamed, lists contradict each other, or no
             image is left; when an image is indexed, if it cannot be read.
+        TypeError: if an argument is of another type.
         ImportError: when an image is indexed, if Pillow, of the extra ``train``, is not installed.
     """
 
@@ -111,14 +120,19 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
         size: tuple[int, int] = (288, 144),
         cache: bool = False,
         keypoints: str | Path | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         check_option("split", split, self.splits)
         if modality is not None:
+            modality = check_count("modality", modality, minimum=0)
             check_option("modality", modality, (VISIBLE, INFRARED))
-        check_size("size", size)
-        self.root = Path(root)
+        self.size = check_size("size", size)
+        self.max_pixels = check_count("max_pixels", max_pixels)
+        self.root = check_path("root", root)
         check_folder(self.root)
-        records = self._records(split)
+        passed: list[Path] = []
+        records = self._records(split, passed)
+        warn_of_passed_over(self.root, passed)
         # Labels are given before the modality is chosen, so that both halves of a split agree on them.
         known = np.unique(np.array([record.identity for record in records], dtype=np.int64))
         records = [record for record in records if modality is None or record.modality == modality]
@@ -131,12 +145,12 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
             [record[1:] for record in records], dtype=np.int64
         ).T.copy()
         self.labels = np.searchsorted(known, self.ids)
-        self.size = (size[0], size[1])
-        self._cache: dict[int, Tensor] | None = {} if cache else None
+        self._keep, self._kept = bool(cache), dict[int, Tensor]()
         self._keypoints: Tensor | HeatmapFolder | None = None
         if keypoints is not None:
+            keypoints = check_path("keypoints", keypoints)
             try:
-                if Path(keypoints).is_dir():
+                if keypoints.is_dir():
                     self._keypoints = HeatmapFolder(keypoints, self.paths, self.root, keep=cache)
                 else:
                     names = [path.relative_to(self.root).as_posix() for path in self.paths]
@@ -144,8 +158,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(f"keypoints: {error} (keypoints={str(keypoints)!r})") from error
 
-    def _records(self, split: str) -> list[Record]:
-        """Return the images of a split, in order."""
+    def _records(self, split: str, passed: list[Path]) -> list[Record]:
+        """Return the images of a split, in order; add unexpected files to ``passed``."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -177,115 +191,19 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
                 from tqdm import tqdm
             except ImportError as error:
                 raise ImportError("progress=True needs tqdm: pip install 'vireid[train]'") from error
-        if self._cache is None:
-            self._cache = {}
-        if isinstance(self._keypoints, HeatmapFolder) and self._keypoints.kept is None:
-            self._keypoints.kept = {}
+        self._keep = True
+        if isinstance(self._keypoints, HeatmapFolder):
+            self._keypoints.keep = True
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
             done = pool.map(self.__getitem__, range(len(self)))
             for _ in tqdm(done, total=len(self), desc=f"reading {self.name}") if progress else done:
                 pass
 
     def _image(self, index: int) -> Tensor:
-        if self._cache is None:
-            return decode_image(self.paths[index], self.paths[index], self.size)
-        if index not in self._cache:
-            self._cache[index] = decode_image(self.paths[index], self.paths[index], self.size)
-        return self._cache[index].clone()  # a caller may write into it
-
-
-def check_folder(path: Path) -> None:
-    """Raise unless there is a folder at ``path``."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"folder {path} does not exist")
-
-
-def identity_folders(folder: Path) -> list[tuple[int, Path]]:
-    """Return each identity with its folder, named by its four digits."""
-    found = []
-    for path in visible_entries(folder):
-        if not re.fullmatch("[0-9]{4}", path.name) or not path.is_dir():
-            raise ValueError(f"{path} must be a folder named by a four-digit identity")
-        found.append((int(path.name), path))
-    return found
-
-
-def visible_entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder, sorted by name, without the files that operating systems leave behind."""
-    check_folder(folder)
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "Thumbs.db")
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"file {path} does not exist")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file") from error
-
-
-def read_identities(path: Path) -> set[int]:
-    """Return the identities of a list of SYSU-MM01 or LLCM: one line, comma-separated."""
-    entries = [entry.strip() for entry in _read_text(path).strip().split(",")]
-    if entries == [""]:
-        raise ValueError(f"{path} is empty, expected comma-separated identities")
-    for entry in entries:
-        if not re.fullmatch("[0-9]{1,18}", entry):
-            raise ValueError(f"{path} must hold comma-separated identities, got {entry[:40]!r}")
-    identities = set(map(int, entries))
-    if len(identities) < len(entries):
-        raise ValueError(f"{path} lists an identity twice")
-    return identities
-
-
-def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, int]]:
-    """Return (path, identity, label) of each line of a list of RegDB or LLCM; a label stands for one identity."""
-    entries = []
-    labels: dict[int, int] = {}
-    for number, line in enumerate(_read_text(index).splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{index}, line {number}"
-        match = re.fullmatch(r"\s*(\S.*?)\s+([0-9]{1,18})\s*", line)
-        if match is None:
-            raise ValueError(f"{where}: expected 'path label', got {line[:80]!r}")
-        listed, label = match[1], int(match[2])
-        parts = PurePosixPath(listed).parts
-        if ".." in parts or PurePosixPath(listed).is_absolute() or "\\" in listed or ":" in listed:
-            raise ValueError(f"{where}: the path must be relative and stay inside {root}, got {listed!r}")
-        if len(parts) != 3 or parts[0] != folder or not re.fullmatch("[0-9]{1,18}", parts[1]):
-            raise ValueError(f"{where}: expected {folder}/<identity number>/<file>, got {listed[:80]!r}")
-        path, identity = root.joinpath(*parts), int(parts[1])
-        try:
-            there = path.is_file()
-        except OSError as error:  # a name too long for the system
-            raise ValueError(f"{where}: cannot look for {listed[:80]!r}: {error.strerror}") from error
-        if not there:
-            raise FileNotFoundError(f"{where}: file {path} does not exist")
-        if labels.setdefault(identity, label) != label:
-            raise ValueError(f"{where}: identity {identity} has the labels {labels[identity]} and {label}")
-        entries.append((path, identity, label))
-    if not entries:
-        raise ValueError(f"{index} is empty, expected lines 'path label'")
-    if len(set(labels.values())) < len(labels):
-        raise ValueError(f"{index} gives one label to several identities")
-    return entries
-
-
-def decode_image(file: Path | io.BytesIO, path: Path, size: tuple[int, int] | None) -> Tensor:
-    """Decode the image of a file or of its bytes, (3, H, W) uint8 RGB, resized if ``size`` is given."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading images needs Pillow: pip install 'vireid[train]'") from error
-    try:
-        with Image.open(file) as opened:
-            if opened.mode.startswith(("I", "F")):  # convert("RGB") would cut such values off at 255
-                raise ValueError(f"expected 8 bits per channel, got mode {opened.mode}")
-            image = opened.convert("RGB")
-            if size is not None:
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        image = self._kept.get(index)
+        if image is None:
+            image = decode_image(self.paths[index], self.paths[index], self.size, max_pixels=self.max_pixels)
+            if not self._keep:
+                return image
+            self._kept[index] = image
+        return image.clone()  # a caller may write into it

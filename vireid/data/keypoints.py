@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vireid._checks import check_path, check_size, check_tensor
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32
 
@@ -32,6 +33,7 @@ __all__ = [
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 _COORDINATES, _HEATMAPS, _VERSION = "vireid keypoints", "vireid heatmaps", 1
+_UTF8 = ("utf-8", "surrogateescape")  # names of files are bytes, not all of them text
 
 
 class Keypoints(NamedTuple):
@@ -51,13 +53,15 @@ class Keypoints(NamedTuple):
         """Return the key points (n, K, 3) of these images, each resized to ``size`` = (height, width).
 
         Raises:
-            ValueError: if an image is missing, or the coordinates cannot be pixels of these images: no visible key
-                point lies inside its image, or all of them lie between 0 and 1.
+            ValueError: if an image is missing, the table is not as described above, or the coordinates cannot be pixels
+                of these images: no visible key point lies inside its image, or all of them lie between 0 and 1.
+            TypeError: if ``paths`` holds anything but names, or ``size`` anything but integers.
         """
-        place = {path: row for row, path in enumerate(self.paths)}
-        if missing := [path for path in paths if path not in place]:
-            raise ValueError(f"there are no key points of {len(missing)} of {len(paths)} images, first {missing[0]!r}")
-        rows = [place[path] for path in paths]
+        size, names = check_size("size", size), _names_of(paths)
+        place = {path: row for row, path in enumerate(self.check().paths)}
+        if missing := [name for name in names if name not in place]:
+            raise ValueError(f"there are no key points of {len(missing)} of {len(names)} images, first {missing[0]!r}")
+        rows = [place[name] for name in names]
         x, lengths = self.keypoints[rows], self.sizes[rows][:, None, ::-1]  # a copy; width, height
         visible, inside = x[..., 2] > 0, ((x[..., :2] >= 0) & (x[..., :2] <= lengths)).all(2)
         seen = x[visible][:, :2]
@@ -68,7 +72,10 @@ class Keypoints(NamedTuple):
         return torch.from_numpy(x)
 
     def check(self) -> "Keypoints":
-        """Return the table itself; raise ValueError unless it is as described above."""
+        """Return the table itself; raise TypeError or ValueError unless it is as described above."""
+        for name in ("keypoints", "sizes"):
+            if not isinstance(x := getattr(self, name), np.ndarray):
+                raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
         count, shape, dtype = len(self.paths), self.keypoints.shape, self.keypoints.dtype
         if len(shape) != 3 or shape[::2] != (count, 3) or not shape[1] or dtype != np.float32:
             expected = f"float32 of shape ({count}, K, 3), one entry for each path, K at least 1"
@@ -80,6 +87,31 @@ class Keypoints(NamedTuple):
         if len(set(self.paths)) < count:
             raise ValueError("paths must name an image once")
         return self
+
+
+def _names_of(paths: Sequence[str | PurePath]) -> list[str]:
+    """Return names of images below a folder, with forward slashes."""
+    if isinstance(paths, str) or not isinstance(paths, Sequence):
+        raise TypeError(f"paths must be a list of names of images, got {type(paths).__name__}")
+    for name in paths:
+        if not isinstance(name, str | PurePath):
+            raise TypeError(f"paths must hold names of images, got {name!r}")
+        if Path(name).is_absolute():
+            raise ValueError(f"paths must be relative to the data set's folder, got {str(name)!r}")
+        if "\n" in str(name):
+            raise ValueError("paths must hold no line break")
+    return [name.as_posix() if isinstance(name, PurePath) else name.replace("\\", "/") for name in paths]
+
+
+def _numbers(name: str, x: object) -> np.ndarray:
+    """Return an array, or a tensor on any device and of any floating-point dtype, as an array of real numbers."""
+    if isinstance(x, Tensor):
+        check_tensor(name, x, " ".join("N" * x.ndim), kind="any")
+        x = (at_least_float32(x) if x.is_floating_point() else x).detach().cpu().numpy()
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    return array
 
 
 def save_keypoints(path: AnyPath, paths: Sequence[str | PurePath], keypoints: np.ndarray, sizes: np.ndarray) -> None:
@@ -94,29 +126,21 @@ def save_keypoints(path: AnyPath, paths: Sequence[str | PurePath], keypoints: np
     Raises:
         ValueError: if a shape or a value does not fit, an image is named twice or by an absolute path, or the ending is
             another.
-        TypeError: if ``paths`` holds anything but names.
+        TypeError: if ``paths`` holds anything but names, or an array anything but numbers.
         FileNotFoundError: if the folder does not exist.
         OSError: if the file cannot be written.
     """
-    names = []
-    for name in paths:
-        if not isinstance(name, str | PurePath):
-            raise TypeError(f"paths must hold names of images, got {name!r}")
-        if Path(name).is_absolute():
-            raise ValueError(f"paths must be relative to the data set's folder, got {str(name)!r}")
-        names.append(name.as_posix() if isinstance(name, PurePath) else name)
-        if "\n" in names[-1]:
-            raise ValueError("paths must hold no line break")
+    names, given = _names_of(paths), _numbers("sizes", sizes)
     with np.errstate(over="ignore", invalid="ignore"):  # bad values are found below
-        whole = np.asarray(sizes).astype(np.int64)
-        table = Keypoints(names, np.asarray(keypoints, np.float32), whole)
-    if (other := whole != sizes).any():
-        raise ValueError(f"sizes must be whole numbers, got {np.asarray(sizes)[other][0]}")
+        whole = given.astype(np.int64)
+        table = Keypoints(names, _numbers("keypoints", keypoints).astype(np.float32), whole)
+    if (other := whole != given).any():
+        raise ValueError(f"sizes must be whole numbers, got {given[other][0]}")
     table.check()
     # One text, a name per line: an array of strings would take the room of the longest one for each.
-    text = np.frombuffer("".join(f"{name}\n" for name in names).encode(), dtype=np.uint8)
+    text = np.frombuffer("".join(f"{name}\n" for name in names).encode(*_UTF8), dtype=np.uint8)
     arrays = {"paths": text, "keypoints": table.keypoints, "sizes": table.sizes}
-    save_arrays(Path(path), _COORDINATES, _VERSION, arrays)
+    save_arrays(check_path("path", path), _COORDINATES, _VERSION, arrays)
 
 
 def load_keypoints(path: AnyPath) -> Keypoints:
@@ -126,9 +150,9 @@ def load_keypoints(path: AnyPath) -> Keypoints:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or holds something else.
     """
-    arrays, _ = load_arrays(Path(path), _COORDINATES, _VERSION)
+    arrays, _ = load_arrays(check_path("path", path), _COORDINATES, _VERSION)
     try:
-        names = bytes(arrays["paths"]).decode().split("\n")[:-1]
+        names = bytes(arrays["paths"]).decode(*_UTF8).split("\n")[:-1]
         return Keypoints(names, arrays["keypoints"], arrays["sizes"]).check()
     except (KeyError, ValueError) as error:
         raise ValueError(f"path must hold key points, got {str(path)!r}: {error}") from error
@@ -140,10 +164,10 @@ def heatmap_path(folder: AnyPath, image: AnyPath, root: AnyPath) -> Path:
     Raises:
         ValueError: if the image does not lie below ``root``.
     """
-    inside = Path(image)
+    inside, root, folder = check_path("image", image), check_path("root", root), check_path("folder", folder)
     if not inside.is_relative_to(root) or ".." in inside.relative_to(root).parts:
         raise ValueError(f"image must lie below root {str(root)!r}, got {str(image)!r}")
-    return Path(folder) / inside.relative_to(root).with_name(f"{inside.name}.npz")
+    return folder / inside.relative_to(root).with_name(f"{inside.name}.npz")
 
 
 def save_heatmaps(
@@ -171,10 +195,10 @@ def save_heatmaps(
     Raises:
         FileNotFoundError: if there is no such image.
         ValueError: if the heatmaps have another shape or are not finite, or the image lies elsewhere.
+        TypeError: if the heatmaps are no real numbers, or ``source`` is not of JSON values.
         OSError: if the file cannot be written.
     """
-    # NumPy knows no bfloat16
-    x = at_least_float32(heatmaps.detach().cpu()).numpy() if isinstance(heatmaps, Tensor) else np.asarray(heatmaps)
+    x = _numbers("heatmaps", heatmaps)
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"heatmaps must have shape (K, h, w), got {x.shape}")
     with np.errstate(over="ignore"):
@@ -182,7 +206,7 @@ def save_heatmaps(
     if not np.isfinite(x).all():
         raise ValueError("heatmaps must be finite numbers within float16")
     path = heatmap_path(folder, image, root)
-    settings = {"image": digest or _digest(image), "source": dict(source or {})}
+    settings = {"image": digest or _digest(image), "source": _json_of(source or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, _HEATMAPS, _VERSION, {"heatmaps": x}, settings)
     return path
@@ -213,8 +237,8 @@ def load_heatmaps(
         ValueError: if the file is damaged, was made from another image, or has another ``source``.
     """
     x, found = _read_heatmaps(folder, image, root, digest)
-    if source is not None and found != json.loads(json.dumps(dict(source))):
-        raise ValueError(f"{heatmap_path(folder, image, root)} must be made by {dict(source)}, got {found}")
+    if source is not None and found != (expected := _json_of(source)):
+        raise ValueError(f"{heatmap_path(folder, image, root)} must be made by {expected}, got {found}")
     return x
 
 
@@ -229,6 +253,14 @@ def _read_heatmaps(folder: AnyPath, image: AnyPath, root: AnyPath, digest: str |
     if settings.get("image") != digest:
         raise ValueError(f"{path} was made from another image than {image} is now: make the heatmaps again")
     return x, settings.get("source")
+
+
+def _json_of(source: Mapping[str, object]) -> dict[str, Any]:
+    """Return an origin as it is read back from a file."""
+    try:
+        return dict(json.loads(json.dumps(dict(source), allow_nan=False)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"source must be a dict of JSON values, got {source!r}: {error}") from error
 
 
 def _digest(image: AnyPath) -> str:
@@ -252,9 +284,9 @@ class HeatmapFolder:
     """
 
     def __init__(self, folder: AnyPath, paths: Sequence[Path], root: AnyPath, *, keep: bool = False) -> None:
-        self.folder, self.paths, self.root = Path(folder), list(paths), Path(root)
-        self.kept: dict[int, np.ndarray] | None = {} if keep else None
-        self._first: tuple[Any, tuple[int, ...]] | None = None  # source and shape
+        self.folder, self.paths, self.root = check_path("folder", folder), list(paths), check_path("root", root)
+        self.keep, self._kept = keep, dict[int, np.ndarray]()
+        self._first: dict[str, tuple[Any, tuple[int, ...]]] = {}  # source and shape; a dict is set by one thread only
         if not self.folder.is_dir():
             raise FileNotFoundError(f"folder {self.folder} does not exist")
         if missing := [path for path in self.paths if not heatmap_path(folder, path, root).is_file()]:
@@ -265,17 +297,17 @@ class HeatmapFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        x = None if self.kept is None else self.kept.get(index)
+        x = self._kept.get(index)
         if x is None:
             path = self.paths[index]
             x, source = _read_heatmaps(self.folder, path, self.root, None)
-            self._first = self._first or (source, x.shape)
-            if source != self._first[0]:  # an update that was interrupted
-                got = f"those made by {self._first[0]} and, for {path}, by {source}"
+            first = self._first.setdefault("", (source, x.shape))
+            if source != first[0]:  # an update that was interrupted
+                got = f"those made by {first[0]} and, for {path}, by {source}"
                 raise ValueError(f"{self.folder} must hold heatmaps of one source, got {got}")
-            if x.shape != self._first[1]:
-                got = f"{self._first[1]} and, for {path}, {x.shape}"
+            if x.shape != first[1]:
+                got = f"{first[1]} and, for {path}, {x.shape}"
                 raise ValueError(f"{self.folder} must hold heatmaps of one shape, got {got}")
-            if self.kept is not None:
-                self.kept[index] = x
+            if self.keep:
+                self._kept[index] = x
         return torch.from_numpy(x.astype(np.float32))

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from vireid import INFRARED, VISIBLE
-from vireid.data.dataset import ImageDataset, Record, identity_folders, read_identities, read_index, visible_entries
+from vireid.data._layouts import image_files, numbered_folders, read_identities, read_index
+from vireid.data.dataset import ImageDataset, Record
 
 __all__ = ["LLCMDataset"]
 
@@ -26,15 +27,16 @@ class LLCMDataset(ImageDataset):
     identity, the same in both) and replaced by the order of the identities. No identity may be in both parts.
 
     Images are in the order of the lists in training, and by identity, camera, name in the test, visible ones first.
-    ``image_numbers`` are the ranks of the files' names within identity, camera and modality.
+    ``image_numbers`` are the ranks of the files' names within identity, camera and modality. Images of the test whose
+    name holds a space or a parenthesis, as file managers name copies, are passed over like files that are no images.
     """
 
     name = "llcm"
     splits = ("train", "test", "all")
 
-    def _records(self, split: str) -> list[Record]:
+    def _records(self, split: str, passed: list[Path]) -> list[Record]:
         train = [] if split == "test" else _train(self.root)
-        test = [] if split == "train" else _test(self.root)
+        test = [] if split == "train" else _test(self.root, passed)
         if both := sorted({record.identity for record in train} & {record.identity for record in test}):
             raise ValueError(f"{self.root / 'idx'}: {len(both)} identities both train and test, first {both[0]:04d}")
         return sorted(train + test, key=lambda record: record.modality)
@@ -61,23 +63,20 @@ def _train(root: Path) -> list[Record]:
     return records
 
 
-def _test(root: Path) -> list[Record]:
+def _test(root: Path, passed: list[Path]) -> list[Record]:
     listed = read_identities(root / "idx" / "test_id.txt")
     records = []
     for folder, kind in (("test_vis", VISIBLE), ("test_nir", INFRARED)):
-        for place in visible_entries(root / folder):
-            match = re.fullmatch("cam([1-9])", place.name)
-            if match is None or not place.is_dir():
-                raise ValueError(f"{place} must be a folder named cam1 … cam9")
-            camera = int(match[1])
+        for camera, place in numbered_folders(root / folder, passed, "cam([1-9])", "cam1 … cam9"):
             if kind == INFRARED and camera == 3:
                 continue
-            for identity, images in identity_folders(place):
+            for identity, folder_of_images in numbered_folders(place, passed):
                 if identity in listed:
-                    records += [
-                        Record(path, identity, kind, camera, number)
-                        for number, path in enumerate(visible_entries(images), 1)
-                    ]
+                    found = image_files(folder_of_images, passed)
+                    # "x (1).jpg", "x - Copy.jpg": the published names hold no such characters.
+                    passed += (copies := [path for path in found if re.search(r"[\s(]", path.name)])
+                    images = [path for path in found if path not in copies]
+                    records += [Record(path, identity, kind, camera, number) for number, path in enumerate(images, 1)]
     if missing := sorted(listed - {record.identity for record in records}):
         raise ValueError(f"{root} holds no test image of {len(missing)} listed identities, first {missing[0]:04d}")
     return sorted(records, key=lambda record: (record.modality, record.identity, record.camera, record.number))

@@ -33,14 +33,15 @@ def move_keypoints(
         ValueError: if a shape does not fit or a size is below 1.
         TypeError: if a tensor is of another kind or a size not an integer.
     """
+    check_skeleton(skeleton)
     check_tensor("keypoints", keypoints, "B K 3", K=len(skeleton.names))
-    _check_moves(len(keypoints), corner, size, flipped)
+    size = _check_moves(len(keypoints), corner, size, flipped)
     flip = flipped[:, None].to(keypoints.device)
     x = keypoints[..., 0] - corner[:, 1:].to(keypoints)
     y = keypoints[..., 1] - corner[:, :1].to(keypoints)
     x = torch.where(flip, size[1] - x, x)
     inside = (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
-    moved = torch.stack([x, y, keypoints[..., 2] * inside], -1)
+    moved = torch.stack([x, y, torch.where(inside, keypoints[..., 2], 0)], -1)
     return torch.where(flip[..., None], moved[:, skeleton.mirror()], moved)
 
 
@@ -73,9 +74,10 @@ def move_heatmaps(
         ValueError: if a shape does not fit or a size is below 1.
         TypeError: if a tensor is of another kind or a size not an integer.
     """
+    check_skeleton(skeleton)
     check_tensor("heatmaps", heatmaps, "B K h w", K=len(skeleton.names))
-    check_size("image_size", image_size)
-    _check_moves(len(heatmaps), corner, size, flipped)
+    image_size = check_size("image_size", image_size)
+    size = _check_moves(len(heatmaps), corner, size, flipped)
     maps = at_least_float32(heatmaps)
     flip = flipped[:, None].to(maps.device)
     # Place of each new cell's center in the image, where its left edge is -1 and its right edge is 1.
@@ -102,8 +104,14 @@ def sample(maps: Tensor, x: Tensor, y: Tensor, *, corners: bool = False) -> Tens
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=corners)
 
 
-def _check_moves(count: int, corner: Tensor, size: tuple[int, int], flipped: Tensor) -> None:
-    """Raise unless the arguments describe the crop and the flip of ``count`` images."""
-    check_size("size", size)
+def check_skeleton(skeleton: object) -> None:
+    """Raise unless ``skeleton`` is a `vireid.nn.Skeleton`."""
+    if not isinstance(skeleton, Skeleton):
+        raise TypeError(f"skeleton must be a vireid.nn.Skeleton, got {type(skeleton).__name__}")
+
+
+def _check_moves(count: int, corner: Tensor, size: tuple[int, int], flipped: Tensor) -> tuple[int, int]:
+    """Return ``size``; raise unless the arguments describe the crop and the flip of ``count`` images."""
     check_tensor("corner", corner, "B 2", kind="integer", B=count)
     check_tensor("flipped", flipped, "B", kind="bool", B=count)
+    return check_size("size", size)

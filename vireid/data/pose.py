@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_number, check_size
-from vireid.data.dataset import ImageDataset, decode_image
+from vireid._checks import check_count, check_number, check_path, check_size
+from vireid.data._layouts import MAX_PIXELS, decode_image
+from vireid.data.dataset import ImageDataset
 from vireid.data.keypoints import HeatmapFolder, heatmap_path, load_heatmaps, save_heatmaps
 from vireid.data.llcm import LLCMDataset
 from vireid.data.moves import centers, sample
@@ -70,7 +71,7 @@ def estimate_heatmaps(
         OSError: if the model is neither on this machine nor can be downloaded.
     """
     check_images(images)
-    size, margin = _check_settings(size, margin, batch)
+    size, margin, batch = _check_settings(size, margin, batch)
     estimator = _load(model, device)
     lengths = torch.tensor([images.shape[2:]])
     maps = [images.new_zeros(0, 13, *size, dtype=torch.float32)]
@@ -123,8 +124,11 @@ def cache_heatmaps(
         OSError: if the model is neither on this machine nor can be downloaded, or a file cannot be written.
     """
     paths, root = _image_files(images, root)
-    size, margin = _check_settings(size, margin, batch)
-    folder = root.resolve().parent / f"{root.resolve().name}-heatmaps" if folder is None else Path(folder)
+    max_pixels = images.max_pixels if isinstance(images, ImageDataset) else MAX_PIXELS
+    size, margin, batch = _check_settings(size, margin, batch)
+    folder = (
+        root.resolve().parent / f"{root.resolve().name}-heatmaps" if folder is None else check_path("folder", folder)
+    )
     if folder.resolve() == root.resolve():
         raise ValueError(f"folder must be another one than the data set's, got {str(folder)!r}")
     for path in paths:
@@ -149,7 +153,7 @@ def cache_heatmaps(
         try:
             load_heatmaps(folder, path, root=root, source=source, digest=digest)
         except (FileNotFoundError, ValueError):
-            image = decode_image(io.BytesIO(data), path, None)[None]
+            image = decode_image(io.BytesIO(data), path, None, max_pixels=max_pixels)[None]
             return path, digest, _to_network(image, network, margin)[0], (image.shape[2], image.shape[3])
         return None
 
@@ -202,21 +206,19 @@ def _image_files(
 ) -> tuple[list[Path], Path]:
     """Return the images' files and the data set's folder."""
     if isinstance(images, ImageDataset):
-        return images.paths, images.root if root is None else Path(root)
+        return images.paths, images.root if root is None else check_path("root", root)
     if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
         raise TypeError(f"images must be a dataset or a list of paths, got {type(images).__name__}")
     if root is None:
         raise ValueError("root must be the data set's folder where images is a list of paths, got None")
-    return [Path(path) for path in images], Path(root)
+    return [check_path(f"images[{i}]", path) for i, path in enumerate(images)], check_path("root", root)
 
 
-def _check_settings(size: tuple[int, int], margin: float, batch: int) -> tuple[tuple[int, int], float]:
-    check_size("size", size)
-    check_number("margin", margin)
+def _check_settings(size: tuple[int, int], margin: float, batch: int) -> tuple[tuple[int, int], float, int]:
+    margin = check_number("margin", margin)
     if not 1 <= margin < float("inf"):
         raise ValueError(f"margin must be at least 1, got {margin}")
-    check_count("batch", batch)
-    return (int(size[0]), int(size[1])), float(margin)  # JSON takes no NumPy numbers
+    return check_size("size", size), margin, check_count("batch", batch)
 
 
 def _load(model: str | nn.Module, device: torch.device | str | None) -> nn.Module:

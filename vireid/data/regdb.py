@@ -4,7 +4,8 @@ from pathlib import Path
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count
-from vireid.data.dataset import ImageDataset, Record, read_index
+from vireid.data._layouts import MAX_PIXELS, read_index
+from vireid.data.dataset import ImageDataset, Record
 
 __all__ = ["RegDBDataset"]
 
@@ -41,14 +42,16 @@ class RegDBDataset(ImageDataset):
         size: tuple[int, int] = (288, 144),
         cache: bool = False,
         keypoints: str | Path | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        check_count("trial", trial)
-        if trial > 10:
+        self.trial = check_count("trial", trial)
+        if self.trial > 10:
             raise ValueError(f"trial must be 1 … 10, got {trial}")
-        self.trial = trial
-        super().__init__(root, split, modality=modality, size=size, cache=cache, keypoints=keypoints)
+        super().__init__(
+            root, split, modality=modality, size=size, cache=cache, keypoints=keypoints, max_pixels=max_pixels
+        )
 
-    def _records(self, split: str) -> list[Record]:
+    def _records(self, split: str, passed: list[Path]) -> list[Record]:
         parts = ("train", "test") if split == "all" else (split,)
         seen: dict[Path, Path] = {}
         records: list[Record] = []

@@ -1,9 +1,11 @@
 """Reader of SYSU-MM01."""
 
 import re
+from pathlib import Path
 
 from vireid import INFRARED, VISIBLE
-from vireid.data.dataset import ImageDataset, Record, identity_folders, read_identities, visible_entries
+from vireid.data._layouts import image_files, numbered_folders, read_identities
+from vireid.data.dataset import ImageDataset, Record
 
 __all__ = ["SYSUMM01Dataset"]
 
@@ -29,7 +31,7 @@ class SYSUMM01Dataset(ImageDataset):
     name = "sysu"
     splits = ("train", "val", "trainval", "test", "all")
 
-    def _records(self, split: str) -> list[Record]:
+    def _records(self, split: str, passed: list[Path]) -> list[Record]:
         parts = {"trainval": ("train", "val"), "all": ()}.get(split, (split,))
         lists = [read_identities(self.root / "exp" / f"{part}_id.txt") for part in parts]
         listed = set().union(*lists)
@@ -38,11 +40,14 @@ class SYSUMM01Dataset(ImageDataset):
         records = []
         for camera in range(1, 7):
             modality = INFRARED if camera in (3, 6) else VISIBLE
-            for identity, folder in identity_folders(self.root / f"cam{camera}"):
+            for identity, folder in numbered_folders(self.root / f"cam{camera}", passed):
                 if parts and identity not in listed:
                     continue
-                for path in visible_entries(folder):
-                    if not re.fullmatch(r"[0-9]{4}\.jpg", path.name):
+                images = image_files(folder, passed)
+                if len({path.stem for path in images}) < len(images):
+                    raise ValueError(f"{folder} holds two images of one number, such as 0001.jpg and 0001.JPG")
+                for path in images:
+                    if not re.fullmatch(r"[0-9]{4}\.jpg", path.name, re.IGNORECASE):
                         raise ValueError(f"{path} must be named by a four-digit number and .jpg")
                     records.append(Record(path, identity, modality, camera, int(path.stem)))
         if missing := sorted(listed - {record.identity for record in records}):

@@ -6,13 +6,22 @@ All randomness comes from PyTorch's global CPU generator, on any device, so ``to
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_count, check_option, check_size, check_tensor
-from vireid.data.moves import move_heatmaps, move_keypoints
+from vireid._checks import (
+    check_count,
+    check_fraction,
+    check_modality,
+    check_number,
+    check_option,
+    check_size,
+    check_tensor,
+)
+from vireid.data.moves import check_skeleton, move_heatmaps, move_keypoints
 from vireid.nn.skeleton import PERSON_13, Skeleton
 
 __all__ = [
@@ -74,8 +83,8 @@ def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, 
     """
     check_tensor("images", images, "B 3 H W")
     check_tensor("modality", modality, "B", kind="integer", B=len(images))
-    _check_probability("visible", visible)
-    _check_probability("infrared", infrared)
+    check_modality("modality", modality)
+    visible, infrared = check_fraction("visible", visible), check_fraction("infrared", infrared)
     count, device = len(images), images.device
     # Everything is drawn on the CPU and for every image, so that the draws depend neither on the device nor on which
     # images are visible.
@@ -96,9 +105,7 @@ class ChannelExchange(nn.Module):
 
     def __init__(self, *, visible: float = 0.5, infrared: float = 0.5) -> None:
         super().__init__()
-        _check_probability("visible", visible)
-        _check_probability("infrared", infrared)
-        self.visible, self.infrared = visible, infrared
+        self.visible, self.infrared = check_fraction("visible", visible), check_fraction("infrared", infrared)
 
     def forward(self, images: Tensor, modality: Tensor) -> Tensor:
         """Exchange the channels of ``images`` (B, 3, H, W); see `channel_exchange`."""
@@ -114,8 +121,8 @@ class EvalTransform(nn.Module):
 
     def __init__(self, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        _channel_statistics(mean, std)
-        self.mean, self.std = tuple(mean), tuple(std)
+        offset, scale = _channel_statistics(mean, std)
+        self.mean, self.std = tuple(offset.flatten().tolist()), tuple(scale.flatten().tolist())
 
     def forward(self, images: Tensor, modality: Tensor | None = None) -> Tensor:
         """Normalize ``images`` (B, 3, H, W); ``modality`` is ignored."""
@@ -179,17 +186,19 @@ class TrainAugmentation(nn.Module):
         skeleton: Skeleton = PERSON_13,
     ) -> None:
         super().__init__()
-        check_size("size", size)
-        check_count("padding", padding, minimum=0)
-        for name, value in (("flip", flip), ("erasing", erasing), ("grayscale", grayscale)):
-            _check_probability(name, value)
-        low, high = erasing_area
-        if not 0 < low <= high <= 1:
+        self.size, self.padding = check_size("size", size), check_count("padding", padding, minimum=0)
+        names = ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared")
+        values = (flip, erasing, grayscale, exchange_visible, exchange_infrared)
+        flip, erasing, grayscale, exchange_visible, exchange_infrared = map(check_fraction, names, values)
+        if not isinstance(erasing_area, Sequence) or len(erasing_area) != 2:
+            raise ValueError(f"erasing_area must be (low, high), got {erasing_area!r}")
+        low, high = (check_fraction(f"erasing_area[{i}]", erasing_area[i], zero=False) for i in range(2))
+        if low > high:
             raise ValueError(f"erasing_area must be (low, high) with 0 < low <= high <= 1, got {erasing_area!r}")
-        if not 0 < erasing_aspect <= 1:
-            raise ValueError(f"erasing_aspect must be above 0 and at most 1, got {erasing_aspect}")
+        erasing_aspect = check_fraction("erasing_aspect", erasing_aspect, zero=False)
         check_option("exchange", exchange, ("caj", "none"))
-        self.size, self.padding, self.skeleton = (size[0], size[1]), padding, skeleton
+        check_skeleton(skeleton)
+        self.skeleton = skeleton
         self.normalize = EvalTransform(mean=mean, std=std)
         self.grayscale = _kornia("RandomGrayscale", p=grayscale) if grayscale else None
         self.flip = _kornia("RandomHorizontalFlip", p=flip) if flip else None
@@ -227,8 +236,10 @@ class TrainAugmentation(nn.Module):
         """
         check_images(images)
         check_tensor("modality", modality, "B", kind="integer", B=len(images))
-        if keypoints is not None and len(keypoints) != len(images):
-            raise ValueError(f"keypoints must be those of {len(images)} images, got {len(keypoints)}")
+        check_modality("modality", modality)
+        if keypoints is not None:
+            shape = "B K h w" if isinstance(keypoints, Tensor) and keypoints.ndim == 4 else "B K 3"
+            check_tensor("keypoints", keypoints, shape, B=len(images), K=len(self.skeleton.names))
         image_size = (images.shape[2], images.shape[3])
         if self.grayscale is not None and len(images):
             images = self.grayscale(unit_range(images))
@@ -297,11 +308,13 @@ def unit_range(images: Tensor) -> Tensor:
 
 
 def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-        raise ValueError(f"mean and std must be three numbers each, std above 0, got {mean!r} and {std!r}")
-    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a probability in 0 … 1, got {value}")
+    """Return both as tensors (3, 1, 1) float32; raise unless they are three finite numbers each, std above 0."""
+    numbers = []
+    for name, x in (("mean", mean), ("std", std)):
+        values = x.tolist() if isinstance(x, Tensor | np.ndarray) else x
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
+            raise ValueError(f"{name} must be three numbers, got {x!r}")
+        numbers.append(torch.tensor([check_number(f"{name}[{i}]", value) for i, value in enumerate(values)]))
+    if not torch.stack(numbers).isfinite().all() or not numbers[1].min() > 0:
+        raise ValueError(f"mean and std must be finite in float32, std above 0, got {mean!r} and {std!r}")
+    return numbers[0].view(3, 1, 1), numbers[1].view(3, 1, 1)

@@ -74,7 +74,7 @@ def open_dataset(
 def digest_keypoints(path: str | Path) -> str:
     """Return the SHA-256 of a file of coordinates, or of the first file of a folder of heatmaps."""
     path = Path(path)
-    first = path if path.is_file() else min(path.rglob("*.npz"))
+    first = path if path.is_file() else min(file for file in path.rglob("*.npz") if not file.name.startswith("."))
     return hashlib.sha256(first.read_bytes()).hexdigest()
 
 

@@ -11,12 +11,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid._checks import check_count, check_option, check_size
+from vireid._checks import check_count, check_option, check_path, check_size
+from vireid.data._layouts import MAX_PIXELS
 from vireid.data.keypoints import save_keypoints
 from vireid.data.synthetic._pedestrian import Person
 from vireid.data.synthetic._rendering import Camera, render
@@ -26,6 +28,7 @@ __all__ = ["generate_synthetic"]
 _MANIFEST = "synthetic.json"
 _VERSION = 1  # raise it whenever the same arguments would draw other pictures
 _TRIALS = 10
+_MOST = 9999  # SYSU-MM01 names identities and images by four digits
 _INFRARED_CAMERAS = (3, 6)
 
 
@@ -62,9 +65,9 @@ def generate_synthetic(
         root: folder to make, with its parents. It appears in one step at the end, so an interrupted run leaves nothing
             behind. If it holds the data set of the same arguments already, nothing is done.
         layout: "sysu" or "regdb".
-        identities: people drawn, at least 4.
-        images_per_camera: images of a person by each camera; RegDB has one camera for each modality. Default: 4 for
-            "sysu" (2,304 images in all), 10 for "regdb" (1,920 images).
+        identities: people drawn, 4 to 9999.
+        images_per_camera: images of a person by each camera, at most 9999; RegDB has one camera for each modality.
+            Default: 4 for "sysu" (2,304 images in all), 10 for "regdb" (1,920 images).
         size: (height, width) in pixels, at least 32 × 16.
         seed: of pictures and splits. A person's k-th image by a camera depends only on it and ``size``.
         progress: show a progress bar (tqdm).
@@ -77,15 +80,19 @@ def generate_synthetic(
         OSError: if it cannot be written.
         ImportError: if Pillow, or with ``progress`` tqdm, is missing; both come with ``vireid[train]``.
         TypeError: if a count, a size or the seed is not an integer.
-        ValueError: if one is too small or ``layout`` is unknown.
+        ValueError: if one is too small or too large, or ``layout`` is unknown.
     """
     check_option("layout", layout, ("sysu", "regdb"))
     if images_per_camera is None:
         images_per_camera = 4 if layout == "sysu" else 10
-    check_count("identities", identities, minimum=4)
-    check_count("images_per_camera", images_per_camera)
-    check_size("size", size, minimum=(32, 16))
-    check_count("seed", seed, minimum=0)
+    identities = check_count("identities", identities, minimum=4)
+    images_per_camera = check_count("images_per_camera", images_per_camera)
+    if max(identities, images_per_camera) > _MOST:
+        got = f"{identities} and {images_per_camera}"
+        raise ValueError(f"identities and images_per_camera must be at most {_MOST}, got {got}")
+    size, seed = check_size("size", size, minimum=(32, 16)), check_count("seed", seed, minimum=0)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"size must be of at most {MAX_PIXELS} pixels, got {size}")
     try:
         import PIL  # noqa: F401
 
@@ -94,7 +101,7 @@ def generate_synthetic(
     except ImportError as error:
         raise ImportError(f"generate_synthetic needs {error.name}: pip install 'vireid[train]'") from error
 
-    root = Path(root)
+    root = check_path("root", root)
     manifest = {"version": _VERSION, "layout": layout, "identities": identities, "images_per_camera": images_per_camera}
     manifest |= {"size": list(size), "seed": seed}
     if _is_finished(root, manifest):
@@ -115,10 +122,13 @@ def generate_synthetic(
         write_split = _write_sysu_split if layout == "sysu" else _write_regdb_split
         write_split(work, identities, images_per_camera, seed)
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        if not _is_finished(root, manifest):  # another process may have been faster
-            if root.exists():
+        try:
+            with suppress(FileNotFoundError):
                 root.rmdir()
             os.replace(work, root)
+        except OSError:  # another process may have been faster
+            if not _is_finished(root, manifest):
+                raise
     return root
 
 
