@@ -320,7 +320,7 @@ def test_pixels_are_counted_before_an_image_is_decoded(sysu, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", load)
         Image.new("1", (9000, 9000)).save(data.paths[0], "PNG")
-        with pytest.raises(ValueError, match=r"cannot read image .*: expected at most 67108864 pixels, got 9000 × 9000"):
+        with pytest.raises(ValueError, match="expected at most 67108864 pixels, got 9000 × 9000"):
             data[0]
     Image.new("1", (100, 50)).save(data.paths[0], "PNG")
     assert SYSUMM01Dataset(sysu, max_pixels=5000)[0].image.shape == (3, 288, 144)
