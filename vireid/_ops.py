@@ -68,8 +68,9 @@ def repeated_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
 
     def bits(rows: Tensor) -> Tensor:
+        rows = at_least_float32(rows)
         largest = largest_entries(rows)
-        return (rows / torch.where(largest > 0, largest, 1)).add_(0).view(_BITS[x.dtype][0])  # -0 is 0
+        return (rows / torch.where(largest > 0, largest, 1)).add_(0).view(_BITS[rows.dtype][0])  # -0 is 0
 
     step = max(1, 2**18 // max(1, x.shape[1]))  # fits a cache
     sums = torch.cat([bits(part).sum(1) for part in x.split(step)])

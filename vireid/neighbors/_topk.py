@@ -55,11 +55,11 @@ def topk(
         >>> values.tolist(), indices.tolist()
         ([[1.0, 1.0]], [[1, 2]])
     """
-    check_count("k", k)
+    k = check_count("k", k)
     check_option("metric", metric, ("cosine", "euclidean", "dot"))
     check_option("backend", backend, ("auto", "torch", "faiss"))
     if block is not None:
-        check_count("block", block)
+        block = check_count("block", block)
     q, g = check_pair(query, gallery)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)

@@ -95,9 +95,9 @@ class ApproximateIndex:
         """
         g = self._gallery
         q = to_matrix("query", query, columns=g.given.shape[1])
-        check_count("k", k)
+        k = check_count("k", k)
         if candidates is not None:
-            check_count("candidates", candidates, minimum=k)
+            candidates = check_count("candidates", candidates, minimum=k)
         if q.device != g.given.device:
             raise ValueError(f"query must be on the gallery's device, {g.given.device}, got {q.device}")
         check_finite("query", q)

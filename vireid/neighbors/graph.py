@@ -77,7 +77,7 @@ class NeighborGraph:
             TypeError: for anything but a floating-point matrix and an integer ``k``.
         """
         g = to_matrix("gallery", gallery)
-        check_count("k", k)
+        k = check_count("k", k)
         if not len(g):
             raise ValueError(f"gallery must hold at least one row, got shape {tuple(g.shape)}")
         check_finite("gallery", g)
@@ -85,7 +85,7 @@ class NeighborGraph:
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
             rows = prepare(g, "cosine", dtype, gallery=True)
             values, indices = neighbors_within(rows, min(k, len(g)))
-        return cls(g, indices, values.to(dtype), k=int(k), rows=rows)
+        return cls(g, indices, values.to(dtype), k=k, rows=rows)
 
     def extend(self, gallery: Array) -> Self:
         """Return the graph of this gallery with ``gallery`` appended: the same as `build` for both, without a rebuild.
@@ -136,8 +136,7 @@ class NeighborGraph:
             ValueError: if ``k`` is below 1 or above the graph's.
             TypeError: if ``k`` is no integer.
         """
-        k = self.k if k is None else k
-        check_count("k", k)
+        k = self.k if k is None else check_count("k", k)
         if k > self.k:
             raise ValueError(f"k must be at most the graph's {self.k}, got {k}")
         indptr = torch.arange(0, len(self) * k + 1, k, device=self.indices.device)

@@ -143,7 +143,7 @@ class Protocol:
                 twice.
             TypeError: if an array that the protocol needs is not given.
         """
-        check_count("trial", trial, minimum=0)
+        trial = check_count("trial", trial, minimum=0)
         if trial >= self.trials:
             raise ValueError(f"trial must be below trials={self.trials}, got {trial}")
         arrays = {"ids": ids, "modality": modality, "cameras": cameras, "image_numbers": image_numbers}

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_number, check_pair, same_kind
+from vireid._checks import Array, ArrayT, check_count, check_pair, same_kind
 from vireid.neighbors._exact import Rows, prepare
 
-__all__ = ["blocks", "check_share", "collect", "joined", "nearest_first", "uses"]
+__all__ = ["blocks", "collect", "joined", "nearest_first", "uses"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,13 +21,6 @@ def blocks(n: int, width: int, itemsize: int) -> Iterator[slice]:
     step = max(1, _BLOCK_BYTES // (itemsize * max(1, width)))
     for first in range(0, n, step):
         yield slice(first, min(first + step, n))
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise unless ``value`` is a number in [0, 1]."""
-    check_number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def joined(query: Array, gallery: Array, top: int | None) -> tuple[Rows, int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
-from vireid._ops import rounding
+from vireid._ops import equalize_columns, rounding
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import SMALL, Rows, neighbors_within, prepare, rescore, search
 from vireid.neighbors._scores import products, to_float
@@ -46,11 +46,8 @@ class AIM(GalleryReranker):
     """
 
     def __init__(self, *, k1: int | None, k2: int, variant: Variant = "paper") -> None:
-        if k1 is not None:
-            check_count("k1", k1)
-        check_count("k2", k2)
         check_option("variant", variant, ("paper", "released"))
-        self.k1, self.k2, self.variant = None if k1 is None else int(k1), int(k2), variant
+        self.k1, self.k2, self.variant = None if k1 is None else check_count("k1", k1), check_count("k2", k2), variant
         self._neighbors = max(self.k1 or 1, self.k2)
 
     def _prepare(self, graph: NeighborGraph) -> None:
@@ -70,9 +67,9 @@ class AIM(GalleryReranker):
                 exact = _exact_if_small(affinity, query, gallery)
                 weight = exact * _inverse_length(exact, noise)
             left, right = self._factors
-            return 1 - affinity - weight @ left @ right.T
+            return equalize_columns(1 - affinity - weight @ left @ right.T, self._repeated)
         (found,) = search(query, gallery, min(self.k1, len(self.graph)), block=len(query.given), ordered=False)
-        block = found.product.neg_().add_(1)
+        block = equalize_columns(found.product, self._repeated).neg_().add_(1)
         value = to_float(found.scores, block.dtype)
         if self.variant == "released":
             value *= _inverse_length(value, noise)
@@ -128,11 +125,13 @@ def aim(
         >>> aim(torch.tensor([[1.0, 0.0]]), gallery, k1=2, k2=1).round(decimals=2)  # 1 - A - (1.0 Ã_0 + 0.6 Ã_1)
         tensor([[-1.0000, -0.8000,  0.5200]])
     """
+    if not isinstance(use_query_relations, bool):
+        raise TypeError(f"use_query_relations must be a bool, got {use_query_relations!r}")
     ranker = AIM(k1=k1, k2=k2, variant=variant)
     if not use_query_relations:
         return ranker(query, gallery)
     q, g = check_pair(query, gallery)
-    k1 = sys.maxsize if k1 is None else k1
+    k1, k2 = sys.maxsize if ranker.k1 is None else ranker.k1, ranker.k2
     graph = NeighborGraph.build(g, max(k1, k2))
     with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
         return same_kind(_with_query_relations(q, graph, k1, k2, variant), query)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_finite, check_pair, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
+from vireid._ops import repeated_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, prepare
 from vireid.rerank._blocks import blocks, nearest_first
@@ -27,6 +28,7 @@ class GalleryReranker(ABC):
 
     Queries and gallery must be on one device and may differ in type; the gallery's, at least float32, is computed in.
     Memory is that of the gallery, its unit rows and its graph, and one block of queries against the gallery.
+    All that is fitted is replaced at once: a thread that ranks meanwhile answers for the gallery before or after.
 
     A subclass holds its constructor's arguments under their names and defines the size of the gallery's graph
     (`_neighbors`), its preparation (`_prepare`), and the comparison of a block of queries with the gallery
@@ -36,7 +38,9 @@ class GalleryReranker(ABC):
     uses: ClassVar[str] = "gallery"
     """Data that a ranking depends on besides the query; reports print it."""
 
+    _fitted: Self | None = None  # a copy of the object that holds what was fitted; only such a copy has a `_graph`
     _graph: NeighborGraph | None = None
+    _repeated: tuple[Tensor, Tensor]  # gallery rows of equal directions, as of `repeated_rows`
     _neighbors: int
     """Number of neighbors needed of each gallery image, the image itself included."""
 
@@ -64,9 +68,16 @@ class GalleryReranker(ABC):
         Raises:
             RuntimeError: before `fit`.
         """
-        if self._graph is None:
+        graph = self._state()._graph
+        assert graph is not None
+        return graph
+
+    def _state(self) -> Self:
+        """Return the copy that `_distance` and all else about the fitted gallery is called on."""
+        state = self if self._graph is not None else self._fitted
+        if state is None:
             raise RuntimeError(f"{type(self).__name__} must be fitted first: call fit(gallery)")
-        return self._graph
+        return state
 
     def fit(self, gallery: Array) -> Self:
         """Fit to a copy of ``gallery`` (Ng, d), in place of an earlier one, and return the object itself.
@@ -88,8 +99,9 @@ class GalleryReranker(ABC):
             ValueError, TypeError: if ``gallery`` has another size, type or device than the fitted one, or is not
                 finite.
         """
-        g = to_matrix("gallery", gallery, columns=self.graph.features.shape[1])
-        return self._take(self.graph.extend(self._features("gallery", g)))
+        graph = self.graph
+        g = to_matrix("gallery", gallery, columns=graph.features.shape[1])
+        return self._take(graph.extend(self._features("gallery", g)))
 
     def distance(self, query: ArrayT) -> ArrayT:
         """Compute the distance of each query from each gallery image.
@@ -104,9 +116,10 @@ class GalleryReranker(ABC):
             RuntimeError: before `fit`.
             ValueError, TypeError: if ``query`` does not fit the gallery's size or device, or is not finite.
         """
-        q = self._check(query)
-        result = self.graph.values.new_empty(len(q), len(self.graph))
-        for part, block in self._blocks(q):
+        fitted = self._state()
+        q = fitted._check(query)
+        result = fitted.graph.values.new_empty(len(q), len(fitted.graph))
+        for part, block in fitted._blocks(q):
             result[part] = block
         return same_kind(result, query)
 
@@ -124,12 +137,12 @@ class GalleryReranker(ABC):
         Raises:
             RuntimeError, ValueError, TypeError: as `distance`, and if ``n`` is not an integer of at least 1.
         """
-        q = self._check(query)
-        check_count("n", n)
-        n = min(n, len(self.graph))
-        values = self.graph.values.new_empty(len(q), n)
+        fitted = self._state()
+        q = fitted._check(query)
+        n = min(check_count("n", n), len(fitted.graph))
+        values = fitted.graph.values.new_empty(len(q), n)
         indices = torch.empty(len(q), n, dtype=torch.int64, device=q.device)
-        for part, block in self._blocks(q):
+        for part, block in fitted._blocks(q):
             values[part], indices[part] = nearest_first(block, n)
         return same_kind(values, query), same_kind(indices, query)
 
@@ -143,9 +156,11 @@ class GalleryReranker(ABC):
         return once._take(NeighborGraph.build(self._features("gallery", g), self._neighbors)).distance(query)
 
     def _take(self, graph: NeighborGraph) -> Self:
+        fitted = copy.copy(self)
         with torch.no_grad(), torch.autocast(graph.features.device.type, enabled=False):
-            self._prepare(graph)
-        self._graph = graph
+            fitted._prepare(graph)
+            fitted._graph, fitted._fitted, fitted._repeated = graph, None, repeated_rows(graph.rows.given)
+        self._fitted = fitted
         return self
 
     def _check(self, query: Array) -> Tensor:
@@ -172,7 +187,8 @@ class GalleryReranker(ABC):
             FileNotFoundError: if the folder does not exist.
             OSError: if the disk is full or not writable; an existing file is then untouched.
         """
-        save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, self.graph.to_arrays(), self._saved())
+        fitted = self._state()
+        save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, fitted.graph.to_arrays(), fitted._saved())
 
     def _saved(self) -> dict[str, Any]:
         """Return the settings that `save` writes beside the graph: the constructor's keyword arguments."""

@@ -79,9 +79,8 @@ def gnn(
         >>> gnn(query, gallery, k1=2, k2=1, top=2)[1].tolist()
         [[1, 2]]
     """
-    for name, value in (("k1", k1), ("k2", k2), ("layers", layers)):
-        check_count(name, value)
-    check_at_least_zero("alpha", alpha)
+    k1, k2, layers = check_count("k1", k1), check_count("k2", k2), check_count("layers", layers)
+    alpha = check_at_least_zero("alpha", alpha)
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):

@@ -63,7 +63,7 @@ class GraphTransfer(GalleryReranker):
             RuntimeError: before `fit`, or if the module has changed since.
             ValueError, TypeError: as `GalleryReranker.extend`.
         """
-        if self._graph is not None and _identity(self.module) != self._fitted_with:
+        if _identity(self.module) != self._state()._fitted_with:
             raise RuntimeError("module must be as it was when fitted: call fit(gallery) again")
         return super().extend(gallery)
 

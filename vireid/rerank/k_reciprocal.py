@@ -6,9 +6,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count
+from vireid._checks import Array, ArrayT, check_count, check_fraction
+from vireid._ops import equalize_columns, repeated_rows
 from vireid.neighbors._exact import Rows, neighbors_within
-from vireid.rerank._blocks import blocks, check_share, collect, joined, uses
+from vireid.rerank._blocks import blocks, collect, joined, uses
 from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
 
 __all__ = ["k_reciprocal"]
@@ -62,9 +63,8 @@ def k_reciprocal(
         >>> k_reciprocal(query, gallery, k1=1, k2=1, top=2)[1].tolist()
         [[1, 2]]
     """
-    for name, value in (("k1", k1), ("k2", k2)):
-        check_count(name, value)
-    check_share("lambda_value", lambda_value)
+    k1, k2 = check_count("k1", k1), check_count("k2", k2)
+    lambda_value = check_fraction("lambda_value", lambda_value)
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):
@@ -96,12 +96,14 @@ def _distances(
         near = index[:, :k2].sort(dim=1).values
         encoding = product(rows_of(near, torch.full_like(near, 1 / near.shape[1], dtype=x.dtype), n), encoding)
     lists = encoding.select(slice(nq, n)).transpose()
+    repeated = repeated_rows(rows.given[nq:])
     for part in blocks(nq, n - nq, x.element_size()):
         # S, the sum over columns of the smaller entry; then 1 - S / (2 - S) = 2 - 2 / (2 - S)
         shared = x.new_zeros(part.stop - part.start, n - nq)
         accumulate(shared, encoding.select(part), lists, torch.minimum)
         jaccard = shared.neg_().add_(2).reciprocal_().mul_(-2).add_(2).clamp_min_(0)
         block = x[part] @ x[nq:].T if cosines is None else cosines[part]
+        equalize_columns(block, repeated)
         weight = lambda_value * scale[part, None]
         torch.addcmul(weight, weight, block, value=-1, out=block).clamp_min_(0)  # λ D
         yield part, block.add_(jaccard.mul_(1 - lambda_value))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
-from vireid._ops import normalize_rows
+from vireid._ops import equalize_columns, normalize_rows
 from vireid.neighbors._exact import Rows, search
 from vireid.neighbors._scores import products, to_float
 from vireid.rerank._blocks import uses
@@ -27,9 +27,7 @@ class QueryExpansion(GalleryReranker):
     _neighbors = 1  # the gallery's own neighbors are not used
 
     def __init__(self, *, n: int = 5, alpha: float = 0.0) -> None:
-        check_count("n", n)
-        check_at_least_zero("alpha", alpha)
-        self.n, self.alpha = int(n), float(alpha)
+        self.n, self.alpha = check_count("n", n), check_at_least_zero("alpha", alpha)
 
     def _distance(self, query: Rows) -> Tensor:
         gallery = self.graph.rows
@@ -39,7 +37,8 @@ class QueryExpansion(GalleryReranker):
         expanded = query.proposal + neighbors
         rounding = 8 * torch.finfo(expanded.dtype).eps * (1 + weight.sum(1))
         expanded[expanded.norm(dim=1) <= rounding] = 0
-        return products(normalize_rows(expanded), gallery.proposal).neg_().add_(1).clamp_(0, 2)
+        product = equalize_columns(products(normalize_rows(expanded), gallery.proposal), self._repeated)
+        return product.neg_().add_(1).clamp_(0, 2)
 
 
 @uses("gallery")

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count
+from vireid._checks import Array, ArrayT, check_count, check_fraction
+from vireid._ops import equalize_columns
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, search
-from vireid.rerank._blocks import check_share, uses
+from vireid.rerank._blocks import uses
 from vireid.rerank._sparse import Sparse, reciprocal, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 
@@ -23,10 +24,8 @@ class SIM(GalleryReranker):
     """
 
     def __init__(self, *, k1: int = 20, k2: int = 20, lambda_value: float = 0.3) -> None:
-        check_count("k1", k1)
-        check_count("k2", k2)
-        check_share("lambda_value", lambda_value)
-        self.k1, self.k2, self.lambda_value = int(k1), int(k2), float(lambda_value)
+        self.k1, self.k2 = check_count("k1", k1), check_count("k2", k2)
+        self.lambda_value = check_fraction("lambda_value", lambda_value)
         self._neighbors = self.k2
 
     def _prepare(self, graph: NeighborGraph) -> None:
@@ -39,7 +38,7 @@ class SIM(GalleryReranker):
 
     def _distance(self, query: Rows) -> Tensor:
         (found,) = search(query, self.graph.rows, min(self.k1, len(self.graph)), block=len(query.given))
-        block = found.product
+        block = equalize_columns(found.product, self._repeated)
         common = torch.zeros_like(block)  # minus the number of shared images: R is symmetric, R(g) ∋ h where R(h) ∋ g
         near = rows_of(found.indices, block.new_ones(found.indices.shape), len(self.graph))
         subtract_product(common, near, self._members)
