@@ -118,7 +118,7 @@ class Heads(nn.Module):
                 self.neck.running_var[m],
                 self.neck.weight[m],
                 training=True,
-                momentum=self.neck.momentum,
+                momentum=0.1,
                 eps=self.neck.eps,
             )
         return features

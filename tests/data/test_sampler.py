@@ -55,8 +55,8 @@ def test_batches_follow_every_rule_of_the_docstring(counts, identities, per_moda
     walks = {}
     for batch in in_order:
         assert all(type(index) is int for index in batch)
-        assert modality[batch].tolist() == [0] * share + [1] * share
-        blocks = labels[batch].reshape(2, identities, per_modality)
+        assert modality[batch].tolist() == [0, 1] * share
+        blocks = labels[batch].reshape(per_modality, identities, 2)
         assert (blocks == blocks[:1, :, :1]).all()  # the same identity over its K images and in both modalities
         sequence += blocks[0, :, 0].tolist()
         assert len(set(blocks[0, :, 0])) == identities
@@ -75,6 +75,21 @@ def test_batches_follow_every_rule_of_the_docstring(counts, identities, per_moda
     single = CrossModalIdentitySampler(labels, modality, batches=batches * replicas, **options)
     single.set_epoch(epoch)
     assert list(single) == in_order
+
+
+@pytest.mark.parametrize(
+    ("identities", "per_modality", "parts"),
+    [*((8, 4, n) for n in (2, 3, 4, 8)), *((6, 2, n) for n in (2, 3, 4, 6)), (5, 3, 2), (4, 1, 2)],
+)
+def test_parts_of_a_batch_hold_several_identities_in_both_modalities(identities, per_modality, parts):
+    """As `torch.nn.DataParallel` scatters a batch, and as gradients are accumulated over its chunks."""
+    labels, modality = (torch.tensor(x) for x in make([(5, 6)] * 9))
+    sampler = CrossModalIdentitySampler(labels, modality, identities=identities, per_modality=per_modality, batches=3)
+    for batch in sampler:
+        for part in torch.tensor(batch).chunk(parts):
+            visible, infrared = (set(labels[part[modality[part] == m]].tolist()) for m in range(2))
+            assert len(visible & infrared) >= min(identities, len(part) // 2 - len(part) % 2) >= 2
+            assert abs(int((modality[part] * 2 - 1).sum())) <= len(part) % 2
 
 
 def test_default_epoch_sees_every_image_of_the_larger_modality_once():
@@ -125,7 +140,7 @@ def test_walks_of_images_are_shuffled_anew_each_epoch():
     for epoch in range(20):
         sampler.set_epoch(epoch)
         (batch,) = sampler
-        walks |= {tuple(batch[start : start + 6]) for start in (0, 6, 12, 18)}
+        walks |= {tuple(batch[start::4]) for start in range(4)}
     assert len(walks) > 70  # of 80, each one of 4 × 6! orders
 
 
@@ -245,7 +260,7 @@ def test_identities_and_images_are_drawn_evenly_and_company_changes():
     batches = list(sampler)
     seen = Counter(index for batch in batches for index in batch)
     assert set(seen.values()) == {50}
-    pairs = Counter(frozenset(labels[batch[:2]].tolist()) for batch in batches)
+    pairs = Counter(frozenset(labels[batch].tolist()) for batch in batches)
     assert len(pairs) == 15  # every pair of identities meets, about 40 times
     assert min(pairs.values()) > 15
 

@@ -5,8 +5,10 @@ import shutil
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
+from processes import run_in_two
 from reference import cift as ref
 from vireid.nn.necks import BNNeck, DualBNNeck
 
@@ -45,6 +47,129 @@ def test_it_equals_the_loop(rows, training, device):
         assert_close(after["running_var"].cpu(), 0.9 * running["running_var"] + 0.1 * x.var(0))
     else:
         assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_rows_of_another_precision(dtypes, training, device):
+    rows, own = dtypes
+    neck = BNNeck(6).to(device, own).train(training)
+    exact, x = copy.deepcopy(neck).double(), torch.randn(5, 6, device=device, dtype=rows, requires_grad=True)
+    z = x.detach().double().requires_grad_()
+    out, expected = neck(x), exact(z)
+    assert out.dtype == rows
+    close = {"rtol": 0, "atol": 4 * torch.finfo(rows).eps}
+    assert_close(out.double(), expected, **close)
+    (out * x.detach()).sum().backward()
+    (expected * z.detach()).sum().backward()
+    assert_close(x.grad.double(), z.grad, rtol=0, atol=40 * torch.finfo(rows).eps)
+    assert_close(neck.running_var.double(), exact.running_var, rtol=torch.finfo(own).eps, atol=0)
+
+
+def test_old_files_without_a_counter_load():
+    state = {name: value for name, value in BNNeck(6).state_dict().items() if name != "num_batches_tracked"}
+    model = nn.ModuleDict({"neck": BNNeck(6)})
+    model.load_state_dict({f"neck.{name}": value for name, value in state.items()})
+    assert list(model["neck"].state_dict()) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+
+
+# -- Tools of PyTorch and several processes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [BNNeck, DualBNNeck])
+def test_conversion_to_synchronized_statistics_leaves_a_neck_that_works(make):
+    """In one process nothing changes; in two, see below."""
+    neck, kinds = make(6).double(), torch.tensor([0, 1, 1])
+    expected = copy.deepcopy(neck)
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(neck))
+    assert net[0] is neck
+    assert sorted(neck.state_dict()) == sorted(expected.state_dict())
+    assert [name for name, p in neck.named_parameters() if p.requires_grad] == ["weight"]
+    for rows in (1, 3):
+        x = torch.randn(rows, 6).double()
+        both = (x,) if make is BNNeck else (x, kinds[:rows])
+        assert torch.equal(neck(*both), expected(*both))
+    assert_close(neck.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert repr(neck) == repr(expected) == f"{make.__name__}(6, eps=1e-05, momentum=0.1)"
+
+
+def test_tools_that_change_batch_normalizations_by_their_type_change_necks():
+    """Averages of weights need new statistics; schedules set the momentum; layers are frozen by their mode."""
+    necks, norms = nn.ModuleList([BNNeck(6), DualBNNeck(6)]), nn.ModuleList([nn.BatchNorm1d(6), nn.BatchNorm1d(6)])
+
+    class Both(nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = parts
+
+        def forward(self, x):
+            kinds = (torch.zeros(len(x), dtype=torch.long),)
+            return [part(x, *kinds[: isinstance(part, DualBNNeck)]) for part in self.parts]
+
+    batches = [torch.randn(4, 6) + i for i in range(3)]
+    for parts in (necks, norms):
+        Both(parts)(batches[0])
+        torch.optim.swa_utils.update_bn(batches, Both(parts))
+        for part in parts.modules():
+            if isinstance(part, _BatchNorm):
+                part.momentum = 0.5
+        Both(parts)(batches[0])
+        for part in parts.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        Both(parts)(batches[1])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        expected = getattr(norms[0], name)
+        assert_close(getattr(necks[0], name), expected)
+        assert_close(getattr(necks[1], name)[0], expected)
+    assert_close(Both(necks)(batches[2]), Both(norms)(batches[2]))
+    assert (necks[0].momentum, necks[1].momentum) == (0.5, 0.5)
+
+
+PROCESS = """
+from torch import nn
+from vireid.nn import BNNeck, DualBNNeck
+
+steps = []
+for make in (BNNeck, DualBNNeck):
+    neck = nn.SyncBatchNorm.convert_sync_batchnorm(make(4).double())
+    for x, modality, grad, cut in torch.load(folder + "/cases.pt"):
+        mine = slice(0, cut) if rank == 0 else slice(cut, None)
+        neck.zero_grad()
+        rows = x[mine].clone().requires_grad_()
+        out = neck(*(rows, modality[mine])[: neck.weight.ndim])
+        out.backward(grad[mine])
+        dist.all_reduce(neck.weight.grad)
+        found = {"out": out.detach(), "x": rows.grad, "weight": neck.weight.grad, **dict(neck.named_buffers())}
+        steps.append({name: value.clone() for name, value in found.items()})
+    if rank == 0:
+        neck.eval()(*(x, modality)[: neck.weight.ndim])  # waits for nobody
+torch.save(steps, f"{folder}/{rank}.pt")
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_processes_have_the_statistics_of_one(tmp_path):
+    """Outputs, gradients and running statistics, whatever the shares: one row, one modality, none at all."""
+    kinds = [[0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 1, 1], [0, 1], [0, 0, 1, 0], [1]]
+    batches = [(torch.randn(len(k), 4).double() + 2 * i, torch.tensor(k)) for i, k in enumerate(kinds)]
+    cases = [(*batch, torch.randn_like(batch[0]), cut) for batch, cut in zip(batches, [4, 3, 1, 0, 1], strict=True)]
+    torch.save(cases, tmp_path / "cases.pt")
+    run_in_two(PROCESS, tmp_path)
+    steps = iter(zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True))
+    for make in (BNNeck, DualBNNeck):
+        neck = make(4).double()
+        for x, modality, grad, _ in cases:
+            first, second = next(steps)
+            neck.zero_grad()
+            rows = x.clone().requires_grad_()
+            out = neck(*(rows, modality)[: neck.weight.ndim])
+            out.backward(grad)
+            joined = {name: torch.cat([first.pop(name), second.pop(name)]) for name in ("out", "x")}
+            expected = {"weight": neck.weight.grad, **dict(neck.named_buffers())}
+            assert_close(joined, {"out": out.detach(), "x": rows.grad}, rtol=0, atol=1e-12)
+            assert_close(first, expected, rtol=0, atol=1e-12)
+            assert_close(second, expected, rtol=0, atol=1e-12)
 
 
 # -- DualBNNeck ----------------------------------------------------------------------------------------------------
@@ -199,8 +324,14 @@ def test_dual_in_half_precision(dtype, training, device):
     assert whole.running_var.dtype == dtype
 
 
+def test_dual_names_a_wrong_modality_where_reading_it_is_free():
+    with pytest.raises(ValueError, match=r"modality must be 0 .visible. or 1 .infrared., got 2; vireid.modality"):
+        dual()(torch.randn(2, 6).double(), torch.tensor([1, 2]))
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_dual_a_row_of_neither_modality_is_nan_and_changes_no_other(training, device):
+def test_dual_a_row_of_neither_modality_is_nan_and_changes_no_other(training, device, monkeypatch):
+    monkeypatch.setattr("vireid._checks.values_are_free", lambda x: False)  # as on a GPU
     kinds = torch.tensor([0, 2, 1, 0, -1, 1, 255, 0, 0, 1], device=device)
     neck, known = dual().to(device).train(training), (kinds == 0) | (kinds == 1)
     alone, x = copy.deepcopy(neck), torch.randn(10, 6, device=device).double()
@@ -231,7 +362,7 @@ def test_dual_learns_a_scale_only_and_keeps_four_tensors():
         (lambda: BNNeck(0), ValueError, "dim must be at least 1, got 0"),
         (lambda: DualBNNeck(0), ValueError, "dim must be at least 1, got 0"),
         (lambda: DualBNNeck(6, eps=0), ValueError, "eps must be above 0 and finite, got 0"),
-        (lambda: DualBNNeck(6, momentum=1.5), ValueError, r"momentum must lie in \[0, 1\], got 1\.5"),
+        (lambda: DualBNNeck(6, momentum=1.5), ValueError, "momentum must be at least 0 and at most 1, got 1.5"),
         (lambda: DualBNNeck(6, momentum=None), TypeError, "momentum must be a number, got None"),
     ],
 )
@@ -253,7 +384,8 @@ def test_dual_takes_any_integers(dtype):
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kinds", [MIXED, [0, 1, 1], [2, 0, 0, -1]])
-def test_dual_compile(kinds, training, device):
+def test_dual_compile(kinds, training, device, monkeypatch):
+    monkeypatch.setattr("vireid._checks.values_are_free", lambda x: False)
     neck = dual().to(device).train(training)
     compiled = torch.compile(copy.deepcopy(neck), fullgraph=True, dynamic=False)
     x, modality = torch.randn(len(kinds), 6, device=device).double(), torch.tensor(kinds, device=device)

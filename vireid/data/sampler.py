@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 import torch.distributed
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -16,8 +17,15 @@ __all__ = ["CrossModalIdentitySampler"]
 class CrossModalIdentitySampler(Sampler[list[int]]):
     """Batch sampler of P identities × (K visible + K infrared) images; pass it as ``DataLoader(batch_sampler=…)``.
 
-    A batch lists the P·K visible images first, identity by identity, then the P·K infrared images with the identities
-    in the same order. Its P identities differ from each other. Within one epoch
+    A batch lists a visible and an infrared image of its first identity, of its second and so on to the P-th, and this
+    K times: (K, P, 2), visible first. So a part of consecutive images, as `torch.nn.DataParallel` gives each device or
+    as gradients are accumulated over, holds both modalities in equal numbers and as many identities as it can: with
+    n = 2, 4 or 8 parts of the default 8 × (4 + 4) images 8, 8 or 4 identities, each with 2, 1 or 1 image of each
+    modality (our choice: an identity's images one after another would leave a part with 4, 2 or 1 identities, and
+    losses without negatives). What needs more images of an identity in a part needs a larger K. Which image is of which
+    modality is to be read from ``modality``, never from its place.
+
+    The P identities of a batch differ from each other. Within one epoch
 
     - every identity comes once, in random order, before any comes again (then in a new random order);
     - an identity's images of one modality are walked in a random order, drawn anew each epoch, and start over only when
@@ -150,10 +158,9 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         images = self._images[np.lexsort((rng.random(len(self._images)), self._groups))]  # shuffled within its group
         group = np.stack([drawn, drawn + classes])[:, :, None]  # visible, infrared
         place = appearance[:, None] * self.per_modality + np.arange(self.per_modality)
-        chosen = images[self._starts[group] + place % self._counts[group]]  # (2, batches * P, K)
-        chosen = chosen.reshape(2, -1, self.identities * self.per_modality)[:, rank::replicas]
-        for visible, infrared in zip(*chosen, strict=True):
-            yield visible.tolist() + infrared.tolist()
+        chosen = images[self._starts[group] + place % self._counts[group]]
+        for batch in rearrange(chosen, "m (b p) k -> b (k p m)", p=self.identities)[rank::replicas]:
+            yield batch.tolist()
 
 
 class _Epochs:

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 
 class PrototypePool(torch.autograd.Function):
@@ -42,3 +44,18 @@ class PrototypePool(torch.autograd.Function):
                 right = torch.cat([F.pad(attention, (0, 0, 0, 1), value=1.0), grad_logits], 1)
                 grad_pixels = torch.bmm(left.mT, right)
             return grad_pixels, torch.bmm(grad_logits, pixels.mT).sum(0), grad_logits.sum(0)
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over the processes of a group. Each one's gradient is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return SumOverProcesses.apply(gradient, ctx.group), None
