@@ -207,6 +207,8 @@ def to_tensor(name: str, x: object) -> Tensor:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
     if x.dtype.kind in "iu":
+        if x.dtype == np.uint64 and x.size and x.max() >= 2**63:
+            raise ValueError(f"{name} must be below 2**63, got {x.max()}")
         x = x.astype(np.int64)
     elif x.dtype.kind != "f":
         raise TypeError(f"{name} must hold numbers, got {x.dtype}")
@@ -239,6 +241,8 @@ def to_integers(name: str, x: object, length: int, device: torch.device) -> Tens
     """Return ``x`` as an int64 tensor (``length``,) on ``device``."""
     x = to_tensor(name, x)
     check_tensor(name, x, "N", kind="integer", N=length)
+    if x.dtype == torch.uint64 and not x.is_meta:
+        to_tensor(name, x.cpu().numpy())  # raises for those that int64 has not
     return x.to(device, torch.int64)
 
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from places import ROOT
+from reference.metrics import draw_images as images
 from vireid.metrics import RankingMetric, rank_metrics
+from vireid.neighbors._scores import cosine_distance
 
 
 def scene(seed=0, nq=40, ng=60):
@@ -112,27 +114,6 @@ def test_bad_input_is_named_and_adds_nothing():
         metric.compute()
 
 
-def test_torchmetrics_collection():
-    torchmetrics = pytest.importorskip("torchmetrics")
-    distance, q, g, qc, gc = scene(3)
-    metric = RankingMetric(g, gc, exclude="same_camera", cmc_over="identities").as_torchmetrics()
-    assert isinstance(metric, torchmetrics.Metric)
-    collection = torchmetrics.MetricCollection({"query": metric}, prefix="test/")
-    for a, b in ((0, 25), (25, 40)):
-        collection.update(distance[a:b], q[a:b], qc[a:b])
-    wanted = rank_metrics(distance, q, g, qc, gc, exclude="same_camera", cmc_over="identities")
-    got = collection.compute()
-    assert {k.split("/")[-1].removeprefix("query_"): float(v) for k, v in got.items()} == {
-        **{f"rank{r}": wanted.rank(r) for r in (1, 5, 10, 20)},
-        "mAP": wanted.mAP,
-        "mINP": wanted.mINP,
-    }
-    collection.reset()
-    batch = collection(distance[:25], q[:25], qc[:25])
-    part = rank_metrics(distance[:25], q[:25], g, qc[:25], gc, exclude="same_camera", cmc_over="identities")
-    assert part.mAP in [float(v) for v in batch.values()]
-
-
 def test_torchmetrics_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.delitem(sys.modules, "vireid.metrics._torchmetrics", raising=False)
@@ -146,35 +127,48 @@ import sys
 import numpy as np
 import torch
 import torch.distributed as dist
-from vireid.metrics import RankingMetric
+from vireid.metrics import RankingMetric, RetrievalMetric
 
 rank, folder, with_torchmetrics = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-distance, q, g, qc, gc = (torch.from_numpy(x) for x in np.load(folder + "/scene.npz").values())
-wanted = np.load(folder + "/wanted.npz")
+distance, q, g, qc, gc, x, ids, m, c = (torch.from_numpy(a) for a in np.load(folder + "/scene.npz").values())
+ranking = lambda: RankingMetric(g, gc, exclude="same_camera"), (distance, q, qc), "ranking", 40
+kinds = [ranking]
+for dtype in (torch.bfloat16, torch.float64):
+    kinds.append((lambda: RetrievalMetric(exclude="same_camera"), (x.to(dtype), ids, m, c), "retrieval", 48))
 
-def make():
-    return RankingMetric(g, gc, exclude="same_camera")
+def add(metric, inputs, cut):
+    mine = slice(0, cut) if rank == 0 else slice(cut, len(inputs[0]))
+    for part in torch.arange(len(inputs[0]))[mine].split(20):  # none if it has no share: then it never updates
+        metric.update(*(t[part] for t in inputs))
+    return metric
 
-for split in (29, 40, 0):  # uneven, and one process without queries
-    mine = slice(0, split) if rank == 0 else slice(split, 40)
-    metric = make()
-    if mine.stop > mine.start:
-        metric.update(distance[mine], q[mine], qc[mine])
-    for _ in range(2):
-        found = metric.compute()
-        for name in wanted:
-            np.testing.assert_array_equal(np.asarray(getattr(found, name)), wanted[name])
+for make, inputs, name, n in kinds:
+    wanted = np.load(f"{folder}/{name}.npz")
+    for cut in (n // 2, n - 11, n):  # equal and unequal shares, one of them empty
+        metric = add(make(), inputs, cut)
+        for _ in range(2):
+            found = metric.compute()
+            for field in wanted:
+                np.testing.assert_array_equal(np.asarray(getattr(found, field)), wanted[field])
+        if with_torchmetrics:
+            assert float(add(make().as_torchmetrics(), inputs, cut).compute()["mAP"]) == wanted["mAP"]
     if with_torchmetrics:
-        metric = make().as_torchmetrics()
-        metric.update(distance[mine], q[mine], qc[mine])
-        assert float(metric.compute()["mAP"]) == wanted["mAP"]
+        assert make().as_torchmetrics().compute()["mAP"].isnan()  # no process has any
+    try:
+        make().compute()
+    except RuntimeError as error:
+        assert "call update() first" in str(error), error
+    else:
+        raise SystemExit("no error without queries")
+metric = RetrievalMetric()
+metric.update(x[:, : 3 + rank], ids, m)
 try:
-    make().compute()
-except RuntimeError as error:
-    assert "call update() first" in str(error), error
+    metric.compute()
+except ValueError as error:
+    assert "features must have one dimension" in str(error), error
 else:
-    raise SystemExit("no error without queries")
+    raise SystemExit("no error for features of two dimensions")
 dist.destroy_process_group()
 os._exit(0)  # gloo's threads still release tensors, which aborts an interpreter that is being taken down
 """
@@ -183,10 +177,17 @@ os._exit(0)  # gloo's threads still release tensors, which aborts an interpreter
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_equal_one(tmp_path):
     distance, q, g, qc, gc = scene(4)
-    np.savez(tmp_path / "scene.npz", *(x.numpy() for x in (distance, q, g, qc, gc)))
-    whole = rank_metrics(distance, q, g, qc, gc, exclude="same_camera")
+    x, ids, m, c = images(5)
+    np.savez(tmp_path / "scene.npz", *(t.numpy() for t in (distance, q, g, qc, gc, x, ids, m, c)))
+    visible = m == 0
+    between = cosine_distance(x[visible], x[~visible])
+    wholes = {
+        "ranking": rank_metrics(distance, q, g, qc, gc, exclude="same_camera"),
+        "retrieval": rank_metrics(between, ids[visible], ids[~visible], c[visible], c[~visible], exclude="same_camera"),
+    }
     names = ("cmc", "mAP", "mINP", "queries", "average_precision", "inverse_negative_penalty", "first_match")
-    np.savez(tmp_path / "wanted.npz", **{name: np.asarray(getattr(whole, name)) for name in names})
+    for kind, whole in wholes.items():
+        np.savez(tmp_path / f"{kind}.npz", **{name: np.asarray(getattr(whole, name)) for name in names})
     with_torchmetrics = importlib.util.find_spec("torchmetrics") is not None
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", WORKER]

@@ -1,5 +1,15 @@
 """Plain loops of the ranking metrics, query by query and image by image, from the protocols' text."""
 
+import numpy as np
+import torch
+
+
+def draw_images(seed=0, n=48, dim=6):
+    """Draw features of small integers, whose products are exact, labels, modality and cameras in mixed order."""
+    r = np.random.default_rng(seed)
+    features = torch.from_numpy(r.integers(-3, 4, (n, dim))).float()
+    return features, *(torch.from_numpy(r.integers(high, size=n)) for high in (5, 2, 3))
+
 
 def rank_metrics(distance, q_ids, g_ids, q_cams, g_cams, exclude, cmc_over):
     """CMC, mAP, mINP and the number of valid queries; 0 without one."""

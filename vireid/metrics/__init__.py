@@ -1,12 +1,13 @@
-"""Ranking metrics (CMC, mAP, mINP), at once or block by block, and the diagnostics of the CIFT paper."""
+"""CMC, mAP and mINP of distances, at once or in blocks, or of features in batches; diagnostics of the CIFT paper."""
 
 from vireid.metrics.diagnostics import affinity_error_rate, affinity_quality, feature_margin
 from vireid.metrics.ranking import RankMetrics, rank_metrics
-from vireid.metrics.streaming import RankingMetric
+from vireid.metrics.streaming import RankingMetric, RetrievalMetric
 
 __all__ = [
     "RankMetrics",
     "RankingMetric",
+    "RetrievalMetric",
     "affinity_error_rate",
     "affinity_quality",
     "feature_margin",

@@ -1,42 +1,83 @@
-"""`RankingMetric` as a `torchmetrics.Metric`; imported only where torchmetrics is wanted."""
+"""The streaming metrics as `torchmetrics.Metric`s; imported only where torchmetrics is wanted."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from vireid.metrics.ranking import summary
+from vireid.metrics._rows import stack_rows
+from vireid.metrics.ranking import summary, widest
 
-if TYPE_CHECKING:
-    from vireid.metrics.streaming import RankingMetric
-
-__all__ = ["TorchRankingMetric"]
+__all__ = ["TorchMetric", "TorchRankingMetric", "TorchRetrievalMetric"]
 
 
-class TorchRankingMetric(Metric):
-    """Result of `RankingMetric.as_torchmetrics`."""
+class Core(Protocol):
+    """Part of `vireid.metrics.streaming` that is needed here: its metrics, without what they keep."""
+
+    states: Sequence[str]
+
+    def rows(self, *inputs: Any) -> Sequence[Tensor]:
+        """Return what an update adds to the states: bytes (n, w) each."""
+
+    def results(self, *states: Tensor) -> tuple[Tensor, int]:
+        """Return the results (Nq, 3) of all rows and the number of ranks."""
+
+
+class TorchMetric(Metric):
+    """Base of the results of ``as_torchmetrics``.
+
+    States are bytes, which no cast of the framework changes, in lists that are gathered without a reduction.
+    """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    results: list[Tensor]
 
-    def __init__(self, metric: "RankingMetric[Any]", **options: Any) -> None:
+    def __init__(self, core: Core, **options: Any) -> None:
         super().__init__(**options)
-        self.metric = metric
-        self.add_state("results", default=[], dist_reduce_fx="cat")
+        self.core = core
+        for name in core.states:
+            self.add_state(name, default=[], dist_reduce_fx=None)
+        # Metrics of equal states share one of them in a MetricCollection. Only a metric and its clones have this one.
+        self.add_state("instance", default=torch.tensor(list(uuid4().bytes), dtype=torch.uint8), dist_reduce_fx="max")
+
+    def _add(self, *inputs: Any) -> None:
+        for name, rows in zip(self.core.states, self.core.rows(*inputs), strict=True):
+            getattr(self, name).append(rows.to(self.device))
+
+    def sync(self, *args: Any, **options: Any) -> None:
+        """Gather the states; every process takes part with one tensor per state, also one without an update."""
+        for name in self.core.states:
+            setattr(self, name, [stack_rows(getattr(self, name), self.device)])
+        super().sync(*args, **options)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> "TorchMetric":
+        """Return the metric unchanged: its state is exact."""
+        return self
+
+    def compute(self) -> dict[str, Tensor]:
+        """Compute the metrics by name; NaN if no query has a true match, or there is none."""
+        rows = [stack_rows(getattr(self, name), self.device) for name in self.core.states]
+        m = summary(*self.core.results(*rows), torch.empty(0))
+        values = {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}
+        dtype = widest(self.device)
+        return {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in values.items()}
+
+
+class TorchRankingMetric(TorchMetric):
+    """Result of `RankingMetric.as_torchmetrics`."""
 
     def update(self, distance: Tensor, query_ids: Tensor, query_cameras: Tensor | None = None) -> None:
         """Add a block of queries, as `RankingMetric.update` does."""
-        self.results.append(self.metric._rank(distance, query_ids, query_cameras))
+        self._add(distance, query_ids, query_cameras)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Compute the metrics by name; NaN if no query has a true match."""
-        parts = self.results if isinstance(self.results, list) else [self.results]  # one tensor once synchronized
-        results = torch.cat(parts) if parts else torch.empty(0, 3)
-        if len(results) == 0:
-            raise RuntimeError("compute() needs queries, got none so far: call update() first")
-        m = summary(results, self.metric._gallery.length, results)
-        values = {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}
-        return {name: torch.tensor(value, dtype=torch.float64, device=results.device) for name, value in values.items()}
+
+class TorchRetrievalMetric(TorchMetric):
+    """Result of `RetrievalMetric.as_torchmetrics`."""
+
+    def update(self, features: Tensor, labels: Tensor, modality: Tensor, cameras: Tensor | None = None) -> None:
+        """Add a batch of images, as `RetrievalMetric.update` does."""
+        self._add(features, labels, modality, cameras)

@@ -1,10 +1,13 @@
 """Diagnostics of the CIFT paper: the distance between identities, and the correctness of an affinity."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from vireid._checks import Array, check_count, check_finite, to_integers, to_matrix
 from vireid._ops import euclidean
+from vireid.metrics.ranking import widest
 
 __all__ = ["affinity_error_rate", "affinity_quality", "feature_margin"]
 
@@ -15,8 +18,8 @@ def feature_margin(x: Array, labels: Array) -> float:
     """Compute the margin between identities (CIFT): Q_X of the features before a transfer, Q_Y of those after it.
 
     It is the mean over the rows of (mean distance to rows of other identities − mean distance to the other rows of
-    the same identity). The distance is Euclidean (our choice), computed in float64; normalize ``x`` first to compare
-    features of different scale. Rows without a positive or without a negative are left out.
+    the same identity). The distance is Euclidean (our choice), computed in float64 where the device has it; normalize
+    ``x`` first to compare features of different scale. Rows without a positive or without a negative are left out.
 
     Args:
         x: (N, d).
@@ -36,7 +39,9 @@ def feature_margin(x: Array, labels: Array) -> float:
     x = to_matrix("x", x)
     y = to_integers("labels", labels, len(x), x.device)
     check_finite("x", x)
-    x = x.double()
+    # No square overflows or vanishes once the largest entry is between 1 and 2; powers of two scale exactly.
+    scale = math.ldexp(1.0, math.frexp(float(x.abs().max()) if x.numel() else 1.0)[1] - 1)
+    x = x.to(widest(x.device)) / scale
     margins = []
     for start in range(0, len(x), block := max(1, _BLOCK // max(1, len(x)))):
         part = slice(start, start + block)
@@ -45,7 +50,7 @@ def feature_margin(x: Array, labels: Array) -> float:
         positive, negative = same.sum(1) - 1, (~same).sum(1)  # a row's distance of 0 from itself adds nothing
         margin = torch.where(same, 0, d).sum(1) / negative - torch.where(same, d, 0).sum(1) / positive
         margins.append(margin[(positive > 0) & (negative > 0)])
-    return _mean_of(margins, "labels must hold an identity with two rows and a second identity")
+    return scale * _mean_of(margins, "labels must hold an identity with two rows and a second identity")
 
 
 def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | None = None) -> float:
@@ -111,7 +116,7 @@ def affinity_error_rate(
         0.6666666666666666
     """
     a = to_matrix("affinity", affinity)
-    check_count("k", k)
+    k = check_count("k", k)
     if a.numel() == 0:
         raise ValueError(f"affinity must have at least one row and one column, got shape {tuple(a.shape)}")
     q = to_integers("query_labels", query_labels, len(a), a.device)
@@ -132,4 +137,4 @@ def _mean_of(parts: list[Tensor], needed: str) -> float:
     values = torch.cat(parts) if parts else torch.empty(0)
     if len(values) == 0:
         raise ValueError(f"{needed}, else no row has both a positive and a negative")
-    return float(values.double().mean())
+    return float(values.to(widest(values.device)).mean())

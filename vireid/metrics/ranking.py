@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_finite, check_option, same_kind, to_integers, to_matrix
+from vireid._ops import has_float64
 
 __all__ = ["RankMetrics", "rank_metrics"]
 
@@ -22,6 +23,8 @@ CMCOver = Literal["images", "identities"]
 @dataclass(frozen=True)
 class RankMetrics(Generic[ArrayT]):
     """Result of `rank_metrics`; every number is a share in [0, 1].
+
+    Arrays are float32 in place of float64 on a device without it, such as Apple's.
 
     Attributes:
         cmc: (R,) float64, ``cmc[r-1]`` = share of the valid queries whose first true match is at rank r or better.
@@ -51,8 +54,7 @@ class RankMetrics(Generic[ArrayT]):
 
     def rank(self, r: int) -> float:
         """Return the share of the valid queries with a true match up to rank ``r`` (or up to the list's end)."""
-        check_count("r", r)
-        return float(self.cmc[min(r, len(self.cmc)) - 1])
+        return float(self.cmc[min(check_count("r", r), len(self.cmc)) - 1])
 
 
 def rank_metrics(
@@ -111,10 +113,9 @@ def rank_metrics(
         q_cameras = to_integers("query_cameras", query_cameras, nq, d.device)
         g_cameras = to_integers("gallery_cameras", gallery_cameras, ng, d.device)
     gallery = Gallery(g_ids, g_cameras, exclude=exclude, cmc_over=cmc_over)
-    result = summary(gallery.rank(d, q_ids, q_cameras), gallery.length, distance)
-    if result.valid_queries == 0:
-        raise ValueError("query_ids must share an identity with gallery_ids: no query has a true match left")
-    return result
+    results = gallery.rank(d, q_ids, q_cameras)
+    check_matches(results, exclude)
+    return summary(results, gallery.length, distance)
 
 
 def check_options(exclude: Exclude, cmc_over: CMCOver) -> None:
@@ -123,15 +124,31 @@ def check_options(exclude: Exclude, cmc_over: CMCOver) -> None:
     check_option("cmc_over", cmc_over, ("images", "identities"))
 
 
+def check_matches(results: Tensor, exclude: Exclude) -> None:
+    """Raise if no query of the ``results`` (Nq, 3) of `Gallery.rank` has a true match; the error names the cause."""
+    first = results[:, 0]
+    if not bool((first > 0).any()):
+        need, why = "query_ids must share an identity with gallery_ids", ""
+        if excluded := int((first < 0).sum()):
+            need = "query_cameras must differ from gallery_cameras in some true match"
+            why = f"exclude={exclude!r} leaves none to the {excluded} queries whose identity the gallery has, "
+        raise ValueError(f"{need}: {why}no query has a true match left")
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device without it."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
 def summary(results: Tensor, length: int, given: ArrayT) -> RankMetrics[ArrayT]:
     """Compute the metrics, with ``length`` entries of the CMC, of the ``results`` (Nq, 3) of `Gallery.rank`.
 
     They are NaN if no query is valid. Arrays are NumPy if ``given`` is one.
     """
-    first, (ap, inp) = results[:, 0].long(), results[:, 1:].T.contiguous()
+    first, (ap, inp) = results[:, 0].long().clamp_min(0), results[:, 1:].T.contiguous()
     valid = first > 0
     count = int(valid.sum())
-    hits = torch.bincount(first[valid] - 1, minlength=length).cumsum(0).double()
+    hits = torch.bincount(first[valid] - 1, minlength=length).cumsum(0).to(results.dtype)
     return RankMetrics(
         cmc=same_kind(hits / count, given),
         mAP=float(ap[valid].mean()),
@@ -166,7 +183,9 @@ class Gallery:
         return Gallery(self.ids.to(device), cameras, exclude=self.exclude, cmc_over=self.cmc_over)
 
     def rank(self, distance: Tensor, query_ids: Tensor, query_cameras: Tensor | None) -> Tensor:
-        """Compute first match, AP and INP of each query, (Nq, 3) float64; 0, NaN, NaN without a true match.
+        """Compute first match, AP and INP of each query, (Nq, 3) of dtype `widest`; NaN without a true match.
+
+        The first match is then 0, or -1 if the gallery has the identity and all its images are excluded.
 
         Args:
             distance: (Nq, Ng) of any floating-point type, on the gallery's device.
@@ -177,7 +196,7 @@ class Gallery:
             ValueError: if ``distance`` holds NaN or an infinity.
         """
         check_finite("distance", distance)
-        results = torch.tensor([0, torch.nan, torch.nan], dtype=torch.float64, device=distance.device)
+        results = torch.tensor([0, torch.nan, torch.nan], dtype=widest(distance.device), device=distance.device)
         results = results.repeat(len(distance), 1)
         low = torch.searchsorted(self.sorted_ids, query_ids)
         size = torch.searchsorted(self.sorted_ids, query_ids, right=True) - low
@@ -233,17 +252,17 @@ class Gallery:
         if left_out is not None and self.exclude == "same_id_same_camera":
             skipped = own.masked_fill(~left_out, top).sort(dim=1).values
             ahead -= torch.searchsorted(skipped, values)
-        rank = (ahead + 1).double()
+        rank = (ahead + 1).to(widest(x.device))
         first = rank[:, 0]
         if minima is not None:  # an identity is ahead if its best image is; the query's own does not count
             identity = torch.searchsorted(self.starts, torch.searchsorted(self.sorted_ids, self.ids[columns[:, :1]]))
             minima.scatter_(1, identity, top)
-            first = (minima < values[:, :1]).sum(1).double() + 1
+            first = (minima < values[:, :1]).sum(1).to(rank.dtype) + 1
         last = (count[:, None] - 1).clamp_min(0)
         ap = (nth / rank).cumsum(1).gather(1, last).squeeze(1) / count  # in rank order, whatever the block's width
         inp = count / rank.gather(1, last).squeeze(1)
         found = torch.stack([first, ap, inp], dim=1)
-        found[count == 0] = torch.tensor([0, torch.nan, torch.nan], dtype=found.dtype, device=found.device)
+        found[count == 0] = torch.tensor([-1, torch.nan, torch.nan], dtype=found.dtype, device=found.device)
         return found, tied
 
     def _minima(self, x: Tensor) -> Tensor:
