@@ -65,7 +65,8 @@ PROMISED = {
         *("k_reciprocal", "query_expansion", "sim"),
     ],
     "metrics": [
-        *("RankMetrics", "RankingMetric", "affinity_error_rate", "affinity_quality", "feature_margin", "rank_metrics"),
+        *("RankMetrics", "RankingMetric", "RetrievalMetric", "affinity_error_rate", "affinity_quality"),
+        *("feature_margin", "rank_metrics"),
     ],
     "protocols": ["LLCM", "SYSUMM01", "QueryResults", "RegDB", "Report", "ReportRow"],
     "training": [
