@@ -13,9 +13,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from vireid import _files
-from vireid._files import load_arrays, parse_json, read_json, read_npz, save_arrays, written_whole
+from vireid._files import check_not_compressed, load_arrays, parse_json, read_json, read_npz, save_arrays, written_whole
+from vireid.nn.resnet import _read_state
+from vireid.training import read_checkpoint
 
 KIND, VERSION = "vireid test", 3
 
@@ -533,3 +536,19 @@ def test_settings_that_json_cannot_hold_are_refused_when_saved(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         save(tmp_path / "a.npz", eps=float("inf"))
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_that_would_be_inflated_are_refused(tmp_path):
+    """PyTorch inflates what a zip file holds, which its own files never are."""
+    plain, packed = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({"x": torch.zeros(2**20)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    check_not_compressed(plain)
+    with pytest.raises(ValueError, match=r"it would take .* bytes, more than its file"):
+        check_not_compressed(packed)
+    with pytest.raises(ValueError, match=r"b\.pt is not a readable checkpoint: it would take"):
+        read_checkpoint(packed)
+    with pytest.raises(ValueError, match=r"weights: .*b\.pt is not a state dict"):
+        _read_state(packed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_option
+from vireid._files import check_not_compressed
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -96,6 +97,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = _read_safetensors(path)
     else:
         try:
+            check_not_compressed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
             raise ValueError(f"weights: {path} is not a state dict that torch.load(weights_only=True) reads") from error

@@ -2,7 +2,6 @@
 
 import os
 import random
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from vireid import INFRARED
-from vireid._checks import check_count, check_option
+from vireid._checks import check_count, check_option, check_path
 from vireid._files import check_file
+from vireid.protocols._mat_file import read_mat
 from vireid.protocols._protocol import Groups, Images, Protocol, group_images, image_name
 from vireid.protocols.names import Direction
 
@@ -77,7 +77,7 @@ class SYSUMM01(Protocol):
         self.gallery_cameras = (1, 2, 4, 5) if mode == "all" else (1, 2)
         self._permutations = None
         if sampling == "official" and permutations is not None:
-            self._permutations = _read_permutations(Path(permutations), trials)
+            self._permutations = _read_permutations(check_path("permutations", permutations), trials)
 
     def _query(self, images: Images) -> np.ndarray:
         self._check(images)
@@ -147,20 +147,17 @@ class SYSUMM01(Protocol):
 
 
 def _read_permutations(path: Path, trials: int) -> list[list[np.ndarray]]:
-    """Return [camera][identity] -> (trials, n) image numbers; MATLAB's format holds only arrays, no code."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    # Raised for a damaged or foreign file by loadmat or by the use of its result.
-    damaged = (KeyError, ValueError, TypeError, NotImplementedError, AttributeError, OSError, MatReadError, zlib.error)
+    """Return [camera][identity] -> (trials, n) image numbers."""
     check_file(path, "permutations must be the path of rand_perm_cam.mat")
     try:
-        cells = loadmat(path)["rand_perm_cam"]
-        table = [[np.atleast_2d(cell) for cell in camera.ravel()] for camera in cells.ravel()]
-    except damaged as error:
+        cells = read_mat(path, "rand_perm_cam")
+        if not all(isinstance(cell, np.ndarray) and cell.ndim == 2 for camera in cells for cell in camera):
+            raise ValueError("it must hold cells of cells of matrices")
+    except ValueError as error:
         raise ValueError(
             f"permutations must be the data set's rand_perm_cam.mat, cannot read {str(path)!r}: {error}"
         ) from error
+    table: list[list[np.ndarray]] = [list(camera) for camera in cells]
     if len(table) != 6:
         raise ValueError(f"permutations must hold 6 cameras, got {len(table)} in {str(path)!r}")
     rows = min((cell.shape[0] for camera in table for cell in camera if cell.size), default=0)
