@@ -325,7 +325,7 @@ def test_dual_in_half_precision(dtype, training, device):
 
 
 def test_dual_names_a_wrong_modality_where_reading_it_is_free():
-    with pytest.raises(ValueError, match=r"modality must be 0 .visible. or 1 .infrared., got 2; vireid.modality"):
+    with pytest.raises(ValueError, match=r"modality must be 0 .visible. or 1 .infrared., got 2; .*vireid.modality"):
         dual()(torch.randn(2, 6).double(), torch.tensor([1, 2]))
 
 
