@@ -298,7 +298,7 @@ def test_takes_tensors_and_lists_and_feeds_a_loader():
         ({"rank": 1}, ValueError, "rank and replicas go together, got rank=1 and replicas=None"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"modality": [0, 1]}, ValueError, "modality must have one entry per label, 12, got 2"),
-        ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got 2; labels come before"),
+        ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got 2; labels"),
         ({"labels": np.zeros(12)}, TypeError, "labels must hold integers, got float64"),
         ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (N,), got (12, 1)"),
         ({"labels": [], "modality": []}, ValueError, "identities must be at most 0"),

@@ -360,6 +360,9 @@ def test_dual_learns_a_scale_only_and_keeps_four_tensors():
     ("make", "error", "message"),
     [
         (lambda: BNNeck(0), ValueError, "dim must be at least 1, got 0"),
+        (lambda: BNNeck(6, eps=float("nan")), ValueError, "eps must be above 0 and finite, got nan"),
+        (lambda: BNNeck(6, momentum=float("nan")), ValueError, "momentum must be at least 0 and at most 1, got nan"),
+        (lambda: BNNeck(6, momentum="3"), TypeError, "momentum must be a number, got '3'"),
         (lambda: DualBNNeck(0), ValueError, "dim must be at least 1, got 0"),
         (lambda: DualBNNeck(6, eps=0), ValueError, "eps must be above 0 and finite, got 0"),
         (lambda: DualBNNeck(6, momentum=1.5), ValueError, "momentum must be at least 0 and at most 1, got 1.5"),
@@ -410,3 +413,4 @@ def test_dual_in_training_exports_with_any_batch():
         x, modality = torch.randn(len(kinds), 6).double() + 2, torch.tensor(kinds)
         assert_close(exported(x, modality), neck(x, modality), rtol=0, atol=1e-12)
     assert_close(dict(exported.named_buffers()), dict(neck.named_buffers()), rtol=0, atol=1e-12)
+    assert not any(buffer.requires_grad for buffer in exported.buffers())

@@ -119,7 +119,7 @@ class _Neck(nn.Module):
                 if group is not None:
                     squares = SumOverProcesses.apply(squares, group)
                 var = torch.where(count > 1, squares / count.clamp_min(1), var)
-                self._track(running, mean, var, count)
+                self._track(running, mean.detach(), var.detach(), count)  # an export drops `no_grad`
             scale = weight.to(rows.dtype) * (var + self.eps).rsqrt()
             out = (centered * _of_rows(scale, branch, torch.nan)).to(x.dtype)
             return out if group is None else out[:length]
@@ -151,7 +151,8 @@ class BNNeck(_Neck):
         momentum: weight of a batch in the running statistics, in [0, 1].
 
     Shape:
-        (B, d) -> (B, d), any floating dtype, which the output has; statistics are computed in at least float32.
+        (B, d) -> (B, d), any floating dtype, which the output has; statistics are computed in at least float32, whose
+        squares hold rows up to 1e19.
 
     Attributes:
         weight: (d,) parameter, the scale.
@@ -228,7 +229,8 @@ class DualBNNeck(_Neck):
                 ``x`` that is not finite spoils the training statistics of its own modality.
 
         Returns:
-            (B, d) in the dtype of ``x``; statistics are computed in at least float32.
+            (B, d) in the dtype of ``x``; statistics are computed in at least float32, whose squares hold rows up to
+            1e19.
 
         Raises:
             ValueError: if a shape is wrong, or a modality, as above.
