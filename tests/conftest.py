@@ -1,7 +1,7 @@
 """Shared by all tests: a fixed seed, the device, packages that seem absent, and the switch for the slow tests."""
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -61,3 +61,10 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(builtins, "__import__", load)
 
     return hide
+
+
+@pytest.fixture
+def pairs_of_any_number() -> Iterator[None]:
+    """Let the compiler take a size that depends on data, such as the number of pairs in the groups of GFT."""
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        yield

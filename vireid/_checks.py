@@ -65,10 +65,11 @@ def check_tensor(
         raise ValueError(f"{name} must be on {like.device} like the other arguments, got {x.device}")
 
 
-def check_module(name: str, module: object) -> None:
-    """Raise unless ``module`` is a `torch.nn.Module`."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+def check_module(name: str, module: object, kind: type[nn.Module] = nn.Module) -> None:
+    """Raise unless ``module`` is a `torch.nn.Module` of this ``kind``, or a wrapper of one (`torch.compile`)."""
+    if not isinstance(module, nn.Module) or not any(isinstance(part, kind) for part in module.modules()):
+        wanted = "torch.nn.Module" if kind is nn.Module else kind.__name__
+        raise TypeError(f"{name} must be a {wanted}, got {type(module).__name__}")
 
 
 def values_are_free(x: Tensor) -> bool:

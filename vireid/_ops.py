@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vireid._checks import check_labels, check_tensor
+
 # integers of a type's size, the bits of its exponent, and a power of two that takes its smallest numbers into range
 _BITS = {
     torch.float32: (torch.int32, 0x7F800000, 2.0**64),
@@ -110,7 +112,9 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean cross-entropy of ``logits`` (N, C) and integer ``labels`` (N,), in at least float32."""
+    """Compute the mean cross-entropy of ``logits`` (N, C) and ``labels`` (N,), 0 … C - 1, in at least float32."""
+    check_tensor("labels", labels, "N", kind="integer", N=logits.shape[0])
+    check_labels("labels", labels, logits.shape[1])  # PyTorch ignores -100
     return F.cross_entropy(at_least_float32(logits), labels.long())
 
 

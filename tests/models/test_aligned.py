@@ -41,7 +41,7 @@ def test_the_aligned_nodes_are_means_of_the_map_in_the_parts_and_as_a_whole():
         ({"criterion": print}, TypeError, r"criterion must be a torch\.nn\.Module, got builtin"),
         ({"weight": 0}, ValueError, "weight must be above 0 and finite, got 0"),
         ({"weight": float("nan")}, ValueError, "weight must be above 0 and finite, got nan"),
-        ({"grid": (2, 0)}, ValueError, "columns must be at least 1, got 0"),
+        ({"grid": (2, 0)}, ValueError, r"grid\[1\] must be at least 1, got 0"),
     ],
 )
 def test_bad_settings_are_named(options, error, text):

@@ -202,6 +202,41 @@ def test_autocast_losses_are_near_full_precision_and_gradients_finite(case, dtyp
     assert all(p.grad is None or p.grad.isfinite().all() for p in (*model.parameters(), *criterion.parameters()))
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in ("CIFT", "SAAI", "G2DA")], ids=lambda c: c.name
+)
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_features_are_exported_with_any_batch(case):
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = case.make()[0].eval()
+
+        def forward(self, images: Tensor, modality: Tensor) -> Tensor:
+            return self.model(images, modality).features
+
+    net, rows = Features(), torch.export.Dim("rows", min=2, max=512)
+    images, _, modality = batch()
+    exported = torch.export.export(net, (images, modality), dynamic_shapes=({0: rows}, {0: rows})).module()
+    for counts in ((1, 1), (1, 2), (3, 3), (10, 7)):
+        images, _, modality = batch(*counts)
+        assert_close(exported(images, modality), net(images, modality))
+
+
+@every_model
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_model_is_one_graph_with_the_same_gradients(case, pairs_of_any_number):
+    torch._dynamo.reset()
+    model, (images, _, modality) = case.make()[0], batch()
+    found = []
+    for call in (copy.deepcopy(model), torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")):
+        out = {name: x for name, x in flat(call(images, modality)).items() if x is not None}
+        sum(x.square().sum() for x in out.values() if x.requires_grad).backward()
+        found.append([*out.values(), *(p.grad for p in call.parameters() if p.grad is not None), *call.buffers()])
+    assert_close(*found)
+
+
 @every_model
 def test_state_dicts_restore_model_and_criterion(case):
     torch.manual_seed(0)

@@ -55,6 +55,8 @@ def modality(images: int) -> Tensor:
 
 def directions(images: int) -> Tensor:
     """Directions in a plane, each seen by both modalities: no neighbor depends on the last bit."""
+    if images > 8:
+        return torch.randn(images, 8).double()
     angle = torch.tensor([0.0, 20, 55, 105]).deg2rad().repeat_interleave(2) + 0.05 * modality(8)
     plane = torch.linalg.qr(torch.randn(8, 2).double()).Q
     return 2 * torch.stack([angle.cos(), angle.sin()], 1).double()[:images] @ plane.T
@@ -66,13 +68,13 @@ class Case(NamedTuple):
     checked: dict[str, str]  # arguments, and the kind that is asked of each
     shown: str  # by print
     alone: bool = True  # in evaluation mode, the output for an image depends on that image only
-    exports: bool = True  # looked at with any number of images
+    exports: bool = True  # and compiles as one graph
     waits: bool = False  # for a GPU
 
 
 def transfer(make: Callable[[], nn.Module], shown: str, **options: bool) -> Case:
     checked = {"x": "float", "modality": "integer"}
-    return Case(make, lambda n: (directions(n), modality(n)), checked, shown, alone=False, exports=False, **options)
+    return Case(make, lambda n: (directions(n), modality(n)), checked, shown, alone=False, **options)
 
 
 CASES = {
@@ -125,7 +127,12 @@ CASES = {
         lambda n: (torch.rand(n, 3, 16, 9).double(),),
         {"images": ""},
         "(refinements): Sequential",
-        exports=False,
+    ),
+    "TwoStream, one stream": Case(
+        lambda: two_stream().stream(1),
+        lambda n: (torch.rand(n, 3, 6, 5).double(),),
+        {"images": ""},
+        "(0): Sequential",
     ),
 }
 
@@ -289,12 +296,42 @@ def test_its_settings_are_shown(case):
 @those(lambda case: case.exports)
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_export_with_any_batch(case):
-    batch = torch.export.Dim("batch")
-    layer, inputs = layer_of(case), case.inputs(3)
+    """H2FT and GFT also with fewer images than neighbors."""
+    batch = torch.export.Dim("batch", min=2, max=512)
+    layer, inputs = layer_of(case), case.inputs(6)
+    if isinstance(layer, FeatureTransfer):
+        layer.k = 4
     exported = torch.export.export(layer, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)).module()
-    for images in (2, 7):
+    for images in (2, 3, 6, 17):
         inputs = case.inputs(images)
-        assert_close(rows(exported(*inputs)), rows(layer(*inputs)), rtol=0, atol=1e-12)
+        assert_close(tuple(exported(*inputs)), tuple(layer(*inputs)), rtol=0, atol=1e-12)
+
+
+COMPILED = ("H2FT", "GFT on groups", "DualBNNeck", "MessageFusionAttention", "PrototypePooling")
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        pytest.param(name, training, marks=[] if training and name in COMPILED else pytest.mark.slow)
+        for training in (True, False)
+        for name, case in CASES.items()
+        if case.exports
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_layer_is_one_graph_with_the_same_gradients(name, training, pairs_of_any_number):
+    torch._dynamo.reset()
+    case = CASES[name]
+    layer, found = layer_of(case, training), []
+    for call in (copy.deepcopy(layer), torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        inputs = cast(case.inputs(6), torch.float64)
+        out = rows(call(*inputs))
+        sum(x.square().sum() for x in out).backward()
+        gradients = [x.grad for x in (*floating(inputs), *call.parameters())]
+        found.append([*out, *(x for x in gradients if x is not None), *call.buffers()])
+    assert_close(*found)
 
 
 @those(lambda case: not case.waits)

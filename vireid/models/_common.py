@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_module
+from vireid._checks import check_count, check_modality, check_module, check_size, check_tensor
 from vireid.nn import TwoStream
 
 
@@ -17,19 +17,25 @@ class Embedder(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int, grid: tuple[int, int] | None) -> None:
         super().__init__()
         check_module("backbone", backbone)
-        check_count("num_classes", num_classes)
-        self.grid = _feature_grid(backbone) if grid is None else grid
-        check_count("grid[0]", self.grid[0])
-        check_count("grid[1]", self.grid[1])
-        self.backbone, self.num_classes = backbone, num_classes
+        self.grid = _feature_grid(backbone) if grid is None else check_size("grid", grid)
+        self.backbone, self.num_classes = backbone, check_count("num_classes", num_classes)
 
     @property
     def cells(self) -> int:
         """Number of cells of the grid."""
         return self.grid[0] * self.grid[1]
 
+    def feature_size(self, dim: int | None) -> int:
+        """Return ``dim``, a multiple of the cells, or by default the size d of the stacked cells."""
+        dim = feature_size(self.backbone, self.grid) if dim is None else check_count("dim", dim)
+        if dim % self.cells:
+            raise ValueError(f"dim must be a multiple of the {self.cells} cells of the grid, got {dim}")
+        return dim
+
     def feature_map(self, images: Tensor, modality: Tensor, channels: int) -> Tensor:
         """Compute the backbone's map (B, channels, h, w); only a `TwoStream` looks at ``modality``."""
+        check_tensor("modality", modality, "B", kind="integer", B=images.shape[0])
+        check_modality("modality", modality)
         maps: Tensor = (
             self.backbone(images, modality) if isinstance(self.backbone, TwoStream) else self.backbone(images)
         )
@@ -51,8 +57,7 @@ def linear_classifier(dim: int, num_classes: int) -> nn.Linear:
 
 def _feature_grid(backbone: nn.Module) -> tuple[int, int]:
     """Return the backbone's own ``grid``, or (1, 1)."""
-    rows, columns = getattr(backbone, "grid", (1, 1))
-    return rows, columns
+    return check_size("backbone.grid", getattr(backbone, "grid", (1, 1)))
 
 
 def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None, *, name: str = "dim") -> int:
@@ -64,13 +69,15 @@ def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None, *, na
         name: of the missing argument, for the message.
 
     Raises:
-        ValueError: if the backbone has no ``out_channels``.
+        ValueError: if the backbone has no ``out_channels``, or a size is below 1.
+        TypeError: if the backbone is not a module, or a size is not an integer.
     """
+    check_module("backbone", backbone)
     channels = getattr(backbone, "out_channels", None)
     if channels is None:
         raise ValueError(f"{name} must be given for a backbone without the attribute out_channels, got None")
-    rows, columns = _feature_grid(backbone) if grid is None else grid
-    return int(channels) * rows * columns
+    rows, columns = _feature_grid(backbone) if grid is None else check_size("grid", grid)
+    return check_count("backbone.out_channels", channels) * rows * columns
 
 
 def add_total(losses: dict[str, Tensor], weights: dict[str, float] | None = None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_module, check_positive
+from vireid._checks import check_module, check_positive, check_size
 from vireid.losses import GraphOTLoss
 from vireid.nn import keypoint_pooling, part_grid
 
@@ -41,9 +41,8 @@ class AlignedCriterion(nn.Module):
     def __init__(self, criterion: nn.Module, *, weight: float = 1.0, grid: tuple[int, int] = (4, 3)) -> None:
         super().__init__()
         check_module("criterion", criterion)
-        check_positive("weight", weight)
-        self.criterion, self.weight, self.transport = criterion, weight, GraphOTLoss()
-        self.register_buffer("parts", part_grid(*grid)[0], persistent=False)
+        self.criterion, self.weight, self.transport = criterion, check_positive("weight", weight), GraphOTLoss()
+        self.register_buffer("parts", part_grid(*check_size("grid", grid))[0], persistent=False)
 
     def extra_repr(self) -> str:
         """Show the weight in ``repr``."""
@@ -55,7 +54,7 @@ class AlignedCriterion(nn.Module):
         if maps is None:
             raise ValueError("output must have a feature_map, got None")
         losses: dict[str, Tensor] = self.criterion(output, labels, modality)
-        local = keypoint_pooling(maps, self.parts.expand(len(maps), -1, -1, -1))
+        local = keypoint_pooling(maps, self.parts.expand(maps.shape[0], -1, -1, -1))
         nodes = torch.cat([local, maps.mean((2, 3))[:, None]], 1)
         aligned = self.weight * self.transport(nodes, labels, modality)
         return losses | {"transport": aligned, "total": losses["total"] + aligned}

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from vireid._checks import check_tensor
 from vireid._ops import cross_entropy
 from vireid.losses import HCCLoss
-from vireid.models._common import Embedder, add_total, feature_size, linear_classifier
+from vireid.models._common import Embedder, add_total, linear_classifier
 from vireid.nn import BNNeck
 
 
@@ -49,9 +48,9 @@ class Baseline(Embedder):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(backbone, num_classes, grid)
-        self.dim = feature_size(backbone, self.grid) if dim is None else dim
+        self.dim = self.feature_size(dim)
         self.neck = BNNeck(self.dim)
-        self.classifier = linear_classifier(self.dim, num_classes)
+        self.classifier = linear_classifier(self.dim, self.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> BaselineOutput:
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,), which only a `TwoStream` backbone looks at."""
@@ -70,7 +69,6 @@ class BaselineCriterion(nn.Module):
 
     def terms(self, features: Tensor, logits: Tensor, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Compute the three named losses of F_b and Y_b."""
-        check_tensor("labels", labels, "B", kind="integer", B=len(features))
         return {
             "ce": cross_entropy(logits, labels),
             "hcc_features": self.feature_hcc(features, labels, modality),

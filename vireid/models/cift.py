@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from vireid._checks import check_module
 from vireid.losses import CRILoss, query_gallery_cross_entropy, query_gallery_hcc_loss
 from vireid.models._common import add_total, linear_classifier
 from vireid.models.baseline import Baseline, BaselineCriterion
@@ -58,9 +59,10 @@ class CIFT(nn.Module):
         super().__init__()
         self.baseline = Baseline(backbone, num_classes, dim=dim, grid=grid)
         self.transfer: FeatureTransfer = H2FT(self.baseline.dim) if transfer is None else transfer
-        if self.transfer.dim != self.baseline.dim:
-            raise ValueError(f"transfer must be of size {self.baseline.dim} as the features, got {self.transfer.dim}")
-        self.graph_classifier = linear_classifier(self.baseline.dim, num_classes)
+        check_module("transfer", self.transfer, FeatureTransfer)
+        if (size := getattr(self.transfer, "dim", None)) != self.baseline.dim:
+            raise ValueError(f"transfer must be of size {self.baseline.dim} as the features, got {size}")
+        self.graph_classifier = linear_classifier(self.baseline.dim, self.baseline.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
         """Embed ``images`` (B, 3, H, W) and transfer features between them by ``modality`` (B,)."""
@@ -81,6 +83,9 @@ class CIFTCriterion(nn.Module):
 
     def __init__(self, model: CIFT, *, cri: CRILoss | None = None) -> None:
         super().__init__()
+        check_module("model", model, CIFT)
+        if cri is not None:
+            check_module("cri", cri, CRILoss)
         self.backbone_terms = BaselineCriterion()
         self.cri = cri
         # A partial is not a module, so that the model is not registered.

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_tensor
+from vireid._checks import check_at_least_zero, check_option, check_tensor
 from vireid._ops import cross_entropy, normalize_rows
 from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
-from vireid.models._common import Embedder, add_total, feature_size, linear_classifier
+from vireid.models._common import Embedder, add_total, linear_classifier
 from vireid.nn import (
     PERSON_13,
     BNNeck,
@@ -90,18 +90,21 @@ class G2DA(Embedder):
     ) -> None:
         super().__init__(backbone, num_classes, grid)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
+        check_tensor("adjacency", adjacency, "K+1 K+1", kind="bool")
+        for name, flag in (("graph", graph), ("normalize_nodes", normalize_nodes)):
+            check_option(name, flag, (False, True))
         self.key_points, self.normalize_nodes = len(adjacency) - 1, normalize_nodes
         if parts is not None:
             check_tensor("parts", parts, "K H W", K=self.key_points)
-        self.dim = feature_size(backbone, self.grid) if dim is None else dim
+        self.dim = self.feature_size(dim)
         self.register_buffer("parts", parts, persistent=False)
         self.neck = BNNeck(self.dim)
-        self.classifier = linear_classifier(self.dim, num_classes)
+        self.classifier = linear_classifier(self.dim, self.num_classes)
         self.attention = self.aggregation = self.graph_classifier = None
         if graph:
             self.attention = MessageFusionAttention(self.dim, heads=heads, adjacency=adjacency, threshold=threshold)
             self.aggregation = SkeletonAggregation(self.dim, len(adjacency))
-            self.graph_classifier = linear_classifier(self.dim, num_classes)
+            self.graph_classifier = linear_classifier(self.dim, self.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor, heatmaps: Tensor | None = None) -> G2DAOutput:
         """Embed images.
@@ -120,8 +123,8 @@ class G2DA(Embedder):
         if heatmaps is None:
             if self.parts is None:
                 raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w) for a model without parts, got None")
-            heatmaps = self.parts.expand(len(images), -1, -1, -1)
-        check_tensor("heatmaps", heatmaps, "B K h w", B=len(images), K=self.key_points)
+            heatmaps = self.parts.expand(images.shape[0], -1, -1, -1)
+        check_tensor("heatmaps", heatmaps, "B K h w", B=images.shape[0], K=self.key_points)
         maps = self.feature_map(images, modality, self.dim // self.cells)
         pooled = self.stack_cells(maps)
         whole = self.neck(pooled)
@@ -186,11 +189,10 @@ class G2DACriterion(nn.Module):
     ) -> None:
         super().__init__()
         weights = {"base": base, "transport": transport, "contrastive": contrastive, "graph": graph}
-        for name, weight in weights.items():
-            check_at_least_zero(name, weight)
+        weights = {name: check_at_least_zero(name, weight) for name, weight in weights.items()}
         if not any(weights.values()):
             raise ValueError("one weight at least must be above 0, got base, transport, contrastive and graph of 0")
-        self.weights = weights | {"ce": base, "triplet": base}
+        self.weights = weights | {"ce": weights["base"], "triplet": weights["base"]}
         self.triplet = CrossModalityTripletLoss(margin=margin, normalize=normalize_triplet)
         self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs)
         self.contrastive = PartContrastiveLoss(epsilon=epsilon, normalize=normalize_nodes)
@@ -201,7 +203,7 @@ class G2DACriterion(nn.Module):
 
     def forward(self, output: G2DAOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Compute the named losses, already weighted, and their sum ``"total"``; labels (B,), modality (B,)."""
-        check_tensor("labels", labels, "B", kind="integer", B=len(output.features))
+        check_tensor("labels", labels, "B", kind="integer", B=output.features.shape[0])
         losses: dict[str, Tensor] = {}
         if self.weights["base"]:
             losses["ce"] = cross_entropy(output.logits, labels)

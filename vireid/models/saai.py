@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count
+from vireid._checks import check_at_least_zero, check_count, check_module, check_option
 from vireid.losses import AffinityInferenceLoss, CenterSeparationLoss, CRILoss, MutualIdentityLoss, PartDiversityLoss
 from vireid.models._common import Embedder, add_total, feature_size, linear_classifier
 from vireid.models.cift import graph_losses
@@ -78,9 +78,12 @@ class SAAI(Embedder):
         transfer: FeatureTransfer | None = None,
     ) -> None:
         super().__init__(backbone, num_classes, grid)
-        check_count("parts", parts, minimum=0)
-        self.channels = feature_size(backbone, (1, 1), name="channels") if channels is None else channels
-        check_count("channels", self.channels)
+        parts = check_count("parts", parts, minimum=0)
+        for name, flag in (("position_in_values", position_in_values), ("dual_neck", dual_neck)):
+            check_option(name, flag, (False, True))
+        if channels is None:
+            channels = feature_size(backbone, (1, 1), name="channels")
+        self.channels = check_count("channels", channels)
         self.dim = self.channels * (parts + self.cells)
         self.pooling: PrototypePooling | None = None
         if parts:
@@ -88,8 +91,10 @@ class SAAI(Embedder):
                 self.channels, parts=parts, size=size, position_in_values=position_in_values
             )
         self.neck: BNNeck | DualBNNeck = DualBNNeck(self.dim) if dual_neck else BNNeck(self.dim)
+        if transfer is not None:
+            check_module("transfer", transfer, FeatureTransfer)
         self.transfer = transfer
-        self.graph_classifier = None if transfer is None else linear_classifier(self.dim, num_classes)
+        self.graph_classifier = None if transfer is None else linear_classifier(self.dim, self.num_classes)
         if transfer is not None and transfer.dim != self.dim:
             raise ValueError(f"transfer must be of size {self.dim} as the features, got {transfer.dim}")
 
@@ -97,7 +102,7 @@ class SAAI(Embedder):
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,)."""
         maps = self.feature_map(images, modality, self.channels)
         if self.pooling is None:
-            similarity, pooled = maps.new_empty(len(maps), 0, maps.shape[2] * maps.shape[3]), self.stack_cells(maps)
+            similarity, pooled = maps.new_empty(maps.shape[0], 0, maps.shape[2] * maps.shape[3]), self.stack_cells(maps)
         else:
             similarity, parts = self.pooling.pool(maps)
             pooled = parts.flatten(1)
@@ -143,15 +148,16 @@ class SAAICriterion(nn.Module):
         cri: CRILoss | None = None,
     ) -> None:
         super().__init__()
-        check_at_least_zero("part_diversity", part_diversity)
-        check_at_least_zero("center_separation", center_separation)
-        check_at_least_zero("affinity_weight", affinity_weight)
+        check_module("model", model, SAAI)
+        for name, loss, kind in (("affinity", affinity, AffinityInferenceLoss), ("cri", cri, CRILoss)):
+            if loss is not None:
+                check_module(name, loss, kind)
         if cri is not None and model.transfer is None:
             raise ValueError("cri needs a model with a transfer, got one without")
         self.weights = {
-            "part_diversity": part_diversity,
-            "center_separation": center_separation,
-            "affinity": affinity_weight,
+            "part_diversity": check_at_least_zero("part_diversity", part_diversity),
+            "center_separation": check_at_least_zero("center_separation", center_separation),
+            "affinity": check_at_least_zero("affinity_weight", affinity_weight),
         }
         self.identity = MutualIdentityLoss(model.dim, model.num_classes)
         self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None

@@ -62,14 +62,15 @@ class MessageFusionAttention(nn.Module):
         negative_slope: float = 0.2,
     ) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("heads", heads)
+        dim, heads = check_count("dim", dim), check_count("heads", heads)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads = {heads}, got {dim}")
-        check_number("threshold", threshold)
+        threshold, negative_slope = (
+            check_number("threshold", threshold),
+            check_positive("negative_slope", negative_slope),
+        )
         if math.isnan(threshold):
             raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
-        check_positive("negative_slope", negative_slope)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
         check_tensor("adjacency", adjacency, "K+1 K+1", kind="bool")
         if adjacency.shape[0] != adjacency.shape[1] or not adjacency.shape[0]:
@@ -108,8 +109,9 @@ class MessageFusionAttention(nn.Module):
         """
         values = self._values(nodes, mask)
         attention = self._attention(values, mask).to(values.dtype)
-        messages = self.activation(einsum(attention, values, "b l i j, b j l c -> b i l c"))
-        normalized = self.norm(rearrange(messages, "b i l c -> b (i l c)")).view_as(messages)
+        # contiguous: compiled gradients of ELU and others are wrong for other strides; what follows copies anyway
+        messages = self.activation(einsum(attention, values, "b l i j, b j l c -> b i l c").contiguous())
+        normalized = self.norm(rearrange(messages, "b i l c -> b (i l c)")).reshape(messages.shape)
         return rearrange(self._fuse(normalized), "b i l c -> b i (l c)")
 
     def attention(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_positive
+from vireid._checks import check_option, check_positive
 from vireid.neighbors import NeighborGraph
 from vireid.nn._inference import GFTGallery
-from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity, topk_cosines
+from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity, topk_cosines, widened
 
 
 class GFT(FeatureTransfer):
@@ -24,7 +24,7 @@ class GFT(FeatureTransfer):
 
     Raises:
         ValueError: if a number is out of range.
-        TypeError: if an argument is not a number.
+        TypeError: if a number is none, or ``value`` not a module.
 
     The lengths of the features may differ by any factor. For a large τ, and rows of a sum that nearly cancel,
     `distance` loses digits: in float32 its error is about 1e-7 over the squared length of the mean of the unit rows.
@@ -34,8 +34,8 @@ class GFT(FeatureTransfer):
         self, dim: int, *, k: int = 4, tau: float = 0.2, unbalanced: bool = False, value: nn.Module | None = None
     ) -> None:
         super().__init__(dim, k=k, value=value)
-        check_positive("tau", tau)
-        self.tau, self.unbalanced = tau, unbalanced
+        check_option("unbalanced", unbalanced, (False, True))
+        self.tau, self.unbalanced = check_positive("tau", tau), unbalanced
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
@@ -50,7 +50,7 @@ class GFT(FeatureTransfer):
         cosine, itself = cosines(values)
         if not self.unbalanced:
             affinity = topk_affinity(cosine, torch.ones_like(itself), itself, self.k, self.tau)
-            return affinity, affinity, torch.arange(len(values), device=values.device)
+            return affinity, affinity, torch.arange(values.shape[0], device=values.device)
         same = modality[:, None] == modality
         het = topk_affinity(cosine, ~same | itself, itself, self.k, self.tau)
         q, g = (~same).nonzero(as_tuple=True)
@@ -60,7 +60,8 @@ class GFT(FeatureTransfer):
         first = torch.arange(candidates.shape[1], device=g.device).expand_as(candidates) == 0
         weights = topk_affinity(candidates, torch.ones_like(first), first, self.k, self.tau)
         # Added, as a column whose weight is 0 may occur twice.
-        return het, cosine.new_zeros(len(g), len(values)).scatter_add(1, columns, weights), g
+        hom = widened(cosine.new_zeros(g.shape[0], values.shape[0]), self.k).scatter_add(1, columns, weights)
+        return het, hom[:, : values.shape[0]], g
 
     def prepare_gallery(self, graph: NeighborGraph) -> GFTGallery:
         """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries."""

@@ -30,16 +30,14 @@ class H2FT(FeatureTransfer):
 
     Raises:
         ValueError: if a number is out of range.
-        TypeError: if an argument is not a number.
+        TypeError: if a number is none, or ``value`` not a module.
     """
 
     def __init__(
         self, dim: int, *, k: int = 4, tau_hom: float = 0.4, tau_het: float = 0.2, value: nn.Module | None = None
     ) -> None:
         super().__init__(dim, k=k, value=value)
-        check_positive("tau_hom", tau_hom)
-        check_positive("tau_het", tau_het)
-        self.tau_hom, self.tau_het = tau_hom, tau_het
+        self.tau_hom, self.tau_het = check_positive("tau_hom", tau_hom), check_positive("tau_het", tau_het)
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
@@ -51,7 +49,7 @@ class H2FT(FeatureTransfer):
         same = modality[:, None] == modality
         het = topk_affinity(cosine, ~same | itself, itself, self.k, self.tau_het)
         hom = topk_affinity(cosine, same, itself, self.k, self.tau_hom)
-        return het, hom, torch.arange(len(values), device=values.device)
+        return het, hom, torch.arange(values.shape[0], device=values.device)
 
     def prepare_gallery(self, graph: NeighborGraph) -> H2FTGallery:
         """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries."""

@@ -1,5 +1,6 @@
 """Key points as heatmaps, and the features of a map under them (G2DA, Wan et al., 2021)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,7 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
     check_tensor("heatmaps", heatmaps, "B K H W", kind="any", B=feature_map.shape[0])
     if heatmaps.is_complex():
         raise TypeError(f"heatmaps must hold real numbers, got {heatmaps.dtype}")
-    check_size("grid", grid)
+    grid = check_size("grid", grid)
     height, width = feature_map.shape[2:]
     with torch.autocast(heatmaps.device.type, enabled=False):
         heat = at_least_float32(heatmaps)
@@ -52,12 +53,12 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
         if heat.shape[2] != height:
             heat = _area_weights(heat.shape[2], height, heat) @ heat
     heat = heat.to(feature_map.dtype)
-    if tuple(grid) == (1, 1):
+    if grid == (1, 1):
         # 1/n inside the product: a sum over the pixels may be more than half precision can hold.
         weights, pixels = heat.flatten(2), feature_map.flatten(2)
         return torch.baddbmm(weights.new_zeros(()), weights, pixels.mT, beta=0, alpha=1 / (height * width))
     cells = heat[:, :, None] * feature_map[:, None]
-    if tuple(grid) != (height, width):
+    if grid != (height, width):
         cells = F.adaptive_avg_pool2d(cells.flatten(1, 2), grid).unflatten(1, cells.shape[1:3])
     return rearrange(cells, "b k c y x -> b k (c y x)")
 
@@ -89,8 +90,7 @@ def part_grid(rows: int, columns: int) -> tuple[Tensor, Tensor]:
         ValueError: if a number is below 1.
         TypeError: if a number is not an integer.
     """
-    check_count("rows", rows)
-    check_count("columns", columns)
+    rows, columns = check_count("rows", rows), check_count("columns", columns)
     windows = einsum(_windows(rows), _windows(columns), "i y, j x -> i j y x")
     place = torch.arange(rows * columns).view(rows, columns)
     edges = [*zip(place[:-1].flatten(), place[1:].flatten(), strict=True)]
@@ -114,11 +114,12 @@ def present_keypoints(heatmaps: Tensor, *, threshold: float = 0.0) -> Tensor:
         (B, K) bool. ``torch.nn.functional.pad(mask, (0, 1), value=True)`` adds the global node, which is always there.
 
     Raises:
-        ValueError: if ``heatmaps`` is not (B, K, H, W).
+        ValueError: if ``heatmaps`` is not (B, K, H, W), or ``threshold`` is NaN.
         TypeError: if ``heatmaps`` is not a tensor, or ``threshold`` not a number.
     """
     check_tensor("heatmaps", heatmaps, "B K H W", kind="any")
-    check_number("threshold", threshold)
+    if math.isnan(threshold := check_number("threshold", threshold)):
+        raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
     return heatmaps.amax((2, 3)) > threshold
 
 
@@ -151,10 +152,8 @@ def gaussian_heatmaps(
     check_tensor("keypoints", keypoints, "B K 2|3")
     if keypoints.shape[2] not in (2, 3):
         raise ValueError(f"keypoints must have shape (B, K, 2|3), got {tuple(keypoints.shape)}")
-    check_positive("sigma", sigma)
-    check_size("size", size)
-    image_size = size if image_size is None else image_size
-    check_size("image_size", image_size)
+    sigma, size = check_positive("sigma", sigma), check_size("size", size)
+    image_size = size if image_size is None else check_size("image_size", image_size)
     points = at_least_float32(keypoints)
     height, width = image_size
     x, y = points[..., 0] / width, points[..., 1] / height

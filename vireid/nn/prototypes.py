@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_size, check_tensor
+from vireid._checks import check_count, check_option, check_size, check_tensor
 from vireid.nn._functions import PrototypePool
 
 
@@ -43,9 +43,8 @@ class PrototypePooling(nn.Module):
         self, channels: int, *, parts: int = 7, size: Sequence[int] = (18, 9), position_in_values: bool = False
     ) -> None:
         super().__init__()
-        check_count("channels", channels)
-        check_count("parts", parts)
-        check_size("size", size)
+        channels, parts, size = check_count("channels", channels), check_count("parts", parts), check_size("size", size)
+        check_option("position_in_values", position_in_values, (False, True))
         self.position_in_values = position_in_values
         self.prototypes = nn.Parameter(torch.randn(parts, channels) / channels**0.5)
         self.position = nn.Parameter(torch.randn(channels, *size) * 0.02)

@@ -8,7 +8,7 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_tensor
+from vireid._checks import check_count, check_option, check_tensor
 from vireid.nn.necks import BNNeck
 
 
@@ -88,7 +88,8 @@ def skeleton_adjacency(edges: Iterable[Sequence[int]], nodes: int, *, self_loops
         >>> skeleton_adjacency([(0, 1)], 3).int().tolist()
         [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
     """
-    check_count("nodes", nodes)
+    nodes = check_count("nodes", nodes)
+    check_option("self_loops", self_loops, (False, True))
     try:
         bones = [tuple(index(end) for end in edge) for edge in edges]
     except TypeError as error:
@@ -124,10 +125,8 @@ class SkeletonAggregation(nn.Module):
 
     def __init__(self, dim: int, nodes: int) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("nodes", nodes)
-        self.dim = dim
-        self.norm = BNNeck(dim)
+        self.dim, nodes = check_count("dim", dim), check_count("nodes", nodes)
+        self.norm = BNNeck(self.dim)
         self.norm.bias.requires_grad_(True)
         self.weight = nn.Parameter(torch.full((nodes,), 1 / nodes))
 

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_finite, check_tensor
+from vireid._checks import check_count, check_finite, check_modality, check_module, check_tensor
 from vireid._ops import at_least_float32, evaluated, normalize_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, prepare
@@ -56,10 +57,10 @@ class FeatureTransfer(nn.Module, ABC):
 
     def __init__(self, dim: int, *, k: int, value: nn.Module | None) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("k", k)
-        self.dim, self.k = dim, k
-        self.value = BNNeck(dim) if value is None else value
+        self.dim, self.k = check_count("dim", dim), check_count("k", k)
+        if value is not None:
+            check_module("value", value)
+        self.value = BNNeck(self.dim) if value is None else value
 
     @abstractmethod
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,11 +85,12 @@ class FeatureTransfer(nn.Module, ABC):
             `H2FTOutput`; features in the dtype of ``v(x)``, affinities in float32 (float64 for float64 values).
 
         Raises:
-            ValueError: if a shape is wrong.
+            ValueError: if a shape is wrong, or, on the CPU, if ``modality`` holds another number.
             TypeError: if ``x`` is not floating point or ``modality`` does not hold integers.
         """
         check_tensor("x", x, "B d", d=self.dim)
-        check_tensor("modality", modality, "B", kind="integer", B=len(x))
+        check_tensor("modality", modality, "B", kind="integer", B=x.shape[0])  # `len` would fix B in an export
+        check_modality("modality", modality)
         values = self.value(x)
         het, hom, gallery_index = self.affinities(values, modality)
         return H2FTOutput(*propagate(het, hom, values), het, hom, values, gallery_index)
@@ -173,7 +175,7 @@ def cosines(values: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(values.device.type, enabled=False):
         x = normalize_rows(at_least_float32(values))
         cosine = x @ x.T
-    itself = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
+    itself = torch.eye(cosine.shape[0], dtype=torch.bool, device=cosine.device)
     return cosine.masked_fill(itself, 1.0), itself
 
 
@@ -184,14 +186,21 @@ def topk_cosines(cosine: Tensor, allowed: Tensor, itself: Tensor, k: int) -> tup
         cosine: (R, B) of the image of each row with all images.
         allowed: (R, B) bool, the images that may be neighbors of a row.
         itself: (R, B) bool, the place of a row's own image, which is always kept and comes first.
-        k: number of images that are kept.
+        k: number of images that are kept. Columns may be those that `widened` adds.
     """
-    scores = cosine.masked_fill(~allowed, -torch.inf)
-    kept = scores.detach().masked_fill(itself, torch.inf).topk(min(k, scores.shape[1]), dim=1).indices
+    scores = widened(cosine, k).masked_fill(~widened(allowed, k), -torch.inf)
+    first = scores.detach().masked_fill(widened(itself, k), torch.inf)
+    kept = first.topk(min(k, scores.shape[1]), dim=1).indices
     return scores.gather(1, kept), kept
 
 
 def topk_affinity(cosine: Tensor, allowed: Tensor, itself: Tensor, k: int, tau: float) -> Tensor:
     """Compute A = D⁻¹ T(S, k) (Eq. 4) at temperature ``tau``, (R, B), rows sum to 1; see `topk_cosines`."""
     scores, kept = topk_cosines(cosine, allowed, itself, k)
-    return torch.zeros_like(cosine).scatter(1, kept, (scores / tau).softmax(1))
+    affinity = widened(torch.zeros_like(cosine), k).scatter(1, kept, (scores / tau).softmax(1))
+    return affinity if affinity.shape[1] == cosine.shape[1] else affinity[:, : cosine.shape[1]]
+
+
+def widened(x: Tensor, k: int) -> Tensor:
+    """Add k columns of zeros to ``x`` (R, B) in a graph that is traced, where min(k, B) would fix the batch size."""
+    return F.pad(x, (0, k)) if torch.compiler.is_compiling() else x
