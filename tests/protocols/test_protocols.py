@@ -12,7 +12,8 @@ import torch
 
 from places import SHARED
 from reference.protocols import metrics, sysu_gallery
-from vireid.protocols import SYSUMM01, RegDB, Report
+from vireid.data import Features
+from vireid.protocols import LLCM, SYSUMM01, RegDB, Report
 from vireid.rerank.aim import AIM, aim
 
 SPLIT = SHARED / "data" / "sysu-mm01-split"
@@ -438,3 +439,32 @@ def test_a_file_that_is_no_mat_file_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"cannot read .*rand_perm_cam\.mat"):
             SYSUMM01(permutations=path)
+
+
+def known(dataset):
+    """Return a feature file's content that could be of any data set."""
+    rows = np.array([(i, c, n) for i in (1, 2, 3) for c in range(1, 7) for n in (1, 2)])
+    features = np.random.default_rng(0).normal(size=(len(rows), 4))
+    modality = np.isin(rows[:, 1], (3, 6)).astype(np.int64)
+    return Features(
+        features, rows[:, 0], modality, rows[:, 1], None, rows[:, 2], {} if dataset is None else {"dataset": dataset}
+    )
+
+
+OF_EACH = {"sysu": SYSUMM01(sampling="agw"), "regdb": RegDB(), "llcm": LLCM()}
+
+
+@pytest.mark.parametrize("dataset", ["sysu", "SYSU-MM01", "regdb", "RegDB", "llcm", "synthetic", "own data", "", None])
+@pytest.mark.parametrize("name", OF_EACH)
+def test_features_of_another_data_set_are_refused(name, dataset):
+    protocol, features = OF_EACH[name], known(dataset)
+    same = {"SYSU-MM01": "sysu", "RegDB": "regdb"}.get(dataset, dataset)
+    if same in OF_EACH and same != name:
+        with pytest.raises(
+            ValueError, match=rf"features must be of {protocol.name}, got a file of the data set '{dataset}'"
+        ):
+            protocol.evaluate(features)
+        features = features.features, features.ids, features.modality, features.cameras, features.image_numbers
+        assert protocol.evaluate(*features).rows
+    else:
+        assert protocol.evaluate(features).rows

@@ -1,6 +1,7 @@
 """The report: bootstrap intervals, LaTeX, and saved files."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from vireid.metrics import rank_metrics
 from vireid.protocols import SYSUMM01, RegDB, Report, ReportRow
 from vireid.protocols import _report_row as module
 from vireid.protocols.report import METRICS, QueryResults
+
+DIRECTION = "infrared_to_visible"
 
 
 def results(trials, queries, seed=0, unmatched=0):
@@ -287,7 +291,9 @@ def test_parameters_and_unmatched_queries_are_read_back(tmp_path):
 def test_a_file_of_ten_trials_is_small(tmp_path):
     q = results(10, 380)
     row = row_of(q)
-    row = ReportRow(*("a", "b", "c", "query"), row.trials, ((0.123456789012345,) * 301,) * 10, queries=(q,))
+    row = ReportRow(
+        *("infrared_to_visible", "b", "c", "query"), row.trials, ((0.123456789012345,) * 301,) * 10, queries=(q,)
+    )
     Report("x", (row,)).save(tmp_path / "r.json")
     assert (tmp_path / "r.json").stat().st_size < 20_000
     Report("x", (row,)).save(tmp_path / "q.json", per_query=True)
@@ -352,6 +358,9 @@ def spoiled(change, per_query=True):
         ),
         (spoiled(lambda r: r["interval"].update(mAP=[3])), "'mAP' must hold 2 numbers, got "),
         (spoiled(lambda r: r.update(interval=5)), "'interval' must not be 5"),
+        (spoiled(lambda r: r.update(parameters={"a": math.inf})), "expected a finite number, got Infinity"),
+        (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, 1.5)), "must hold integers"),
+        ('{"dataset": "x", "dataset": "y", "rows": []}', "'dataset', 'rows' is given twice"),
         (
             spoiled(lambda r: r.update(per_query=r["per_query"] * 2)),
             "queries must be of the 1 trials, got results of 2",
@@ -410,15 +419,133 @@ def test_other_files_and_folders_are_named(tmp_path):
             "first_match must hold a query with a true match in each trial",
         ),
         (
-            lambda r: ReportRow("a", "b", "c", "query", (), (), queries=(results(2, 3),)),
+            lambda r: dataclasses.replace(r.rows[0], queries=(results(2, 3),)),
             ValueError,
-            "queries must be of the 0 trials, got results of 2",
+            "queries must be of the 1 trials, got results of 2",
         ),
     ],
 )
 def test_bad_input_is_named(call, error, text):
     with pytest.raises(error, match=text):
         call(regdb(0))
+
+
+PLAIN = {"direction": "visible_to_infrared", "features": "x", "rerank": "none", "uses": "query"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"uses": "bogus"}, ValueError, "uses must be one of 'query', .* got 'bogus'"),
+        ({"direction": "up"}, ValueError, "direction must be one of .* got 'up'"),
+        ({"features": 3}, TypeError, "features must be a str, got 3"),
+        ({"rerank": None}, TypeError, "rerank must be a str, got None"),
+        ({"trials": (), "cmcs": ()}, ValueError, "trials and cmcs must hold one or more, got 0 and 0"),
+        ({"trials": ()}, ValueError, "trials and cmcs must hold one or more, got 0 and 1"),
+        ({"cmcs": ((0.5,), (0.5,))}, ValueError, "trials and cmcs must hold one or more, got 1 and 2"),
+        ({"cmcs": ((),)}, ValueError, "cmcs must be curves of one finite number or more"),
+        ({"cmcs": ((math.nan,),)}, ValueError, "cmcs must be curves of one finite number or more"),
+        ({"trials": ({"mAP": 3.0},)}, ValueError, "trials must hold the metrics rank1, .* got mAP"),
+        ({"trials": (dict.fromkeys(METRICS, math.inf),)}, ValueError, "rank1 must be finite, got inf"),
+        ({"trials": (dict.fromkeys(METRICS, "50"),)}, TypeError, "rank1 must be a number, got '50'"),
+        ({"parameters": {"a": math.inf}}, ValueError, r"parameters\['a'\] must be finite, got inf"),
+        ({"parameters": {"a": [4]}}, TypeError, r"parameters must be numbers or str, got a=\[4\]"),
+    ],
+)
+def test_rows_that_could_not_be_loaded_again_are_refused(change, error, text):
+    row = PLAIN | {"trials": (dict.fromkeys(METRICS, 50.0),), "cmcs": ((0.5, 1.0),)}
+    ReportRow(**row)
+    with pytest.raises(error, match=text):
+        ReportRow(**(row | change))
+
+
+def test_values_of_numpy_are_saved(tmp_path):
+    row = ReportRow(**PLAIN, trials=(dict.fromkeys(METRICS, np.float32(50)),), cmcs=((0.5, 1.0),))
+    Report("x", [row]).save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json").rows == (row,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((3, ()), "dataset must be a str, got 3"),
+        (("x", 3), "rows must be a sequence of ReportRow, got int"),
+        (("x", ["a"]), "rows must be a sequence of ReportRow, got str"),
+    ],
+)
+def test_reports_of_other_things_are_refused(arguments, text):
+    with pytest.raises(TypeError, match=text):
+        Report(*arguments)
+
+
+def ranked(queries=12, seed=0):
+    r = np.random.default_rng(seed)
+    ids = np.arange(queries) // 2
+    return rank_metrics(r.random((queries, 20)), ids, np.arange(20) // 2 % (queries // 2))
+
+
+def test_a_report_of_metrics_is_that_of_a_protocol(tmp_path):
+    trials = [ranked(seed=seed) for seed in range(3)]
+    report = Report.from_metrics(trials, "own cameras", rerank_name="aim", uses="gallery", parameters={"k1": 4})
+    row = report.rows[0]
+    assert report.dataset == "own cameras"
+    assert (row.features, row.method, row.uses, row.direction) == ("backbone", "aim (k1=4)", "gallery", DIRECTION)
+    assert [t["mAP"] for t in row.trials] == [100 * m.mAP for m in trials]
+    assert [t["rank5"] for t in row.trials] == [100 * m.rank(5) for m in trials]
+    np.testing.assert_allclose(row.cmc, np.mean([m.cmc for m in trials], 0))
+    assert len(row.queries) == 1
+    report.save(tmp_path / "r.json")
+    assert str(Report.load(tmp_path / "r.json")) == str(report)
+    assert Report.from_metrics(trials).rows[0].uses == "query"
+    assert Report.from_metrics(trials, rerank_name="own").rows[0].uses == "unknown"
+
+
+def test_trials_of_different_queries_are_told_apart():
+    trials = [ranked(12), ranked(14)]
+    with pytest.raises(ValueError, match=r"same_queries must be False for trials of different numbers .*, got 12, 14"):
+        Report.from_metrics(trials)
+    row = Report.from_metrics(trials, same_queries=False).rows[0]
+    assert [q.first_match.shape for q in row.queries] == [(1, 12), (1, 14)]
+    assert row.intervals == (Report.from_metrics(trials[:1]) + Report.from_metrics(trials[1:])).rows[0].intervals
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda m: Report("SYSU", [m]), TypeError, "got RankMetrics: Report.from_metrics takes them"),
+        (lambda m: Report.from_metrics(m), TypeError, "metrics must be a sequence of RankMetrics, .*, got RankMetrics"),
+        (lambda m: Report.from_metrics("SYSU", [m]), TypeError, "metrics must be a sequence of RankMetrics"),
+        (lambda m: Report.from_metrics([m, 3]), TypeError, "metrics must be a sequence of RankMetrics"),
+        (lambda m: Report.from_metrics(None), TypeError, "metrics must be a sequence of RankMetrics, .*, got NoneType"),
+        (lambda m: Report.from_metrics([]), ValueError, "trials and cmcs must hold one or more"),
+        (lambda m: Report.from_metrics([m], 3), TypeError, "dataset must be a str, got 3"),
+        (lambda m: Report.from_metrics([m], uses="magic"), ValueError, "uses must be one of"),
+        (lambda m: Report.from_metrics([m], direction="up"), ValueError, "direction must be one of"),
+        (lambda m: Report.from_metrics([m], rerank_name=3), TypeError, "rerank must be a str, got 3"),
+        (
+            lambda m: Report.from_metrics([m], parameters={"a": math.nan}),
+            ValueError,
+            r"parameters\['a'\] must be finite",
+        ),
+        (lambda m: Report.from_metrics([m]).rows[0].interval(level="a"), TypeError, "level must be a number, got 'a'"),
+        (lambda m: Report.from_metrics([m]).rows[0].to_latex(name=0), TypeError, "name must be a str, got 0"),
+        (lambda m: Report.from_metrics([m]).save(None), TypeError, "path must be a path, got None"),
+        (lambda m: Report.load(5), TypeError, "path must be a path, got 5"),
+        (
+            lambda m: QueryResults(np.ones((1, 3)), np.ones((1, 3)), np.ones((1, 3))),
+            TypeError,
+            "first_match must be an array of integers, got float64",
+        ),
+        (
+            lambda m: QueryResults(np.ones((1, 3), int), [[1.0] * 3], np.ones((1, 3))),
+            TypeError,
+            "average_precision must be an array of floats, got list",
+        ),
+    ],
+)
+def test_bad_arguments_of_reports_are_named(call, error, text):
+    with pytest.raises(error, match=text):
+        call(ranked())
 
 
 def test_csv_leaves_unknown_intervals_empty(tmp_path):

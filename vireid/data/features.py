@@ -44,7 +44,7 @@ class Features:
         cameras: (N,) int64 camera numbers.
         names: N names of the images, such as "cam1/0005/0001.jpg", or None.
         image_numbers: (N,) int64, numbers of the images within identity, camera and modality, or None.
-        metadata: notes about the file, str to str.
+        metadata: notes about the file, str to str. Protocols refuse a file whose "dataset" is another one's.
     """
 
     features: np.ndarray
@@ -132,8 +132,10 @@ def save_features(
     if image_numbers is not None:
         given["image_numbers"] = image_numbers
     arrays = {name: x.cpu().contiguous() for name, x in _check_arrays(given).items()}
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        raise TypeError(f"names must be a sequence of str, one per image, got {type(names).__name__}")
     listed = None if names is None else _check_names(list(names), len(arrays["features"]))
-    notes = _check_metadata(dict(metadata or {}))
+    notes = _check_metadata({} if metadata is None else dict(metadata) if isinstance(metadata, Mapping) else metadata)
     if path.suffix == ".safetensors":
         _write_safetensors(path, arrays, notes if listed is None else notes | {"names": json.dumps(listed)})
         return

@@ -1,6 +1,7 @@
 """Shared base of the protocols: checked inputs, the order in which galleries are drawn, distances and the report."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -14,8 +15,8 @@ from vireid.data.features import Features
 from vireid.metrics import RankMetrics, rank_metrics
 from vireid.neighbors._scores import cosine_distance
 from vireid.protocols._report_row import Parameter
-from vireid.protocols.names import Direction
-from vireid.protocols.report import QueryResults, Report, ReportRow
+from vireid.protocols.names import Direction, dataset_name
+from vireid.protocols.report import Report
 
 Rerank: TypeAlias = Callable[[Tensor, Tensor], Array]
 """(query (Nq, d), gallery (Ng, d)) -> distance (Nq, Ng)."""
@@ -36,6 +37,7 @@ class Protocol:
     name: str
     direction: Direction
     trials = 1
+    _dataset = ""  # by the standard name
     _needs: tuple[str, ...] = ("modality",)  # besides the ids
     _query_needs: tuple[str, ...] = ("modality",)
     _cameras = range(0)  # the data set's numbers, empty if cameras do not matter
@@ -77,13 +79,15 @@ class Protocol:
 
         Raises:
             ValueError: for sizes that do not match, NaN or an infinity, values unknown to the data set, images that are
-                missing or given twice, or a distance of the wrong shape.
+                missing or given twice, a distance of the wrong shape, or a feature file whose metadata name another
+                data set.
             TypeError: for an array that is needed and not given, features that are not floating point, other arrays
                 that are not integers or a ``rerank`` that cannot be called.
         """
         _check_rerank(rerank)
         arrays = {"ids": ids, "modality": modality, "cameras": cameras, "image_numbers": image_numbers}
         if isinstance(features, Features):
+            self._check_dataset(features.metadata.get("dataset", ""))
             for name in ("ids", *self._needs):
                 if arrays[name] is None:
                     arrays[name] = self._numbers(features) if name == "image_numbers" else getattr(features, name)
@@ -149,6 +153,16 @@ class Protocol:
         arrays = {"ids": ids, "modality": modality, "cameras": cameras, "image_numbers": image_numbers}
         draw = self._drawing(self._images(("ids", *self._needs), arrays))
         return torch.from_numpy(draw(trial))
+
+    def _check_dataset(self, known: str) -> None:
+        """Raise if a feature file's data set ``known`` is another; the synthetic one has no rules of its own."""
+        try:
+            name = dataset_name(known)
+        except ValueError:  # own data
+            return
+        if self._dataset and name not in (self._dataset, "synthetic"):
+            hint = "given as arrays they are evaluated by any protocol's rules"
+            raise ValueError(f"features must be of {self.name}, got a file of the data set {known!r}; {hint}")
 
     def _query(self, images: Images) -> np.ndarray:
         """Return the indices of the query images."""
@@ -270,20 +284,15 @@ def _make_report(
 ) -> Report:
     """Return the report of one row; ``results`` are one per trial, all of the same queries."""
     name, uses, parameters = _describe(rerank)
-    trials = tuple(
-        {f"rank{r}": 100 * m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": 100 * m.mAP, "mINP": 100 * m.mINP}
-        for m in results
+    return Report.from_metrics(
+        results,
+        dataset,
+        direction=direction,
+        features_name=features_name,
+        rerank_name=name if rerank_name is None else rerank_name,
+        uses=uses,
+        parameters=parameters,
     )
-    cmcs = tuple(tuple(torch.as_tensor(m.cmc).tolist()) for m in results)
-    queries = QueryResults(
-        *(
-            np.stack([torch.as_tensor(getattr(m, field)).cpu().numpy() for m in results])
-            for field in ("first_match", "average_precision", "inverse_negative_penalty")
-        )
-    )
-    shown = name if rerank_name is None else rerank_name
-    row = ReportRow(direction, features_name, shown, uses, trials, cmcs, parameters=parameters, queries=(queries,))
-    return Report(dataset, (row,))
 
 
 def _describe(rerank: Rerank | None) -> tuple[str, str, dict[str, Parameter]]:
@@ -306,6 +315,8 @@ def _describe(rerank: Rerank | None) -> tuple[str, str, dict[str, Parameter]]:
 
 
 def _plain(value: object) -> Parameter:
-    """Return a parameter as a report stores it: a number, str or None unchanged, else the name of its type."""
+    """Return a parameter as a report stores it: a finite number, str or None unchanged, else a text."""
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
     return value if isinstance(value, bool | int | float | str | None) else type(value).__name__

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from vireid._checks import check_option
-from vireid.protocols._report_row import LEVEL, METRICS, RESAMPLES, SEED, QueryResults, ReportRow
+from vireid.protocols._report_row import LEVEL, METRICS, RESAMPLES, SEED, USES, QueryResults, ReportRow
 from vireid.protocols.names import DIRECTIONS
 
-_USES = ("query", "gallery", "transductive", "unknown")
 _SETTINGS = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
 
 
@@ -44,7 +43,7 @@ def read_row(content: Any) -> ReportRow:
         ValueError, TypeError, OverflowError: for anything else.
     """
     names = {name: part(content, name, str) for name in ("direction", "features", "rerank", "uses")}
-    for name, words in (("direction", DIRECTIONS), ("uses", _USES)):
+    for name, words in (("direction", DIRECTIONS), ("uses", USES)):
         check_option(repr(name), names[name], words)
     parameters = part(content, "parameters", dict) if "parameters" in content else {}
     if not all(isinstance(value, bool | int | float | str | None) for value in parameters.values()):
@@ -77,4 +76,7 @@ def read_row(content: Any) -> ReportRow:
 def _read_queries(content: Any) -> QueryResults:
     """Return the results of each query; None in a list of shares becomes NaN."""
     kinds = {"first_match": np.int64, "average_precision": np.float64, "inverse_negative_penalty": np.float64}
-    return QueryResults(*(np.array(part(content, name, list), dtype=kind) for name, kind in kinds.items()))
+    arrays = [np.array(part(content, name, list), dtype=kind) for name, kind in kinds.items()]
+    if (arrays[0] != np.array(content["first_match"], dtype=np.float64)).any():
+        raise ValueError("'first_match' must hold integers")
+    return QueryResults(*arrays)

@@ -1,16 +1,19 @@
 """A row of a report: its trials, means, deviations, intervals over the queries, and its LaTeX."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from vireid._checks import check_count, check_option
+from vireid._checks import check_count, check_number, check_option
+from vireid.protocols.names import DIRECTIONS
 
 METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 """Metrics of each trial, in percent."""
 
+USES = ("query", "gallery", "transductive", "unknown")
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the intervals that are printed and saved
 _BLOCK = 2**20  # queries drawn at once
 _ESCAPES = str.maketrans(
@@ -37,6 +40,7 @@ class QueryResults:
 
     Raises:
         ValueError: for arrays that are not of one shape (T, Nq), or if no query of a trial has a true match.
+        TypeError: for ranks that are no integers, or shares that are not floating point.
     """
 
     first_match: np.ndarray
@@ -47,6 +51,10 @@ class QueryResults:
         shapes = [np.shape(x) for x in (self.first_match, self.average_precision, self.inverse_negative_penalty)]
         if len(set(shapes)) > 1 or len(shapes[0]) != 2:
             raise ValueError(f"the three arrays must be of one shape (T, Nq), got {', '.join(map(str, shapes))}")
+        for (name, x), kinds in zip(vars(self).items(), ("iu", "f", "f"), strict=True):
+            if not isinstance(x, np.ndarray) or x.dtype.kind not in kinds:
+                found = getattr(x, "dtype", type(x).__name__)
+                raise TypeError(f"{name} must be an array of {'integers' if kinds == 'iu' else 'floats'}, got {found}")
         if not (self.first_match > 0).any(1).all():
             raise ValueError("first_match must hold a query with a true match in each trial")
 
@@ -77,7 +85,9 @@ class ReportRow:
         saved_counts: its `query_counts`.
 
     Raises:
-        ValueError: if ``queries`` are of another number of trials.
+        ValueError: for an unknown direction or ``uses``, no trial, a metric that is missing, a number that is not
+            finite, or curves or ``queries`` of another number of trials.
+        TypeError: for values of another type.
     """
 
     direction: str
@@ -93,6 +103,24 @@ class ReportRow:
     _resampled: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_option("direction", self.direction, DIRECTIONS)
+        check_option("uses", self.uses, USES)
+        for name in ("features", "rerank"):
+            check_text(name, getattr(self, name))
+        if not self.trials or len(self.cmcs) != len(self.trials):
+            raise ValueError(f"trials and cmcs must hold one or more, got {len(self.trials)} and {len(self.cmcs)}")
+        for trial in self.trials:
+            if set(trial) != set(METRICS):
+                raise ValueError(f"trials must hold the metrics {', '.join(METRICS)}, got {', '.join(map(str, trial))}")
+        plain = tuple({name: _finite(name, trial[name]) for name in METRICS} for trial in self.trials)
+        object.__setattr__(self, "trials", plain)
+        if not all(len(cmc) and np.isfinite(cmc).all() for cmc in self.cmcs):
+            raise ValueError("cmcs must be curves of one finite number or more")
+        for name, value in self.parameters.items():
+            if not isinstance(value, bool | int | float | str | None):
+                raise TypeError(f"parameters must be numbers or str, got {name}={value!r}")
+            if isinstance(value, float):
+                _finite(f"parameters[{name!r}]", value)
         if self.queries and sum(map(len, self.queries)) != len(self.trials):
             count = sum(map(len, self.queries))
             raise ValueError(f"queries must be of the {len(self.trials)} trials, got results of {count}")
@@ -160,7 +188,7 @@ class ReportRow:
         check_option("metric", metric, METRICS)
         check_count("resamples", resamples)
         check_count("seed", seed, minimum=0)
-        if not 0 < level < 1:
+        if not 0 < check_number("level", level) < 1:
             raise ValueError(f"level must be between 0 and 1, got {level}")
         if not self.queries:
             if self.saved_intervals is not None and (level, resamples, seed) == (LEVEL, RESAMPLES, SEED):
@@ -228,9 +256,23 @@ class ReportRow:
             CIFT\_b & query & 71.77 & 67.64 \\
         """
         check_metrics(metrics)
+        check_text("name", "" if name is None else name)
         mean, deviation = self.mean, self.std
         cells = [f"${mean[m]:.2f} \\pm {deviation[m]:.2f}$" if std else f"{mean[m]:.2f}" for m in metrics]
         return " & ".join([escaped(self.title if name is None else name), escaped(self.uses), *cells]) + r" \\"
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise unless ``value`` is a str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {value!r}")
+
+
+def _finite(name: str, value: object) -> float:
+    number = check_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

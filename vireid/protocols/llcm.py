@@ -40,6 +40,7 @@ class LLCM(Protocol):
     """
 
     name = "LLCM"
+    _dataset = "llcm"
     _needs = ("modality", "cameras", "image_numbers")
     _cameras = range(1, 10)
     _exclude = "same_id_same_camera"

@@ -27,6 +27,7 @@ class RegDB(Protocol):
     """
 
     name = "RegDB"
+    _dataset = "regdb"
 
     def __init__(self, direction: Direction = "visible_to_infrared") -> None:
         check_option("direction", direction, DIRECTIONS)

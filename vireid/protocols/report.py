@@ -5,14 +5,18 @@ import io
 import json
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
 
-from vireid._files import check_file, check_parent, written_whole
+import numpy as np
+import torch
+
+from vireid._checks import check_path
+from vireid._files import check_file, check_parent, read_json, written_whole
+from vireid.metrics import RankMetrics
 from vireid.protocols._report_file import part, read_row
-from vireid.protocols._report_row import METRICS, QueryResults, ReportRow, check_metrics, escaped
+from vireid.protocols._report_row import METRICS, Parameter, QueryResults, ReportRow, check_metrics, check_text, escaped
+from vireid.protocols.names import Direction
 
 __all__ = ["METRICS", "QueryResults", "Report", "ReportRow"]
 
@@ -26,10 +30,78 @@ class Report:
     Attributes:
         dataset: data set and protocol, e.g. "SYSU-MM01 all single-shot official".
         rows: one `ReportRow` for each direction, feature and re-ranking.
+
+    Raises:
+        TypeError: for values of another type; `from_metrics` makes a report of `vireid.metrics.RankMetrics`.
     """
 
     dataset: str
     rows: tuple[ReportRow, ...]
+
+    def __post_init__(self) -> None:
+        check_text("dataset", self.dataset)
+        rows = tuple(self.rows) if isinstance(self.rows, Sequence) else (self.rows,)
+        for row in rows:
+            if not isinstance(row, ReportRow):
+                hint = ": Report.from_metrics takes them" if isinstance(row, RankMetrics) else ""
+                raise TypeError(f"rows must be a sequence of ReportRow, got {type(row).__name__}{hint}")
+        object.__setattr__(self, "rows", rows)
+
+    @staticmethod
+    def from_metrics(
+        metrics: Sequence[RankMetrics],
+        dataset: str = "own data",
+        *,
+        direction: Direction = "infrared_to_visible",
+        features_name: str = "backbone",
+        rerank_name: str = "none",
+        uses: str | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        same_queries: bool = True,
+    ) -> "Report":
+        """Make a report of one row from the results of `vireid.metrics.rank_metrics` or a streaming metric.
+
+        Args:
+            metrics: one per trial.
+            dataset: name of the data and the protocol.
+            direction: query to gallery.
+            features_name: name of the features.
+            rerank_name: name of the re-ranking, "none" without.
+            uses: data used to rank a query, as in `ReportRow`. Default: "query" without a re-ranking, else "unknown".
+            parameters: of the re-ranking.
+            same_queries: the trials rank the same queries in the same order, as SYSU-MM01's and LLCM's do, which the
+                intervals rest on; False: each has its own, as RegDB's.
+
+        Raises:
+            ValueError: for no result, results without a valid query or, with ``same_queries``, of different numbers of
+                queries, or an unknown direction or ``uses``.
+            TypeError: for anything but a sequence of `RankMetrics`.
+
+        Example:
+            >>> from vireid.metrics import rank_metrics
+            >>> ids = torch.arange(4) // 2
+            >>> found = rank_metrics(torch.eye(4), ids, ids)
+            >>> Report.from_metrics([found, found], "own cameras").rows[0].mean["mAP"] == 100 * found.mAP
+            True
+        """
+        if not isinstance(metrics, Sequence) or not all(isinstance(m, RankMetrics) for m in metrics):
+            got = type(metrics).__name__
+            raise TypeError(f"metrics must be a sequence of RankMetrics, one per trial, got {got}")
+        trials = tuple(
+            {f"rank{r}": 100 * m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": 100 * m.mAP, "mINP": 100 * m.mINP}
+            for m in metrics
+        )
+        cmcs = tuple(tuple(torch.as_tensor(m.cmc).tolist()) for m in metrics)
+        fields = ("first_match", "average_precision", "inverse_negative_penalty")
+        results = [[torch.as_tensor(getattr(m, name)).cpu().numpy() for name in fields] for m in metrics]
+        if same_queries and len({len(first) for first, *_ in results}) > 1:
+            counts = ", ".join(str(len(first)) for first, *_ in results)
+            raise ValueError(f"same_queries must be False for trials of different numbers of queries, got {counts}")
+        groups = [results] if same_queries and results else [[one] for one in results]
+        queries = tuple(QueryResults(*(np.stack(x) for x in zip(*group, strict=True))) for group in groups)
+        uses = ("query" if rerank_name == "none" else "unknown") if uses is None else uses
+        names = (direction, features_name, rerank_name, uses)
+        return Report(dataset, (ReportRow(*names, trials, cmcs, dict(parameters or {}), queries),))
 
     @staticmethod
     def merge(reports: Sequence["Report"]) -> "Report":
@@ -106,7 +178,7 @@ class Report:
             ValueError: for another ending, or ``per_query`` with CSV.
             FileNotFoundError: if the folder does not exist.
         """
-        path = Path(path)
+        path = check_path("path", path)
         if path.suffix == ".json":
             text = json.dumps(self.to_dict(per_query=per_query), indent=None if per_query else 1) + "\n"
         elif path.suffix == ".csv":
@@ -149,10 +221,10 @@ class Report:
             FileNotFoundError: if there is no such file.
             ValueError: if it holds anything but such a report; the message names the file and the fault.
         """
-        path = Path(path)
+        path = check_path("path", path)
         check_file(path, "path must be a saved report")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+            content = read_json(path)
             rows = part(content, "rows", list)
             return Report(part(content, "dataset", str), tuple(read_row(row) for row in rows))
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -193,7 +265,3 @@ def _joined(a: ReportRow, b: ReportRow) -> ReportRow:
     trials, cmcs = a.trials + b.trials, a.cmcs + b.cmcs
     names = (a.direction, a.features, a.rerank, a.uses)
     return ReportRow(*names, trials, cmcs, a.parameters, queries, saved_counts=counts)
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"expected a finite number, got {text}")

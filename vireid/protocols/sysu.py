@@ -50,6 +50,7 @@ class SYSUMM01(Protocol):
 
     direction: Direction = "infrared_to_visible"
     query_cameras = (3, 6)
+    _dataset = "sysu"
     _needs = ("cameras", "image_numbers")
     _query_needs = ("cameras",)
     _cameras = range(1, 7)
