@@ -229,6 +229,8 @@ def nonsense():
         "indices must name the image itself first": good | {"indices": good["indices"][:, ::-1].copy()},
         "itself first, with value 1": good | {"values": good["values"] / 2},
         "indices must name a neighbor once": good | {"indices": repeated},
+        r"values must be cosines in \[-1, 1\], got 5": good
+        | {"values": np.where(np.arange(3) > 0, np.float32(5), good["values"])},
         "values must descend": good | {"values": order},
         "k must be an int64 of at least 1": good | {"k": np.array(0)},
         "k must be an int64 of at least 1, got array": good | {"k": np.array([3])},

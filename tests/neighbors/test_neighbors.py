@@ -259,10 +259,22 @@ def test_float64_rows_of_any_size_keep_their_cosines(scale):
 
 
 @pytest.mark.parametrize("metric", ["dot", "euclidean"])
-def test_float64_rows_whose_squares_overflow_are_named(metric):
-    x = torch.ones(2, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match="gallery must have finite lengths"):
-        topk(x, x * 1e200, 1, metric=metric)
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-530, 2.0**500, 2.0**1000])
+def test_float64_rows_of_any_size_keep_their_order_and_values(scale, metric):
+    r = torch.Generator().manual_seed(9)
+    q, g = (torch.randn(n, 8, generator=r, dtype=torch.float64) for n in (3, 40))
+    g[20:30] = g[:10]
+    wanted, order = topk(q, g, 40, metric=metric)
+    values, indices = topk(q * scale, g * (scale if metric == "euclidean" else 1), 40, metric=metric)
+    assert torch.equal(indices, order)
+    torch.testing.assert_close(values, wanted * scale, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_float64_values_that_are_infinite_are_named(metric):
+    x = torch.full((2, 8), 1.7e308, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"query and gallery must have a {metric} value in the range of float64"):
+        topk(x, -x, 1, metric=metric)
 
 
 def test_collapsed_features_are_solved_in_small_parts(monkeypatch):

@@ -1,5 +1,6 @@
 """Exact search for the nearest neighbors, for tensors and NumPy arrays."""
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid.neighbors._exact import PAD, prepare, search, search_proposed
 from vireid.neighbors._faiss import flat_proposer
-from vireid.neighbors._scores import Metric, infinity, to_float
+from vireid.neighbors._scores import Metric, to_float
 
 __all__ = ["topk"]
 
@@ -46,7 +47,7 @@ def topk(
 
     Raises:
         ValueError: for an empty gallery, sizes or devices that do not match, ``k`` or ``block`` below 1, an unknown
-            option, NaN or an infinity, or (not for "cosine") float64 rows whose squares overflow.
+            option, NaN or an infinity, or (not for "cosine") float64 rows whose values would be infinite.
         TypeError: for anything but floating-point matrices and integer ``k`` and ``block``.
         ImportError: if ``backend="faiss"`` and faiss is not installed, or not for the GPU that the tensors are on.
 
@@ -62,7 +63,15 @@ def topk(
         block = check_count("block", block)
     q, g = check_pair(query, gallery)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+        scales = _scales(q, g, metric)
+        if scales == (1, 1):
+            values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+        else:
+            q, g = (x.double() * scale for x, scale in zip((q, g), scales, strict=True))
+            values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+            values = values / scales[0] / (scales[1] if metric == "dot" else 1)
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"query and gallery must have a {metric} value in the range of float64, got infinity")
     return same_kind(values, query), same_kind(indices, query)
 
 
@@ -70,9 +79,6 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
     dtype = torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
     proposal_dtype = torch.float32 if backend == "faiss" else dtype
     queries, rows = prepare(q, metric, proposal_dtype, gallery=False), prepare(g, metric, proposal_dtype, gallery=True)
-    for name, x in (("query", queries), ("gallery", rows)):
-        if metric != "cosine" and not bool((x.square < infinity(x.square)).all()):
-            raise ValueError(f"{name} must have finite lengths for metric={metric!r}, got rows whose squares overflow")
     propose = flat_proposer(rows.proposal, min(k + PAD, len(g))) if backend == "faiss" else None
     values = torch.empty(len(q), k, dtype=dtype, device=q.device)
     indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
@@ -85,3 +91,14 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
         values[part] = to_float(best, dtype, root=metric == "euclidean")
         indices[part] = index
     return values, indices
+
+
+def _scales(q: Tensor, g: Tensor, metric: Metric) -> tuple[float, float]:
+    """Return powers of two that take float64 rows of extreme size into the range of squares; 1 for all others."""
+    if metric == "cosine" or torch.float64 not in (q.dtype, g.dtype):
+        return 1, 1  # a cosine does not depend on them, and the squares of smaller types are in range
+    sizes = [float(torch.stack(x.aminmax()).abs().max()) if x.numel() else 0.0 for x in (q, g)]
+    if metric == "euclidean":
+        sizes = [max(sizes)] * 2
+    left, right = (2.0 ** min(1000, -math.frexp(s)[1]) if s and not 1e-60 < s < 1e60 else 1 for s in sizes)
+    return left, right

@@ -16,7 +16,7 @@ from vireid._checks import (
     to_matrix,
     to_tensor,
 )
-from vireid.neighbors._exact import prepare, rescore
+from vireid.neighbors._exact import Rows, prepare, rescore
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
 from vireid.neighbors._scores import Metric, infinity, to_float
 from vireid.neighbors._topk import topk
@@ -32,7 +32,8 @@ class ApproximateIndex:
     So the values are those of `topk`, in the same order; only neighbors may be missing, which `recall` measures. On
     the CPU an index pays for galleries far beyond 100,000 images; for smaller ones the exact search is about as fast.
 
-    On a GPU the index is faiss's GPU form, which exists for "Flat", "IVF…,Flat", "IVF…,PQ…" and "IVF…,SQ…".
+    Threads may search one index at once, but not on a GPU. There the index is faiss's GPU form, which exists for
+    "Flat", "IVF…,Flat", "IVF…,PQ…" and "IVF…,SQ…".
 
     Args:
         gallery: (N, d) floating point, tensor or NumPy array; kept as it is, so do not change it afterwards.
@@ -66,8 +67,7 @@ class ApproximateIndex:
         self.metric: Metric = metric
         self.factory = factory
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-            # as for "dot" an index sees the rows as given: it knows the Euclidean distance itself
-            rows = prepare(g, "cosine" if metric == "cosine" else "dot", torch.float32, gallery=True)
+            rows = _prepare("gallery", g, metric)
             self._index = _build(rows.proposal.contiguous(), factory, metric, parameters)
             self._gallery = rows._replace(proposal=g.new_empty(0))  # the index has its own form of the proposals
 
@@ -116,7 +116,7 @@ class ApproximateIndex:
 
     def _nearest(self, query: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
         """Return values in float64 and indices (b, k) of the best of m candidates."""
-        q = prepare(query, "cosine" if self.metric == "cosine" else "dot", torch.float32, gallery=False)
+        q = _prepare("query", query, self.metric)
         if query.device.type == "cpu":
             found = torch.from_numpy(self._index.search(q.proposal.contiguous().numpy(), m)[1])
         else:
@@ -159,6 +159,14 @@ def recall(approximate: Array, exact: Array) -> float:
     wanted = true.to(torch.int64)
     place = torch.searchsorted(ordered, wanted).clamp_max(ordered.shape[1] - 1)
     return int((ordered.gather(1, place) == wanted).sum()) / wanted.numel()
+
+
+def _prepare(name: str, x: Tensor, metric: Metric) -> Rows:
+    """Return rows with proposals in float32: as for "dot" an index sees those given, and knows Euclidean distances."""
+    rows = prepare(x, "cosine" if metric == "cosine" else "dot", torch.float32, gallery=True)
+    if x.dtype == torch.float64 and not bool(rows.proposal.isfinite().all()):
+        raise ValueError(f"{name} must be in the range of float32 for metric={metric!r}, got larger float64 numbers")
+    return rows
 
 
 def _build(x: Tensor, factory: str, metric: Metric, parameters: str) -> Any:

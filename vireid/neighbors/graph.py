@@ -227,11 +227,15 @@ class NeighborGraph:
         Raises:
             ValueError: if an array is missing or has a wrong shape or type, or if they are no k-NN graph: a value that
                 is not finite, an index out of range, an image that is not its own first neighbor, neighbors that
-                repeat or are out of order.
+                repeat or are out of order, or no cosine.
+            TypeError: for anything but NumPy arrays.
         """
         missing = {"features", "indices", "values", "k"} - set(arrays)
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} must be there, got {', '.join(sorted(arrays))}")
+        for name in ("features", "indices", "values", "k"):
+            if not isinstance(arrays[name], np.ndarray):
+                raise TypeError(f"{name} must be a numpy.ndarray, got {type(arrays[name]).__name__}")
         x, k = arrays["features"], arrays["k"]
         if x.ndim != 2 or not len(x) or x.dtype not in (np.int16, np.float16, np.float32, np.float64):
             raise ValueError(f"features must be (N, d) floating point, got {x.dtype} {x.shape}")
@@ -247,6 +251,8 @@ class NeighborGraph:
             features = features.view(torch.bfloat16)
         check_finite("features", features)
         check_finite("values", values)
+        if float(values.abs().max()) > 1 + 1e-6:
+            raise ValueError(f"values must be cosines in [-1, 1], got {float(values.abs().max()):g}")
         lowest, highest = (int(x) for x in indices.aminmax())
         if lowest < 0 or highest >= len(x):
             raise ValueError(f"indices must be in [0, {len(x)}), got {lowest} to {highest}")
