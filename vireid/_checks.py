@@ -85,9 +85,9 @@ def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
             raise ValueError(f"{name} must be 0 to {num_classes - 1}, got {low if low < 0 else high}")
 
 
-def check_modality(name: str, modality: Tensor) -> None:
-    """Raise unless ``modality`` (…,) is 0 (visible) or 1 (infrared); read only where `values_are_free`."""
-    if modality.numel() and values_are_free(modality):
+def check_modality(name: str, modality: Tensor, *, wait: bool = False) -> None:
+    """Raise unless ``modality`` (…,) is 0 (visible) or 1 (infrared); read where `values_are_free`, or with ``wait``."""
+    if modality.numel() and (wait or values_are_free(modality)):
         low, high = (int(x) for x in modality.aminmax())
         if low < 0 or high > 1:
             hint = "labels come before modality, and vireid.modality(x, visible=…, infrared=…) converts other codes"

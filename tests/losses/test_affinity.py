@@ -234,15 +234,6 @@ def test_it_can_be_learned():
     assert (labels[gallery][nearest_two] == labels[query][:, None]).all()
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_it_compiles_to_one_graph_without_reading_a_value(variant):
-    x, labels, modality = any_batch(10, 12)
-    loss = AffinityInferenceLoss(k1=3, k2=2, variant=variant)
-    compiled = torch.compile(loss, backend="eager", fullgraph=True)
-    assert_close(compiled(x, labels, modality), loss(x, labels, modality))
-
-
 def test_bad_input_of_the_scores_is_named():
     x, _, modality = any_batch(9, 4)
     for error, message, change in (

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch.testing import assert_close
 
 from reference import cift, g2da, saai
 from vireid import losses
+from vireid._checks import values_are_free
+from vireid.losses import _common
 from vireid.nn import H2FT
 
 DIM, CLASSES = 5, 6
@@ -160,7 +163,7 @@ CASES = [
             {"solver": "entropic"},
         ),
         (
-            ({"phi": 1.5}, ValueError, r"phi must be in \[0, 1\], got 1.5"),
+            ({"phi": 1.5}, ValueError, r"phi must be at least 0 and at most 1, got 1\.5"),
             ({"phi": "1"}, TypeError, "phi must be a number, got '1'"),
             ({"loss": "kl"}, ValueError, "loss must be one of 'abs', 'square', got 'kl'"),
             ({"solver": "emd"}, ValueError, "solver must be one of 'auto', 'exact', 'entropic', got 'emd'"),
@@ -278,11 +281,11 @@ def test_batch_order_and_names_are_irrelevant(case, options, seed, monkeypatch):
     module, (x, labels, modality), keywords = case.make(options), batch(case, seed), case.keywords(torch.double)
     order, noise = torch.randperm(9), torch.randn(9, DIM, dtype=torch.double)
     ours, other = x.clone().requires_grad_(), x[order].requires_grad_()
-    monkeypatch.setattr(torch, "randn_like", lambda _: noise)  # each image keeps the draw of CRI
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)  # each image keeps the draw of CRI
     out = module(ours, labels, modality, **keywords)
     out.backward()
     if options.get("pairs") != "one_to_one":  # which takes the images in their order
-        monkeypatch.setattr(torch, "randn_like", lambda _: noise[order])
+        monkeypatch.setattr(torch, "randn", lambda *_, **__: noise[order])
         permuted = module(other, labels[order], modality[order], **keywords)
         permuted.backward()
         assert_close(permuted, out)
@@ -324,6 +327,7 @@ def degenerate(case: Case, half: torch.dtype | None) -> dict[str, tuple[Tensor, 
 EXPECTED: dict[tuple[str, str, str], Tensor | None] = {}  # the loops' values, the same at every precision
 
 
+@pytest.mark.filterwarnings("ignore:.*compares the modalities")
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
 @every_setting
 def test_degenerate_batches_are_finite_and_right(case, options, half, device):
@@ -426,6 +430,119 @@ def test_bad_input_is_named(case):
         for form in (module, lambda *b, **k: case.function(module, *b, **k)):
             with pytest.raises(error, match=text):
                 form(*inputs, **keywords)
+
+
+USES_MODALITY = [case for case in CASES if "modality" in case.uses]
+CROSS = [
+    *((case, {}) for case in USES_MODALITY if case.name not in ("HCCLoss", "MutualIdentityLoss")),
+    (NAMED["HCCLoss"], {"centers": "cross"}),
+]
+cross_modality = pytest.mark.parametrize(("case", "options"), CROSS, ids=lambda value: getattr(value, "name", ""))
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Make the CPU pass for a device whose values cannot be read without a wait."""
+    for name in [name for name in sys.modules if name.startswith("vireid.")]:
+        if hasattr(sys.modules[name], "values_are_free"):
+            monkeypatch.setattr(sys.modules[name], "values_are_free", lambda _: False)
+
+
+@pytest.mark.parametrize("case", USES_MODALITY, ids=lambda case: case.name)
+def test_codes_of_another_system_are_an_error(case):
+    module, (x, labels, modality), keywords = case.make({}), batch(case, size=6), case.keywords(torch.double)
+    for codes, got in ((modality + 1, 2), (modality * 2 - 1, -1), (labels * 7, r"\d+")):
+        text = rf"modality must be 0 \(visible\) or 1 \(infrared\), got {got}; labels come before modality, and vireid"
+        for form in (module, module, lambda *b, **k: case.function(module, *b, **k)):
+            with pytest.raises(ValueError, match=text):
+                form(x, labels, codes, **keywords)
+
+
+@pytest.mark.parametrize("case", USES_MODALITY, ids=lambda case: case.name)
+def test_a_module_looks_once_at_the_codes_where_that_waits(case, waiting, monkeypatch):
+    looks, check = [], _common.check_modality
+
+    def look(name: str, modality: Tensor, *, wait: bool = False) -> None:
+        looks.append(wait)
+        check(name, modality, wait=wait)
+
+    monkeypatch.setattr(_common, "check_modality", look)
+    module, (x, labels, modality), keywords = case.make({}), batch(case, size=6), case.keywords(torch.double)
+    for _ in range(2):  # a wrong batch is not a look
+        with pytest.raises(ValueError, match=r"modality must be 0 \(visible\) or 1 \(infrared\), got 2"):
+            module(x, labels, modality + 1, **keywords)
+    module(x, labels, modality, **keywords)
+    assert sum(looks) == 3
+    module(x, labels, modality, **keywords)
+    assert sum(looks) == 3
+
+
+@cross_modality
+def test_a_batch_of_one_modality_is_named_once(case, options):
+    (x, labels, modality), keywords = batch(case), case.keywords(torch.double)
+    for kind, name in enumerate(("visible", "infrared")):
+        module = case.make(options)
+        text = f"{case.name} compares the modalities, but in this batch every image is {name}: nothing is learned"
+        with pytest.warns(UserWarning, match=f"{text} .*; vireid.data.CrossModalIdentitySampler draws"):
+            out = module(x, labels, torch.full_like(modality, kind), **keywords)
+        assert out == 0 or case.name == "CRILoss"
+        module(x, labels, torch.full_like(modality, kind), **keywords)  # no second warning
+    case.function(module, x, labels, 0 * modality, **keywords)
+
+
+@pytest.mark.parametrize(("case", "options"), [c for c in CROSS if c[0].name not in ("CRILoss", "PartContrastiveLoss")])
+def test_a_batch_without_a_pair_is_named(case, options):
+    x, labels, modality = case.rows(6), torch.arange(6), torch.arange(6) % 2
+    with pytest.warns(UserWarning, match="but in this batch no (identity is in both|image has, in the other)"):
+        assert case.make(options)(x, labels, modality) == 0
+    shared = case.make(options)
+    assert shared(x, labels // 2, modality) != 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+@every_setting
+def test_values_and_gradients_do_not_depend_on_the_device(case, options, seed, waiting):
+    """Where a wait costs, shapes do not depend on the data."""
+    (x, labels, modality), keywords = batch(case, seed), case.keywords(torch.double)
+    module, x = case.make(options), x.requires_grad_()
+    torch.manual_seed(7)
+    out = module(x, labels, modality, **keywords)
+    expected = case.loop(module, x.detach(), labels, modality)
+    if expected is not None:
+        assert_close(out.detach(), expected, rtol=1e-9, atol=1e-9)
+    (grad,) = torch.autograd.grad(out, x)
+    with pytest.MonkeyPatch.context() as free:
+        for name in ("_common", "parts"):
+            free.setattr(getattr(losses, name), "values_are_free", values_are_free)
+        again = seeded(module, x, labels, modality, **keywords)
+    assert_close(out, again)
+    assert_close(torch.autograd.grad(again, x)[0], grad)
+
+
+COMPILED = [
+    pytest.param(c, o, b, id=f"{c.name}-{o}-{b}", marks=[] if b == "eager" and o == c.options[-1] else pytest.mark.slow)
+    for c in CASES
+    for o in c.options
+    for b in ("eager", "aot_eager")
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize(("case", "options", "backend"), COMPILED)
+def test_it_compiles_in_one_piece(case, options, backend):
+    torch.compiler.reset()
+    module, keywords = case.make(options), case.keywords(torch.double)
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    for seed in range(2):  # the second batch has other groups and pairs, and is not compiled again
+        x, labels, modality = batch(case, seed, size=8)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        with torch._dynamo.config.patch(error_on_recompile=seed > 0):
+            out = seeded(compiled, ours, labels, modality, **keywords)
+        expected = seeded(module, theirs, labels, modality, **keywords)
+        assert_close(out, expected)
+        out.backward()
+        expected.backward()
+        assert_close(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("case", [NAMED["GraphOTLoss"], NAMED["PartContrastiveLoss"]], ids=lambda case: case.name)

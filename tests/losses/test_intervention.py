@@ -246,6 +246,7 @@ def test_minimizing_it_raises_the_affinity_of_positives(name):
     assert affinity() > 1.05 * before
 
 
+@pytest.mark.filterwarnings("ignore:.*compares the modalities")
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", TRANSFERS)
 def test_no_nan(name, half, device):

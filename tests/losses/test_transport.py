@@ -199,13 +199,6 @@ def test_a_batch_without_a_pair_costs_nothing(masked, pairs, solver, device):
         assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_another_coding_of_the_modality_raises():
-    nodes, labels, modality, _ = papers_batch()
-    for other in (modality + 1, modality * 2 - 1):
-        with pytest.raises(ValueError, match=r"modality must hold 0, visible, and 1, infrared, got \["):
-            graph_ot_loss(nodes, labels, other)
-
-
 def test_gradient_of_an_image_in_many_pairs_is_the_same_each_time():
     labels, modality = torch.zeros(16).long(), torch.arange(16) % 2
     nodes = people(labels, nodes=14, dim=2048).float()  # so many that threads share the work

@@ -557,7 +557,7 @@ X, Y = torch.ones(2, 4, 3), torch.ones(2, 5, 3)
         (X, Y.to("meta"), {}, ValueError, "y must be on cpu like the other arguments, got meta"),
         (X, Y, {"mask_y": torch.ones(2, 5, dtype=torch.bool, device="meta")}, ValueError, "mask_y must be on cpu"),
         (X, Y, {"weights_y": torch.ones(5, device="meta")}, ValueError, "weights_y must be on cpu"),
-        (X, Y, {"phi": 1.5}, ValueError, r"phi must be in \[0, 1\], got 1.5"),
+        (X, Y, {"phi": 1.5}, ValueError, r"phi must be at least 0 and at most 1, got 1\.5"),
         (X, Y, {"phi": "1"}, TypeError, "phi must be a number"),
         (X, Y, {"loss": "kl"}, ValueError, "loss must be one of 'abs', 'square', got 'kl'"),
         (X, Y, {"solver": "emd"}, ValueError, "solver must be one of 'auto', 'exact', 'entropic'"),

@@ -5,8 +5,13 @@ a function in snake case. (The two losses of a graph's classifier, whose rows ar
 functions.) The module's docstring has the equation; keyword-only arguments of the function are its options.
 
 All of them raise a ``ValueError`` if a shape or an option is wrong, and a ``TypeError`` if features are not floating
-point, labels or modality are not integers, a mask is not bool, or an option is not a number. The loss of a batch
-without any pair to compare is 0. Averages are over the local batch of a process.
+point, labels or modality are not integers, a mask is not bool, or an option is not a number. Averages are over the
+local batch of a process. The loss of a batch without any pair to compare is 0; a module that compares the modalities
+warns if its first batch is such.
+
+Codes of ``modality`` other than 0 and 1, and labels that a classifier lacks, are an error on the CPU at every call. On
+other devices only modules look, at the modality of their first call, for which a GPU waits once. All losses compile
+with ``torch.compile(fullgraph=True)``, where no values are looked at and no shape depends on them.
 """
 
 from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores

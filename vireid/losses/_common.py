@@ -1,18 +1,28 @@
 """Shared parts of the losses: their base class, the check of labels and modality, and means of groups of rows."""
 
+import warnings
 from inspect import signature
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_tensor
+from vireid._checks import check_modality, check_tensor, values_are_free
+
+# What a batch lacks if a loss that compares the modalities has nothing to compare, by the pairs that it needs.
+_LACKS = {
+    "pair": "",
+    "positive": "no identity is in both modalities",
+    "triplet": "no image has, in the other modality, one of its own identity and one of another",
+}
 
 
 class Loss(nn.Module):
     """Base class of the losses: every keyword-only argument of the constructor is an attribute of that name."""
 
     _names: tuple[str, ...] = ()
+    _needs: Literal["", "pair", "positive", "triplet"] = ""  # pairs of the two modalities without which it cannot learn
+    _looked = False
 
     def __init_subclass__(cls) -> None:
         """Note the options of a loss; classes derived from one inherit them."""
@@ -24,6 +34,26 @@ class Loss(nn.Module):
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
 
+    def _look(self, labels: Tensor, modality: Tensor) -> None:
+        """Look at the values of the first batch on any device, which a GPU waits for once, but not while compiling.
+
+        Wrong codes are an error. A batch without a pair to compare, which one of many processes may have, is a warning.
+        """
+        if torch.compiler.is_compiling() or self._looked or not len(modality) or modality.is_meta:
+            return
+        if modality.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        check_modality("modality", modality, wait=True)
+        self._looked = True
+        across, same = modality[:, None] != modality, labels[:, None] == labels
+        needed = {"": (), "pair": (across,), "positive": (across & same,), "triplet": (across & same, across & ~same)}
+        if not self._needs or bool(torch.stack([pairs.any(1) for pairs in needed[self._needs]]).all(0).any()):
+            return
+        found = f"every image is {('visible', 'infrared')[int(modality[0])]}"
+        found = _LACKS[self._needs] if bool(across.any()) else found
+        text = f"{type(self).__name__} compares the modalities, but in this batch {found}: nothing is learned from it"
+        warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=4)
+
     def extra_repr(self) -> str:
         """Show the options in ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
@@ -33,6 +63,8 @@ def check_rows(length: int, **integers: Any) -> None:
     """Raise unless each of ``integers`` is an integer tensor (B,) with one entry per row of the batch."""
     for name, value in integers.items():
         check_tensor(name, value, "B", kind="integer", B=length)
+        if name == "modality":
+            check_modality(name, value)
 
 
 def check_parts(name: str, x: Any, shape: str) -> None:
@@ -51,21 +83,38 @@ def check_graphs(nodes: Any, labels: Any, modality: Any, mask: Any) -> None:
         check_tensor("mask", mask, "B K+1", kind="bool", like=nodes, B=len(nodes), **{"K+1": nodes.shape[1]})
 
 
-def membership(*keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Group rows that agree in all ``keys``.
+class Groups(NamedTuple):
+    """Groups of rows of a batch. On the CPU there are as many as differ; elsewhere one per row, of equal shape always.
 
-    Args:
-        keys: one or more integer tensors (B,), such as labels or labels and modality.
-        dtype: of the members.
-
-    Returns:
-        (M, number of keys), the keys of each group, ascending; and (M, B), 1 where a row belongs to the group, else 0.
-        No group is empty.
+    Attributes:
+        first: (M,) first row of each group.
+        member: (M, B), 1 where a row belongs to the group, else 0; no group is empty.
+        real: (M,) bool, False for the repetition of a group by a further row of it.
+        own: (B,) first row of each row's group.
     """
-    groups, index = torch.stack(keys, 1).unique(dim=0, return_inverse=True)
-    return groups, (torch.arange(len(groups), device=index.device)[:, None] == index).to(dtype)
+
+    first: Tensor
+    member: Tensor
+    real: Tensor
+    own: Tensor
+
+    def means(self, rows: Tensor) -> Tensor:
+        """Average the ``rows`` (B, d) of each group, as (M, d)."""
+        return self.member @ rows / self.member.sum(1, keepdim=True)
 
 
-def group_means(member: Tensor, rows: Tensor) -> Tensor:
-    """Average the ``rows`` (B, d) of each group of ``member`` (M, B), as (M, d)."""
-    return member @ rows / member.sum(1, keepdim=True)
+def membership(*keys: Tensor, dtype: torch.dtype, counts: Tensor | None = None) -> Groups:
+    """Group rows that agree in all ``keys``, one or more (B,); ``dtype`` is that of the members.
+
+    Rows where ``counts`` (B,) is False belong to no group; each must have the keys of another row.
+    """
+    same = torch.stack([key[:, None] == key for key in keys]).all(0)
+    same = same if counts is None else same & counts
+    place = torch.arange(len(same), device=same.device)
+    own = same.to(torch.uint8).argmax(1) if len(same) else place
+    own = own if counts is None else torch.where(counts, own, place)
+    first, real = place, (own == place if counts is None else (own == place) & counts)
+    if values_are_free(own):  # where a nonzero stalls nothing, fewer groups are faster
+        first = real.nonzero().flatten()
+        same, real = same[first], real[first]
+    return Groups(first, same.to(dtype), real, own)

@@ -24,7 +24,7 @@ def affinity_inference_scores(
 
     Args:
         x: (B, d) features, any order.
-        modality: (B,) integers, 0 visible, 1 infrared; any other value counts as one more modality.
+        modality: (B,) integers, 0 visible, 1 infrared.
         k1: entries kept per row, ties by lowest index; more than the gallery means all of it.
         k2: gallery images averaged over, the image itself first; more than the gallery means all of it.
         variant: "paper": d* = Â_qg Ã_gg. "released", as in the authors' code: the rows of both are scaled to length 1
@@ -45,7 +45,7 @@ def affinity_inference_scores(
     """
     check_tensor("x", x, "B d")
     check_rows(len(x), modality=modality)
-    _check_options(k1, k2, variant)
+    k1, k2 = _check_options(k1, k2, variant)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
     return scores.masked_fill(~gallery, -torch.inf)
 
@@ -64,8 +64,8 @@ def affinity_inference_loss(
     """Compute the contrastive loss on AIM's scores within a batch; see `AffinityInferenceLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels, modality=modality)
-    _check_options(k1, k2, variant)
-    check_positive("temperature", temperature)
+    k1, k2 = _check_options(k1, k2, variant)
+    temperature = check_positive("temperature", temperature)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
     same = labels[:, None] == labels
     positive, negative = gallery & same, gallery & ~same
@@ -76,10 +76,9 @@ def affinity_inference_loss(
     return masked_mean(terms, positive.any(1) & negative.any(1), 0)
 
 
-def _check_options(k1: int, k2: int, variant: str) -> None:
-    check_count("k1", k1)
-    check_count("k2", k2)
+def _check_options(k1: int, k2: int, variant: str) -> tuple[int, int]:
     check_option("variant", variant, ("paper", "released"))
+    return check_count("k1", k1), check_count("k2", k2)
 
 
 def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: bool) -> tuple[Tensor, Tensor]:
@@ -144,6 +143,8 @@ class AffinityInferenceLoss(Loss):
         at least 0, in at least float32.
     """
 
+    _needs = "triplet"
+
     def __init__(
         self,
         *,
@@ -154,10 +155,12 @@ class AffinityInferenceLoss(Loss):
         amend: bool = True,
     ) -> None:
         super().__init__()
-        _check_options(k1, k2, variant)
-        check_positive("temperature", temperature)
-        self.k1, self.k2, self.variant, self.temperature, self.amend = k1, k2, variant, temperature, amend
+        self.k1, self.k2 = _check_options(k1, k2, variant)
+        self.temperature = check_positive("temperature", temperature)
+        self.variant, self.amend = variant, amend
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """Compute the loss of a batch."""
-        return affinity_inference_loss(x, labels, modality, **self._options())
+        loss = affinity_inference_loss(x, labels, modality, **self._options())
+        self._look(labels, modality)
+        return loss

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vireid._checks import check_at_least_zero, check_option, check_positive, check_tensor
 from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
-from vireid.losses._common import Loss, check_rows, group_means, membership
+from vireid.losses._common import Groups, Loss, check_rows, membership
 
 Distance = Literal["euclidean", "kl"]
 Centers = Literal["shared", "cross"]
@@ -30,47 +30,63 @@ def hcc_loss(
     """Compute the heterogeneous center contrastive loss of a batch; see `HCCLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels)
-    margin = _check_hcc(margin, distance, centers, negatives)
+    margin = check_hcc(margin, distance, centers, negatives)
     if modality is not None:
         check_rows(len(x), modality=modality)
     elif centers == "cross":
         raise ValueError("modality must be given for centers='cross', got None")
     kind = modality if centers == "cross" else None
+    return hcc_of_rows(x, labels, kind, None, margin, distance, negatives, normalize)
+
+
+def hcc_of_rows(
+    x: Tensor,
+    labels: Tensor,
+    kind: Tensor | None,
+    counts: Tensor | None,
+    margin: float,
+    distance: str,
+    negatives: str,
+    normalize: bool = True,
+) -> Tensor:
+    """Compute the loss with centers of the other ``kind``, if given, over the rows where ``counts`` (B,) is True."""
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
-        groups, member = membership(labels, *([] if kind is None else [kind]), dtype=rows.dtype)
-        pairs = _to_means(rows, member, normalize) if distance == "euclidean" else _to_mean_softmax(rows, member)
-        same = labels[:, None] == groups[:, 0]
-        allowed = torch.ones_like(same) if kind is None else kind[:, None] != groups[:, 1]
+        groups = membership(labels, *([] if kind is None else [kind]), dtype=rows.dtype, counts=counts)
+        pairs = _to_means(rows, groups, normalize) if distance == "euclidean" else _to_mean_softmax(rows, groups)
+        same = labels[:, None] == labels[groups.first]
+        allowed = groups.real if kind is None else groups.real & (kind[:, None] != kind[groups.first])
         positive, negative = same & allowed, ~same & allowed
         hinge = (margin - pairs).clamp_min(0)
         pushes = masked_mean(hinge, negative, 1) if negatives == "mean" else torch.where(negative, hinge, 0).sum(1)
-        return masked_mean(masked_mean(pairs, positive, 1) + pushes, positive.any(1), 0)
+        anchors = positive.any(1) if counts is None else positive.any(1) & counts
+        return masked_mean(masked_mean(pairs, positive, 1) + pushes, anchors, 0)
 
 
-def _to_means(x: Tensor, member: Tensor, normalize: bool) -> Tensor:
+def _to_means(x: Tensor, groups: Groups, normalize: bool) -> Tensor:
     """Compute ‖I - C‖ (B, M) between the rows and the means of the groups."""
     rows = normalize_rows(x) if normalize else x
-    return euclidean(rows, group_means(member, rows))
+    return euclidean(rows, groups.means(rows))
 
 
-def _to_mean_softmax(logits: Tensor, member: Tensor) -> Tensor:
+def _to_mean_softmax(logits: Tensor, groups: Groups) -> Tensor:
     """Compute KL(softmax(I) ‖ C) (B, M), C the mean softmax of each group."""
     log_p = logits.log_softmax(1)
-    # The logarithm of C is computed in the log domain: where a probability underflows, its logarithm does not.
-    log_mean = (log_p + member.log()[..., None]).logsumexp(1) - member.sum(1, keepdim=True).log()  # (M, C)
+    # The logarithm of C is computed in the log domain, from each group's largest probability of a class on: where a
+    # probability underflows, its logarithm does not.
+    own = groups.own[:, None].expand_as(log_p)
+    largest = torch.full_like(log_p, -torch.inf).scatter_reduce(0, own, log_p.detach(), "amax")
+    log_mean = groups.means((log_p - largest[groups.own]).exp()).log() + largest[groups.own[groups.first]]  # (M, C)
     p = log_p.exp()
     return (p * log_p).sum(1, keepdim=True) - p @ log_mean.T
 
 
-def _check_hcc(margin: float | None, distance: str, centers: str, negatives: str) -> float:
+def check_hcc(margin: float | None, distance: str, centers: str, negatives: str) -> float:
     """Raise unless these are options of the loss; return the margin, by default the paper's."""
     check_option("distance", distance, ("euclidean", "kl"))
     check_option("centers", centers, ("shared", "cross"))
     check_option("negatives", negatives, ("mean", "sum"))
-    margin = _PAPER_MARGIN[distance] if margin is None else margin
-    check_positive("margin", margin)
-    return margin
+    return check_positive("margin", _PAPER_MARGIN[distance] if margin is None else margin)
 
 
 class HCCLoss(Loss):
@@ -105,12 +121,16 @@ class HCCLoss(Loss):
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        self.margin = _check_hcc(margin, distance, centers, negatives)
+        self.margin = check_hcc(margin, distance, centers, negatives)
         self.distance, self.centers, self.negatives, self.normalize = distance, centers, negatives, normalize
+        self._needs = "positive" if centers == "cross" else ""
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
-        return hcc_loss(x, labels, modality, **self._options())
+        loss = hcc_loss(x, labels, modality, **self._options())
+        if modality is not None:
+            self._look(labels, modality)
+        return loss
 
 
 def center_separation_loss(
@@ -125,19 +145,19 @@ def center_separation_loss(
     """Compute the center separation loss of a batch; see `CenterSeparationLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels)
-    check_at_least_zero("rho1", rho1)
-    check_at_least_zero("rho2", rho2)
+    rho1, rho2 = check_at_least_zero("rho1", rho1), check_at_least_zero("rho2", rho2)
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
         rows = normalize_rows(rows) if normalize else rows
-        _, member = membership(labels, dtype=rows.dtype)
-        centers = group_means(member, rows)
+        groups = membership(labels, dtype=rows.dtype)
+        centers = groups.means(rows)
         # c_{y_i} by a product with zeros and ones: the gradient of an index adds in no fixed order.
-        to_own = torch.linalg.vector_norm(rows - member.T @ centers, dim=1)  # its gradient at 0 is 0, as cdist's is
+        own = torch.where(groups.real[:, None], groups.member, 0).T @ centers
+        to_own = torch.linalg.vector_norm(rows - own, dim=1)  # its gradient at 0 is 0, as cdist's is
         pull = (to_own - rho1).clamp_min(0).sum() / max(len(rows), 1)
-        pairs = len(centers) * (len(centers) - 1) // 2
-        push = (rho2 - euclidean(centers, centers)).clamp_min(0).triu(1).sum() / max(pairs, 1)
-        return pull + push
+        pairs = (groups.real[:, None] & groups.real).triu(1)
+        push = (rho2 - euclidean(centers, centers)).clamp_min(0)
+        return pull + masked_mean(push.flatten(), pairs.flatten(), 0)
 
 
 class CenterSeparationLoss(Loss):
@@ -164,9 +184,8 @@ class CenterSeparationLoss(Loss):
 
     def __init__(self, *, rho1: float = 0.01, rho2: float = 0.7, normalize: bool = False) -> None:
         super().__init__()
-        check_at_least_zero("rho1", rho1)
-        check_at_least_zero("rho2", rho2)
-        self.rho1, self.rho2, self.normalize = rho1, rho2, normalize
+        self.rho1, self.rho2 = check_at_least_zero("rho1", rho1), check_at_least_zero("rho2", rho2)
+        self.normalize = normalize
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_at_least_zero, check_count, check_number, check_tensor
+from vireid._checks import check_at_least_zero, check_count, check_fraction, check_labels, check_tensor
 from vireid._ops import at_least_float32
 from vireid.losses._common import Loss, check_rows
 
@@ -38,12 +38,12 @@ def _terms(
     mutual_weight: float,
 ) -> dict[str, Tensor]:
     shared, specific, averaged = classifiers
-    check_at_least_zero("specific_weight", specific_weight)
-    check_at_least_zero("mutual_weight", mutual_weight)
+    specific_weight = check_at_least_zero("specific_weight", specific_weight)
+    mutual_weight = check_at_least_zero("mutual_weight", mutual_weight)
     check_tensor("shared", shared, "C d")
     for name, weights in (("specific", specific), ("averaged", averaged)):
         check_tensor(name, weights, "2 C d", C=shared.shape[0], d=shared.shape[1])
-    _check_batch(x, labels, modality, shared.shape[1])
+    _check_batch(x, labels, modality, shared.shape)
     labels, visible = labels.long(), (modality == VISIBLE)[:, None]
     x = x.to(torch.promote_types(x.dtype, shared.dtype))  # half-precision features, autocast or not
     # All rows through both modalities' classifiers, then each row's choice. Rows sorted by modality would need fewer
@@ -74,9 +74,10 @@ def _sum(terms: dict[str, Tensor]) -> Tensor:
     return terms["id"] + terms["specific"] + terms["mutual"]
 
 
-def _check_batch(x: Tensor, labels: Tensor, modality: Tensor, dim: int) -> None:
-    check_tensor("x", x, "B d", d=dim)
+def _check_batch(x: Tensor, labels: Tensor, modality: Tensor, sizes: torch.Size) -> None:
+    check_tensor("x", x, "B d", d=sizes[1])
     check_rows(len(x), labels=labels, modality=modality)
+    check_labels("labels", labels, sizes[0])
 
 
 class MutualIdentityLoss(Loss):
@@ -108,9 +109,9 @@ class MutualIdentityLoss(Loss):
         mutual_weight: w_m, at least 0.
 
     Shape:
-        x (B, d) features, labels (B,) integers in [0, C), modality (B,) integers, 0 visible, any other infrared. The
-        loss is a scalar of at least 0, in at least float32. In a batch of one modality the other one's classifier gets
-        a zero gradient.
+        x (B, d) features, labels (B,) integers in [0, C), modality (B,) integers, 0 visible, 1 infrared. The loss
+        is a scalar of at least 0, in at least float32. In a batch of one modality the other one's classifier gets a
+        zero gradient.
 
     Attributes:
         shared: (C, d) W, a parameter; no classifier has a bias.
@@ -130,14 +131,10 @@ class MutualIdentityLoss(Loss):
         mutual_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("num_classes", num_classes)
-        check_number("rate", rate)
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must be above 0 and at most 1, got {rate}")
-        check_at_least_zero("specific_weight", specific_weight)
-        check_at_least_zero("mutual_weight", mutual_weight)
-        self.rate, self.specific_weight, self.mutual_weight = rate, specific_weight, mutual_weight
+        dim, num_classes = check_count("dim", dim), check_count("num_classes", num_classes)
+        self.rate = check_fraction("rate", rate, zero=False)
+        self.specific_weight = check_at_least_zero("specific_weight", specific_weight)
+        self.mutual_weight = check_at_least_zero("mutual_weight", mutual_weight)
         self.shared = nn.Parameter(torch.empty(num_classes, dim).normal_(std=0.001))
         self.specific = nn.Parameter(torch.empty(2, num_classes, dim).normal_(std=0.001))
         self.register_buffer("averaged", self.specific.detach().clone())
@@ -151,7 +148,8 @@ class MutualIdentityLoss(Loss):
 
         It counts as a forward call: it moves the averages too.
         """
-        _check_batch(x, labels, modality, self.shared.shape[1])
+        _check_batch(x, labels, modality, self.shared.shape)
+        self._look(labels, modality)
         if self.training:
             with torch.no_grad():  # in place: nothing that waits for its backward pass keeps the averages
                 self.averaged.lerp_(self.specific, self.rate)

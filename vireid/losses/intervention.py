@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_tensor
-from vireid._ops import evaluation_mode
+from vireid._ops import evaluated
 from vireid.losses._common import Loss, check_rows
 from vireid.losses.query_gallery import query_gallery_cross_entropy
 from vireid.nn.transfer import FeatureTransfer, H2FTOutput, propagate
@@ -29,14 +29,13 @@ def cri_loss(
     check_tensor("X_sigma", X_sigma, "d", d=len(X_mu))
     check_tensor("x", x, "B d", d=len(X_mu))
     check_rows(len(x), labels=labels, modality=modality)
-    check_count("samples", samples)
+    samples = check_count("samples", samples)
     output = transfer(x, modality) if output is None else output
     factual, counterfactual = (output.affinity_het, output.affinity_hom), []
     for _ in range(samples):
-        X_star = (X_sigma * torch.randn_like(x) + X_mu).to(x.dtype)
-        with evaluation_mode(transfer.value):
-            values_star = transfer.value(X_star)
-        counterfactual.append(transfer.affinities(values_star, modality)[:2])
+        Z = torch.randn(x.shape, dtype=x.dtype, device=x.device)  # a compiler would merge the draws of `randn_like`
+        X_star = (X_sigma * Z + X_mu).to(x.dtype)
+        counterfactual.append(transfer.affinities(evaluated(transfer.value)(X_star), modality)[:2])
     effect = _total_indirect_effect(factual, counterfactual, output.values, classifier, detach_values)
     query, gallery = effect.split([len(x), len(output.gallery_index)])
     return query_gallery_cross_entropy(query, labels, gallery=gallery, gallery_index=output.gallery_index)
@@ -92,11 +91,11 @@ class CRILoss(Loss):
         X_sigma: (d,) X_σ = softplus(X_rho), above 0; 1 at the start.
     """
 
+    _needs = "pair"
+
     def __init__(self, dim: int, *, samples: int = 1, detach_values: bool = False) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("samples", samples)
-        self.samples, self.detach_values = samples, detach_values
+        dim, self.samples, self.detach_values = check_count("dim", dim), check_count("samples", samples), detach_values
         self.X_mu = nn.Parameter(torch.zeros(dim))
         self.X_rho = nn.Parameter(torch.full((dim,), 0.5413))  # softplus(0.5413) = 1: X* starts as Z
 
@@ -126,7 +125,7 @@ class CRILoss(Loss):
             output: ``transfer(x, modality)`` if already computed; saves the second computation, and a second update of
                 v's running statistics.
         """
-        return cri_loss(
+        loss = cri_loss(
             x,
             labels,
             modality,
@@ -137,3 +136,5 @@ class CRILoss(Loss):
             output=output,
             **self._options(),
         )
+        self._look(labels, modality)
+        return loss

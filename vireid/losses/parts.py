@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vireid import VISIBLE
-from vireid._checks import check_option, check_positive
+from vireid import INFRARED, VISIBLE
+from vireid._checks import check_option, check_positive, values_are_free
 from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
 from vireid.losses._common import Loss, check_graphs, check_parts
 
@@ -72,23 +72,23 @@ def part_contrastive_loss(
 ) -> Tensor:
     """Compute the part contrastive loss of a batch; see `PartContrastiveLoss`."""
     check_graphs(nodes, labels, modality, mask)
-    check_positive("epsilon", epsilon)
+    epsilon = check_positive("epsilon", epsilon)
     with torch.autocast(nodes.device.type, enabled=False):
         rows = at_least_float32(nodes)
         rows = rows if mask is None else torch.where(mask[:, :, None], rows, 0)
         rows = normalize_rows(rows) if normalize else rows
-        # Visible images first. Pairs of all images, masked, would need no wait, but four times the work and memory.
-        infrared = modality != VISIBLE
-        order, count = infrared.int().argsort(stable=True), len(rows) - int(infrared.sum())
-        x, y = rearrange(rows[order], "b k d -> k b d").tensor_split([count], 1)
+        every = torch.arange(len(rows), device=rows.device)
+        visible, infrared = every, every  # pairs of all images, masked, are four times the work, but no wait on a GPU
+        if values_are_free(modality):
+            visible, infrared = ((modality == kind).nonzero().flatten() for kind in (VISIBLE, INFRARED))
+        x, y = (rearrange(rows[chosen], "b k d -> k b d") for chosen in (visible, infrared))
         distance = euclidean(x, y)  # (K + 1, visible, infrared)
-        x_labels, y_labels = labels[order].tensor_split([count])
-        same = x_labels[:, None] == y_labels
+        same = labels[visible][:, None] == labels[infrared]
         terms = torch.where(same, distance.square(), (epsilon - distance).clamp_min(0).square())
-        if mask is None:
-            return terms.sum() / max(2 * terms.numel(), 1)
-        x_mask, y_mask = mask[order].T.tensor_split([count], 1)
-        present = x_mask[:, :, None] & y_mask[:, None]
+        pairs = (modality[visible] == VISIBLE)[:, None] & (modality[infrared] == INFRARED)
+        present = pairs.expand_as(terms)
+        if mask is not None:
+            present = present & mask[visible].T[:, :, None] & mask[infrared].T[:, None]
         return masked_mean(terms.flatten(), present.flatten(), 0) / 2
 
 
@@ -102,7 +102,7 @@ class PartContrastiveLoss(Loss):
     choice): a mean, the same in any batch order. With P identities of equally many images, one pair in P attracts. A
     batch of one modality has no pair and the loss is 0.
 
-    The gradient of d = 0 is 0. On a GPU, finding the images of each modality waits for the device once.
+    The gradient of d = 0 is 0.
 
     Args:
         epsilon: ε, the distance beyond which parts of two persons are not pushed apart, above 0. Two unrelated features
@@ -111,16 +111,19 @@ class PartContrastiveLoss(Loss):
 
     Shape:
         nodes (B, K+1, d) features of the parts and of the whole image, labels (B,) integers, modality (B,) integers, 0
-        visible, any other infrared. mask (B, K+1) bool, True where a node is present: a part counts if both images of a
+        visible, 1 infrared. mask (B, K+1) bool, True where a node is present: a part counts if both images of a
         pair have it, N (K+1) becomes the number of those, and the content of absent nodes is ignored (our choice). The
         loss is a scalar of at least 0, in at least float32.
     """
 
+    _needs = "pair"
+
     def __init__(self, *, epsilon: float = 2.0, normalize: bool = False) -> None:
         super().__init__()
-        check_positive("epsilon", epsilon)
-        self.epsilon, self.normalize = epsilon, normalize
+        self.epsilon, self.normalize = check_positive("epsilon", epsilon), normalize
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
-        return part_contrastive_loss(nodes, labels, modality, mask=mask, **self._options())
+        loss = part_contrastive_loss(nodes, labels, modality, mask=mask, **self._options())
+        self._look(labels, modality)
+        return loss

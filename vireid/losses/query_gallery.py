@@ -6,10 +6,10 @@ Both count alike (our choice): an image enters once as query and once as gallery
 import torch
 from torch import Tensor
 
-from vireid._checks import check_tensor
-from vireid._ops import cross_entropy
-from vireid.losses._common import check_rows, group_means, membership
-from vireid.losses.centers import hcc_loss
+from vireid._checks import check_labels, check_tensor
+from vireid._ops import at_least_float32, cross_entropy
+from vireid.losses._common import check_rows
+from vireid.losses.centers import check_hcc, hcc_of_rows
 
 
 def query_gallery_cross_entropy(
@@ -47,13 +47,19 @@ def query_gallery_hcc_loss(
     errors are those of `query_gallery_cross_entropy`; ``margin`` is ρ, the paper's 6 by default.
     """
     _check(query, labels, gallery, gallery_index)
-    images, member = membership(gallery_index, dtype=gallery.dtype)
-    x, y = torch.cat([query, group_means(member, gallery)]), torch.cat([labels, labels[images[:, 0]]])
-    return hcc_loss(x, y, margin=margin, distance="kl")
+    margin = check_hcc(margin, "kl", "shared", "mean")
+    with torch.autocast(query.device.type, enabled=False):
+        query, gallery = at_least_float32(query), at_least_float32(gallery)
+        member = (torch.arange(len(query), device=query.device)[:, None] == gallery_index).to(gallery.dtype)
+        rows = member.sum(1, keepdim=True)
+        x, counts = torch.cat([query, member @ gallery / rows.clamp_min(1)]), torch.cat([rows >= 0, rows > 0])[:, 0]
+        return hcc_of_rows(x, labels.repeat(2), None, counts, margin, "kl", "mean")
 
 
 def _check(query: Tensor, labels: Tensor, gallery: Tensor, gallery_index: Tensor) -> None:
     check_tensor("query", query, "B C")
     check_rows(len(query), labels=labels)
+    check_labels("labels", labels, query.shape[1])
     check_tensor("gallery", gallery, "R C", C=query.shape[1])
     check_rows(len(gallery), gallery_index=gallery_index)
+    check_labels("gallery_index", gallery_index, len(query))

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vireid import INFRARED, VISIBLE
+from vireid import VISIBLE
 from vireid._checks import check_option
 from vireid._ops import at_least_float32
 from vireid.losses._common import Loss, check_graphs
-from vireid.ot.graph import GraphOT, check_options, graph_ot
+from vireid.ot.graph import check_options, graph_ot
 
 Structure = Literal["abs", "square"]
 Solver = Literal["auto", "exact", "entropic"]
@@ -33,29 +33,26 @@ def graph_ot_loss(
 ) -> Tensor:
     """Compute the graph optimal transport loss of a batch; see `GraphOTLoss`."""
     check_graphs(nodes, labels, modality, mask)
-    check_options(phi, loss, solver, iterations, restarts)
+    phi, iterations, restarts = check_options(phi, loss, solver, iterations, restarts)
     check_option("pairs", pairs, ("all", "one_to_one"))
-    visible, infrared = _choose_pairs(labels, modality, mask, pairs)
-    if not len(visible) and bool(((modality != VISIBLE) & (modality != INFRARED)).any()):
-        got = modality.unique().tolist()
-        raise ValueError(f"modality must hold {VISIBLE}, visible, and {INFRARED}, infrared, got {got}")
+    visible, infrared, chosen = _choose_pairs(labels, modality, mask, pairs)
     graphs = at_least_float32(nodes)  # before an image enters several pairs, whose gradients then add up in float32
     both = None if mask is None else mask[visible] & mask[infrared]
-    options: dict[str, Any] = {"solver": solver, "iterations": iterations, "restarts": restarts}
+    if chosen is not None:
+        both = chosen[:, None].expand(-1, nodes.shape[1]) if both is None else both & chosen[:, None]
     x, y = _select(graphs, visible), _select(graphs, infrared)
-    costs = _solve(x, y, phi=phi, loss=loss, mask_x=both, mask_y=both, **options).cost
-    return costs.sum() / max(len(costs), 1)
+    options: dict[str, Any] = {"solver": solver, "iterations": iterations, "restarts": restarts}
+    costs = graph_ot(x, y, phi=phi, loss=loss, mask_x=both, mask_y=both, **options).cost
+    return costs.sum() / (max(len(costs), 1) if chosen is None else chosen.sum().clamp_min(1))
 
 
-def _solve(*graphs: Tensor, **options: Any) -> GraphOT:
-    """Call `graph_ot`, hidden from a compiler, which would unroll its loops, whose length depends on the data."""
-    if torch.compiler.is_compiling():  # only then: `disable` imports torch._dynamo, which takes as long as torch itself
-        return torch.compiler.disable(graph_ot)(*graphs, **options)
-    return graph_ot(*graphs, **options)
+def _choose_pairs(
+    labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the rows (P,) of the visible and (P,) of the infrared images of the pairs, and which pairs count.
 
-
-def _choose_pairs(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: str) -> tuple[Tensor, Tensor]:
-    """Return the rows (P,) of the visible and (P,) of the infrared images of the pairs."""
+    A compiler gets as many pairs as a batch of this size can have, and (P,) bool which of them count; else all do.
+    """
     first = modality == VISIBLE
     second = ~first
     same = labels[:, None] == labels
@@ -67,8 +64,12 @@ def _choose_pairs(labels: Tensor, modality: Tensor, mask: Tensor | None, pairs: 
         before = torch.ones_like(same).tril(-1)
         place = torch.where(first, (same & first & before).sum(1), (same & second & before).sum(1))
         chosen &= place[:, None] == place
-    visible, infrared = chosen.nonzero().unbind(1)
-    return visible, infrared
+    if not torch.compiler.is_compiling():
+        visible, infrared = chosen.nonzero().unbind(1)
+        return visible, infrared, None
+    most = len(labels) // 2 if pairs == "one_to_one" else (len(labels) // 2) * ((len(labels) + 1) // 2)
+    cells = chosen.flatten().int().argsort(descending=True, stable=True)[:most]
+    return cells // len(labels), cells % len(labels), chosen.flatten()[cells]
 
 
 def _select(graphs: Tensor, rows: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ class GraphOTLoss(Loss):
         L = mean over the pairs of D_ot,   D_ot = min over T of φ Σ_ij T_ij c(v_i, v_j) + (1 - φ) Σ T_ij T_i'j' L_ii'jj'
 
     All pairs form one batch for `vireid.ot.graph_ot`, which defines D_ot and says how it is solved; the gradient is
-    that of the cost with the plan found held fixed. A batch without a pair costs 0, with gradient 0.
+    that of the cost with the plan found held fixed. A batch without a pair costs 0, with gradient 0. Under
+    torch.compile the solver is one opaque operator, and shapes are those of the most pairs a batch can have.
 
     P identities with K visible and K infrared images each have P K² pairs. The paper aligns "every cross-modality image
     pair", and so does ``pairs="all"``, in any order of the batch. ``"one_to_one"`` (our choice) joins the k-th visible
@@ -101,17 +103,16 @@ class GraphOTLoss(Loss):
         restarts: further starts of the solver.
 
     Shape:
-        nodes (B, K+1, d) features of a graph's nodes, labels (B,) integers, modality (B,) integers, 0 visible, any
-        other infrared. mask (B, K+1) bool, True where a node is present: a node absent from one image of a pair has no
+        nodes (B, K+1, d) features of a graph's nodes, labels (B,) integers, modality (B,) integers, 0 visible, 1
+        infrared. mask (B, K+1) bool, True where a node is present: a node absent from one image of a pair has no
         counterpart and is left out of both, and its features are ignored (our choice); two images without a node in
         common are not a pair. The loss is a scalar of at least 0 up to rounding, in at least float32.
-
-    Raises:
-        ValueError: if there is no pair and ``modality`` holds numbers other than 0 and 1.
 
     Warns:
         UserWarning: if a plan misses its marginals or has not settled, as `graph_ot` does.
     """
+
+    _needs = "positive"
 
     def __init__(
         self,
@@ -124,11 +125,12 @@ class GraphOTLoss(Loss):
         restarts: int = 0,
     ) -> None:
         super().__init__()
-        check_options(phi, loss, solver, iterations, restarts)
+        self.phi, self.iterations, self.restarts = check_options(phi, loss, solver, iterations, restarts)
         check_option("pairs", pairs, ("all", "one_to_one"))
-        self.phi, self.loss, self.solver, self.pairs = phi, loss, solver, pairs
-        self.iterations, self.restarts = iterations, restarts
+        self.loss, self.solver, self.pairs = loss, solver, pairs
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
-        return graph_ot_loss(nodes, labels, modality, mask=mask, **self._options())
+        loss = graph_ot_loss(nodes, labels, modality, mask=mask, **self._options())
+        self._look(labels, modality)
+        return loss

@@ -14,7 +14,7 @@ def cross_modality_triplet_loss(
     """Compute the hard triplet loss across modalities of a batch; see `CrossModalityTripletLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels, modality=modality)
-    check_positive("margin", margin)
+    margin = check_positive("margin", margin)
     if not len(x):
         return at_least_float32(x).sum()
     with torch.autocast(x.device.type, enabled=False):
@@ -45,15 +45,18 @@ class CrossModalityTripletLoss(Loss):
         normalize: L2-normalize the rows first (our choice; off by default).
 
     Shape:
-        x (B, d) features, labels (B,) integers, modality (B,) integers, 0 visible, 1 infrared; any other value counts
-        as one more modality. The loss is a scalar of at least 0, in at least float32.
+        x (B, d) features, labels (B,) integers, modality (B,) integers, 0 visible, 1 infrared. The loss is a scalar of
+        at least 0, in at least float32.
     """
+
+    _needs = "triplet"
 
     def __init__(self, *, margin: float = 0.3, normalize: bool = False) -> None:
         super().__init__()
-        check_positive("margin", margin)
-        self.margin, self.normalize = margin, normalize
+        self.margin, self.normalize = check_positive("margin", margin), normalize
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """Compute the loss of a batch."""
-        return cross_modality_triplet_loss(x, labels, modality, **self._options())
+        loss = cross_modality_triplet_loss(x, labels, modality, **self._options())
+        self._look(labels, modality)
+        return loss

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vireid._checks import check_count, check_number, check_option, check_positive, check_tensor
+from vireid._checks import check_count, check_fraction, check_option, check_positive, check_tensor
 from vireid.ot._functions import NodeProducts
 from vireid.ot.entropic import solve_entropic
 from vireid.ot.exact import solve_exact
@@ -71,6 +71,9 @@ def graph_ot(
     from the nodes in their order and from a random one; otherwise a second start of the proximal points is near the
     features' plan.
 
+    Under torch.compile, either solver is one opaque operator, between two compiled parts of one graph; weights are not
+    checked there.
+
     Args:
         x: (B, n, d) node features.
         y: (B, m, d) node features, y_b to be matched with x_b.
@@ -104,8 +107,8 @@ def graph_ot(
         >>> graph_ot(x, x[:, [2, 0, 1]]).plan.argmax(2).tolist()
         [[1, 2, 0]]
     """
-    check_options(phi, loss, solver, iterations, restarts)
-    check_positive("tolerance", tolerance)
+    phi, iterations, restarts = check_options(phi, loss, solver, iterations, restarts)
+    tolerance = check_positive("tolerance", tolerance)
     _check_graphs(x, y, {"x": weights_x, "y": weights_y}, {"x": mask_x, "y": mask_y})
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
@@ -115,20 +118,50 @@ def graph_ot(
             solvable = ((u.sum(1) > 0) & (v.sum(1) > 0)).to(u)[:, None]
             u, v = u * solvable, v * solvable
             finite = [c.nan_to_num(0, 0, 0) for c in (cost, cx, cy)]
-            problems = Problems.build(finite[0], finite[1], finite[2], u, v, float(phi), loss)
+            problems = Problems.build(finite[0], finite[1], finite[2], u, v, phi, loss)
             exact = solver == "exact" or (solver == "auto" and x.device.type == "cpu")
-            plan, _, unsettled = (solve_exact if exact else solve_entropic)(problems, iterations, restarts)
-            error = torch.maximum((plan.sum(2) - u).abs().sum(1), (plan.sum(1) - v).abs().sum(1))
-        _warn(error, tolerance, unsettled, iterations)
+            solve = _opaque if torch.compiler.is_compiling() else _solve
+            plan = solve(*problems, exact, tolerance, iterations, restarts)
+            error = _marginal_error(problems, plan)
         d_ot = phi * (plan * cost).sum((1, 2))
         if phi < 1:
             d_ot = d_ot + (1 - phi) * structure_cost(cx, cy, plan, problems)
         return GraphOT(d_ot, plan, error)
 
 
+def _solve(
+    linear: Tensor,
+    cx: Tensor,
+    cy: Tensor,
+    u: Tensor,
+    v: Tensor,
+    phi: float,
+    loss: str,
+    exact: bool,
+    tolerance: float,
+    iterations: int,
+    restarts: int,
+) -> Tensor:
+    """Return the plans (B, n, m) of `Problems` of these fields, and warn as `graph_ot` does."""
+    problems = Problems(linear, cx, cy, u, v, phi, loss)
+    plan, _, unsettled = (solve_exact if exact else solve_entropic)(problems, iterations, restarts)
+    _warn(_marginal_error(problems, plan), tolerance, unsettled, iterations)
+    return plan
+
+
+# The same for a compiler, which cannot follow loops whose length depends on the data.
+_opaque = torch.library.custom_op("vireid::transport_plans", _solve, mutates_args=())
+_opaque.register_fake(lambda linear, *_: torch.empty_like(linear))
+
+
+def _marginal_error(problems: Problems, plan: Tensor) -> Tensor:
+    rows, columns = (plan.sum(2) - problems.u).abs().sum(1), (plan.sum(1) - problems.v).abs().sum(1)
+    return torch.maximum(rows, columns)
+
+
 def _cosine_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - cos between x and y (B, n, m), within x (B, n, n) and within y (B, m, m)."""
-    xy, xx, yy = NodeProducts.apply(x, y)
+    xy, xx, yy = (x @ y.mT, x @ x.mT, y @ y.mT) if torch.compiler.is_compiling() else NodeProducts.apply(x, y)
     # a zero row is divided by 1, so that its gradient is no larger than the incoming one
     squares = [products.diagonal(dim1=1, dim2=2) for products in (xx, yy)]
     per_x, per_y = (torch.where(s <= _EPS**2, 1, s).rsqrt() for s in squares)
@@ -161,21 +194,18 @@ def _warn(error: Tensor, tolerance: float, unsettled: Tensor, iterations: int) -
     worst, count = torch.stack([error.max(), unsettled.sum().to(error)]).tolist()
     if not worst <= tolerance:
         message = f"a transport plan misses its marginals by {worst:.1e}, more than the tolerance {tolerance:.1e}"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=4)
     if count:
         message = f"{count:.0f} of {len(error)} transport plans had not settled after iterations={iterations}"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def check_options(phi: float, loss: str, solver: str, iterations: int, restarts: int) -> None:
-    """Raise unless `graph_ot` takes these settings."""
-    check_number("phi", phi)
-    if not 0 <= phi <= 1:
-        raise ValueError(f"phi must be in [0, 1], got {phi}")
+def check_options(phi: float, loss: str, solver: str, iterations: int, restarts: int) -> tuple[float, int, int]:
+    """Raise unless `graph_ot` takes these settings; return the numbers."""
     check_option("loss", loss, ("abs", "square"))
     check_option("solver", solver, ("auto", "exact", "entropic"))
-    check_count("iterations", iterations)
-    check_count("restarts", restarts, minimum=0)
+    numbers = check_fraction("phi", phi), check_count("iterations", iterations)
+    return *numbers, check_count("restarts", restarts, minimum=0)
 
 
 def _check_graphs(x: Tensor, y: Tensor, weights: dict[str, Tensor | None], masks: dict[str, Tensor | None]) -> None:
@@ -192,6 +222,6 @@ def _check_graphs(x: Tensor, y: Tensor, weights: dict[str, Tensor | None], masks
             shape = "n" if isinstance(w, Tensor) and w.ndim == 1 else "B n"
             check_tensor(f"weights_{name}", w, shape, like=x, B=len(x), n=nodes.shape[1])
             bad = ~(w.isfinite() & (w >= 0)) & (torch.ones_like(w, dtype=torch.bool) if mask is None else mask)
-            if bad.any():
+            if not torch.compiler.is_compiling() and bad.any():
                 value = float(w.expand_as(bad)[bad][0])
                 raise ValueError(f"weights_{name} must be finite and at least 0, got {value}")

@@ -146,7 +146,8 @@ def structure_cost(cx: Tensor, cy: Tensor, plan: Tensor, problems: Problems) -> 
 
     Sums of products, not contractions, whose gradient would be in half precision where backward runs under autocast.
     """
-    if bool((plan.amax(2) == problems.u).all()):  # every node has one counterpart: one difference per two nodes
+    compiling = torch.compiler.is_compiling()  # where nothing may depend on values
+    if not compiling and bool((plan.amax(2) == problems.u).all()):  # each node has one counterpart: n² differences
         target = plan.argmax(2)
         cy = cy.gather(1, target[:, :, None].expand(-1, -1, cy.shape[2]))
         cy = cy.gather(2, target[:, None].expand(-1, target.shape[1], -1))
