@@ -20,6 +20,7 @@ from torch import Tensor, nn
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 ArrayT = TypeVar("ArrayT", bound=Array)
 
+_MAX_SIDE = 2**31 - 1  # of an image
 _KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be bool"}
 
 
@@ -123,12 +124,14 @@ def recode(x: object, visible: object, infrared: object) -> Tensor | Array | lis
     return result if isinstance(x, np.ndarray) else cast(list[int], result.tolist())
 
 
-def check_count(name: str, value: object, *, minimum: int = 1) -> int:
-    """Return ``value`` as an int; raise unless it is an integer, Python's or NumPy's, of at least ``minimum``."""
+def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return ``value`` as an int; raise unless it is Python's or NumPy's integer from ``minimum`` to ``maximum``."""
     if isinstance(value, bool | np.ndarray | np.bool_ | Tensor) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if index(value) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if maximum is not None and index(value) > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
     return index(value)
 
 
@@ -136,14 +139,18 @@ def check_size(name: str, size: object, *, minimum: tuple[int, int] = (1, 1)) ->
     """Return ``size`` as (H, W), two ints; raise unless they are integers of at least ``minimum``."""
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
         raise ValueError(f"{name} must be (H, W), got {size!r}")
-    return tuple(check_count(f"{name}[{i}]", size[i], minimum=minimum[i]) for i in range(2))  # type: ignore[return-value]
+    sides = (check_count(f"{name}[{i}]", size[i], minimum=minimum[i], maximum=_MAX_SIDE) for i in range(2))
+    return tuple(sides)  # type: ignore[return-value]
 
 
 def check_number(name: str, value: object) -> float:
     """Return ``value`` as a float; raise unless it is a real number, which a bool is not."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number within float64, got an integer beyond") from None
 
 
 def check_positive(name: str, value: object) -> float:

@@ -68,7 +68,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         mode = _mode(target)
-        temporary, file = _claim(target, 0o666 if mode is None else mode | 0o600)
+        temporary, file = claim(target, 0o666 if mode is None else mode | 0o600)
         with file:
             try:
                 yield temporary
@@ -76,10 +76,10 @@ def written_whole(path: Path) -> Iterator[Path]:
                     os.fsync(written.fileno())
                 if mode is not None:
                     os.chmod(temporary, mode)
-                _close_on_windows(file)
+                close_on_windows(file)
                 os.replace(temporary, target)
             except BaseException:
-                _close_on_windows(file)
+                close_on_windows(file)
                 temporary.unlink(missing_ok=True)
                 raise
         with suppress(OSError):  # file systems and Windows that cannot
@@ -106,7 +106,7 @@ def _mode(path: Path) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _claim(path: Path, mode: int) -> tuple[Path, BinaryIO]:
+def claim(path: Path, mode: int) -> tuple[Path, BinaryIO]:
     """Create and lock a temporary file beside ``path``, after those that killed writers of ``path`` left are removed.
 
     Its name is short, however long that of ``path`` is, and found again without a look at the whole folder.
@@ -147,7 +147,7 @@ def _remove_if_left(path: Path) -> None:
                 path.unlink()
 
 
-def _close_on_windows(file: BinaryIO) -> None:
+def close_on_windows(file: BinaryIO) -> None:
     """Close a file that is to be renamed or removed; elsewhere it keeps its lock until then."""
     if fcntl is None:
         file.close()

@@ -109,7 +109,7 @@ def test_a_mixture_of_experts_and_half_precision():
         ({"images": torch.zeros(1, 3, 4, 4).long()}, TypeError, "images must be uint8 or floating point"),
         ({"size": (0, 4)}, ValueError, "size[0] must be at least 1, got 0"),
         ({"size": 4}, ValueError, "size must be (H, W), got 4"),
-        ({"margin": 0.5}, ValueError, "margin must be at least 1, got 0.5"),
+        ({"margin": 0.5}, ValueError, "margin must be at least 1 and at most 1e6, got 0.5"),
         ({"margin": "1"}, TypeError, "margin must be a number, got '1'"),
         ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),
         ({"model": nn.Linear(2, 2)}, TypeError, "model must be a name or a VitPoseForPoseEstimation, got Linear"),

@@ -1,7 +1,9 @@
 """The drawn data set: same bytes for the same arguments, the published layouts, and nothing half-written."""
 
 import json
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +342,38 @@ def test_an_interrupted_run_leaves_nothing(error, tmp_path, monkeypatch):
         generate_synthetic(tmp_path / "root", **SMALL)
     assert len(calls) == 20
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_and_processes_may_draw_one_data_set_at_once(tmp_path):
+    arguments = {"layout": "regdb", "identities": 4, "images_per_camera": 1, "size": (32, 16)}
+    wanted = bytes_of(generate_synthetic(tmp_path / "a", **arguments))
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            tasks = [pool.submit(generate_synthetic, tmp_path / "b", **arguments) for _ in range(4)]
+        assert [task.result() for task in tasks] == [tmp_path / "b"] * 4
+        assert bytes_of(tmp_path / "b") == wanted
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+        shutil.rmtree(tmp_path / "b")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path, monkeypatch):
+    root, arguments = tmp_path / "root", {"identities": 4, "images_per_camera": 1, "size": (32, 16)}
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # a killed process removes nothing, and its locks end
+        patched.setattr(synthetic, "save_keypoints", killed)
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            generate_synthetic(root, **arguments)
+    left = sorted(tmp_path.iterdir())
+    assert [path.is_dir() for path in left] == [True, False]
+    assert len(list(left[0].rglob("*.jpg"))) == 24
+    shutil.copytree(left[0], left[0].with_name(left[0].name.replace(".0.", ".7.")))  # of another killed one
+    assert generate_synthetic(root, **arguments) == root
+    assert list(tmp_path.iterdir()) == [root]
 
 
 def test_a_faster_process_wins(tmp_path, sysu, monkeypatch):

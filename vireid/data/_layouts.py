@@ -171,10 +171,10 @@ def decode_image(
             opened.load()
             opened.info.pop("transparency", None)  # of palettes, of which `convert` would warn
             image = opened.convert("RGB")
-            if size is not None:
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read image {path}: expected a whole file in {', '.join(_FORMATS)}") from error
     except Exception as error:  # damaged files raise errors of many kinds, and so do Pillow's own limits
         raise ValueError(f"cannot read image {path}: {error}") from error
+    if size is not None:
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._checks import check_path, check_size, check_tensor
+from vireid._checks import check_finite, check_path, check_size, check_tensor
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32
 
@@ -107,6 +107,8 @@ def _numbers(name: str, x: object) -> np.ndarray:
     """Return an array, or a tensor on any device and of any floating-point dtype, as an array of real numbers."""
     if isinstance(x, Tensor):
         check_tensor(name, x, " ".join("N" * x.ndim), kind="any")
+        if x.is_meta:
+            check_finite(name, x)  # raises
         x = (at_least_float32(x) if x.is_floating_point() else x).detach().cpu().numpy()
     array = np.asarray(x)
     if array.dtype.kind not in "biuf":
@@ -206,7 +208,7 @@ def save_heatmaps(
     if not np.isfinite(x).all():
         raise ValueError("heatmaps must be finite numbers within float16")
     path = heatmap_path(folder, image, root)
-    settings = {"image": digest or _digest(image), "source": _json_of(source or {})}
+    settings = {"image": _digest(image, digest), "source": _json_of({} if source is None else source)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, _HEATMAPS, _VERSION, {"heatmaps": x}, settings)
     return path
@@ -245,7 +247,7 @@ def load_heatmaps(
 def _read_heatmaps(folder: AnyPath, image: AnyPath, root: AnyPath, digest: str | None) -> tuple[np.ndarray, Any]:
     """Return the heatmaps of an image and their source."""
     path = heatmap_path(folder, image, root)
-    digest = digest or _digest(image)
+    digest = _digest(image, digest)
     arrays, settings = load_arrays(path, _HEATMAPS, _VERSION)
     x = arrays.get("heatmaps")
     if x is None or x.ndim != 3 or x.dtype != np.float16:
@@ -263,8 +265,12 @@ def _json_of(source: Mapping[str, object]) -> dict[str, Any]:
         raise TypeError(f"source must be a dict of JSON values, got {source!r}: {error}") from error
 
 
-def _digest(image: AnyPath) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+def _digest(image: AnyPath, digest: str | None) -> str:
+    """Return the SHA-256 of a file in hexadecimal; ``digest`` if that is given."""
+    if digest is not None:
+        if not isinstance(digest, str):
+            raise TypeError(f"digest must be a str, got {digest!r}")
+        return digest
     return hashlib.sha256(Path(image).read_bytes()).hexdigest()
 
 
@@ -284,6 +290,8 @@ class HeatmapFolder:
     """
 
     def __init__(self, folder: AnyPath, paths: Sequence[Path], root: AnyPath, *, keep: bool = False) -> None:
+        if isinstance(paths, str) or not isinstance(paths, Sequence):
+            raise TypeError(f"paths must be a list of paths, got {type(paths).__name__}")
         self.folder, self.paths, self.root = check_path("folder", folder), list(paths), check_path("root", root)
         self.keep, self._kept = keep, dict[int, np.ndarray]()
         self._first: dict[str, tuple[Any, tuple[int, ...]]] = {}  # source and shape; a dict is set by one thread only

@@ -76,7 +76,7 @@ def estimate_heatmaps(
     lengths = torch.tensor([images.shape[2:]])
     maps = [images.new_zeros(0, 13, *size, dtype=torch.float32)]
     with _evaluating(estimator):
-        for part in images.split(batch):
+        for part in images.split(min(batch, max(1, len(images)))):
             pixels = _to_network(part, _input_size(estimator), margin)
             maps.append(_predict(estimator, pixels, lengths.expand(len(part), 2), size, margin).to(images.device))
     return torch.cat(maps)
@@ -216,8 +216,8 @@ def _image_files(
 
 def _check_settings(size: tuple[int, int], margin: float, batch: int) -> tuple[tuple[int, int], float, int]:
     margin = check_number("margin", margin)
-    if not 1 <= margin < float("inf"):
-        raise ValueError(f"margin must be at least 1, got {margin}")
+    if not 1 <= margin <= 1e6:
+        raise ValueError(f"margin must be at least 1 and at most 1e6, got {margin}")
     return check_size("size", size), margin, check_count("batch", batch)
 
 

@@ -44,9 +44,7 @@ class RegDBDataset(ImageDataset):
         keypoints: str | Path | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.trial = check_count("trial", trial)
-        if self.trial > 10:
-            raise ValueError(f"trial must be 1 … 10, got {trial}")
+        self.trial = check_count("trial", trial, maximum=10)
         super().__init__(
             root, split, modality=modality, size=size, cache=cache, keypoints=keypoints, max_pixels=max_pixels
         )

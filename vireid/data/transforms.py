@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vireid import VISIBLE
 from vireid._checks import (
     check_count,
+    check_finite,
     check_fraction,
     check_modality,
     check_number,
@@ -186,7 +187,7 @@ class TrainAugmentation(nn.Module):
         skeleton: Skeleton = PERSON_13,
     ) -> None:
         super().__init__()
-        self.size, self.padding = check_size("size", size), check_count("padding", padding, minimum=0)
+        self.size, self.padding = check_size("size", size), check_count("padding", padding, minimum=0, maximum=2**30)
         names = ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared")
         values = (flip, erasing, grayscale, exchange_visible, exchange_infrared)
         flip, erasing, grayscale, exchange_visible, exchange_infrared = map(check_fraction, names, values)
@@ -311,6 +312,9 @@ def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Te
     """Return both as tensors (3, 1, 1) float32; raise unless they are three finite numbers each, std above 0."""
     numbers = []
     for name, x in (("mean", mean), ("std", std)):
+        if isinstance(x, Tensor):
+            check_tensor(name, x, "3", kind="any")
+            check_finite(name, x)
         values = x.tolist() if isinstance(x, Tensor | np.ndarray) else x
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
             raise ValueError(f"{name} must be three numbers, got {x!r}")

@@ -9,15 +9,16 @@ here is our own design and follows no paper.
 import io
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vireid._checks import check_count, check_option, check_path, check_size
+from vireid._files import claim, close_on_windows
 from vireid.data._layouts import MAX_PIXELS
 from vireid.data.keypoints import save_keypoints
 from vireid.data.synthetic._pedestrian import Person
@@ -63,7 +64,8 @@ def generate_synthetic(
 
     Args:
         root: folder to make, with its parents. It appears in one step at the end, so an interrupted run leaves nothing
-            behind. If it holds the data set of the same arguments already, nothing is done.
+            behind, and a killed one only what the next one removes. If it holds the data set of the same arguments
+            already, nothing is done; processes may draw one data set at once.
         layout: "sysu" or "regdb".
         identities: people drawn, 4 to 9999.
         images_per_camera: images of a person by each camera, at most 9999; RegDB has one camera for each modality.
@@ -85,11 +87,8 @@ def generate_synthetic(
     check_option("layout", layout, ("sysu", "regdb"))
     if images_per_camera is None:
         images_per_camera = 4 if layout == "sysu" else 10
-    identities = check_count("identities", identities, minimum=4)
-    images_per_camera = check_count("images_per_camera", images_per_camera)
-    if max(identities, images_per_camera) > _MOST:
-        got = f"{identities} and {images_per_camera}"
-        raise ValueError(f"identities and images_per_camera must be at most {_MOST}, got {got}")
+    identities = check_count("identities", identities, minimum=4, maximum=_MOST)
+    images_per_camera = check_count("images_per_camera", images_per_camera, maximum=_MOST)
     size, seed = check_size("size", size, minimum=(32, 16)), check_count("seed", seed, minimum=0)
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"size must be of at most {MAX_PIXELS} pixels, got {size}")
@@ -107,9 +106,7 @@ def generate_synthetic(
     if _is_finished(root, manifest):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
-        work = Path(temporary) / root.name
-        work.mkdir()
+    with _temporary_folder(root) as work:
         people: Iterable[int] = range(1, identities + 1)
         if progress:
             people = tqdm(people, desc="drawing", unit="person")
@@ -130,6 +127,27 @@ def generate_synthetic(
             if not _is_finished(root, manifest):
                 raise
     return root
+
+
+@contextmanager
+def _temporary_folder(root: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``root``, which goes at the end; what killed processes left goes first.
+
+    A folder has the name of a lock that is taken before it is made and freed after it is gone: without, it was left.
+    """
+    lock, file = claim(root, 0o600)
+    folder = lock.with_suffix(".folder")
+    with file:
+        try:
+            for left in root.parent.glob(f"{folder.name.rpartition('.')[0].rpartition('.')[0]}.*.folder"):
+                if left == folder or not left.with_suffix(lock.suffix).exists():
+                    shutil.rmtree(left, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            close_on_windows(file)
+            lock.unlink(missing_ok=True)
 
 
 def _is_finished(root: Path, manifest: dict[str, Any]) -> bool:
