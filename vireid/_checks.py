@@ -218,8 +218,8 @@ def to_tensor(name: str, x: object) -> Tensor:
         if x.dtype == np.uint64 and x.size and x.max() >= 2**63:
             raise ValueError(f"{name} must be below 2**63, got {x.max()}")
         x = x.astype(np.int64)
-    elif x.dtype.kind != "f":
-        raise TypeError(f"{name} must hold numbers, got {x.dtype}")
+    elif x.dtype.kind != "f" or x.itemsize > 8:
+        raise TypeError(f"{name} must hold numbers{' of at most 64 bits' * (x.dtype.kind == 'f')}, got {x.dtype}")
     elif not (x.flags.writeable and x.flags.c_contiguous and x.dtype.isnative):
         x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(x)

@@ -211,8 +211,8 @@ def nonsense():
     far, repeated, order = good["indices"].copy(), good["indices"].copy(), good["values"].copy()
     far[2, 1], repeated[2, 1], order[:, 1] = 6, repeated[2, 2], -1
     return {
-        "indices must be there": {n: a for n, a in good.items() if n != "indices"},
-        "indices, k, values must be there": {"features": good["features"]},
+        "arrays must hold indices, got": {n: a for n, a in good.items() if n != "indices"},
+        "arrays must hold indices, k, values, got": {"features": good["features"]},
         r"features must be \(N, d\) floating point, got int64": good | {"features": good["features"].astype(np.int64)},
         r"features must be \(N, d\) floating point, got float32 \(24,\)": good | {"features": good["features"].ravel()},
         r"features must be \(N, d\) floating point, got float32 \(0, 4\)": good | {"features": good["features"][:0]},

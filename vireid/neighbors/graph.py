@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from vireid._checks import Array, ArrayT, check_count, check_finite, same_kind, to_matrix
+from vireid._checks import Array, ArrayT, check_count, check_finite, check_path, check_tensor, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32, has_float64
 from vireid.neighbors._exact import Found, Rows, best_per_row, neighbors_within, prepare, rescore, search
@@ -43,8 +42,12 @@ class NeighborGraph:
     def __init__(
         self, features: Tensor, indices: Tensor, values: Tensor, *, k: int | None = None, rows: Rows | None = None
     ) -> None:
+        check_tensor("features", features, "N d")
+        check_tensor("indices", indices, "N k", kind="integer", like=features, N=len(features))
+        check_tensor("values", values, "N k", like=features, N=len(features), k=indices.shape[1])
         self.features, self.indices, self.values = features, indices, values
-        self._wanted = k or indices.shape[1]  # a gallery of fewer than k images has fewer columns, until it is extended
+        # a gallery of fewer than k images has fewer columns, until it is extended
+        self._wanted = indices.shape[1] if k is None else check_count("k", k)
         self._rows = rows
 
     @property
@@ -192,7 +195,7 @@ class NeighborGraph:
             FileNotFoundError: if the folder does not exist.
             OSError: if the disk is full or not writable; an existing file is then untouched.
         """
-        save_arrays(Path(path), _KIND, _VERSION, self.to_arrays())
+        save_arrays(check_path("path", path), _KIND, _VERSION, self.to_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -203,7 +206,7 @@ class NeighborGraph:
             ValueError: if it is damaged, of another kind or version, does not match its checksum, or holds no k-NN
                 graph; the message names the file.
         """
-        arrays, _ = load_arrays(Path(path), _KIND, _VERSION)
+        arrays, _ = load_arrays(check_path("path", path), _KIND, _VERSION)
         try:
             return cls.from_arrays(arrays)
         except ValueError as error:
@@ -230,9 +233,11 @@ class NeighborGraph:
                 repeat or are out of order, or no cosine.
             TypeError: for anything but NumPy arrays.
         """
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
         missing = {"features", "indices", "values", "k"} - set(arrays)
         if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} must be there, got {', '.join(sorted(arrays))}")
+            raise ValueError(f"arrays must hold {', '.join(sorted(missing))}, got {', '.join(sorted(arrays))}")
         for name in ("features", "indices", "values", "k"):
             if not isinstance(arrays[name], np.ndarray):
                 raise TypeError(f"{name} must be a numpy.ndarray, got {type(arrays[name]).__name__}")

@@ -5,13 +5,12 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_finite, check_pair, same_kind, to_matrix
+from vireid._checks import Array, ArrayT, check_count, check_finite, check_pair, check_path, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import repeated_rows
 from vireid.neighbors import NeighborGraph
@@ -188,7 +187,8 @@ class GalleryReranker(ABC):
             OSError: if the disk is full or not writable; an existing file is then untouched.
         """
         fitted = self._state()
-        save_arrays(Path(path), f"vireid {type(self).__name__}", _VERSION, fitted.graph.to_arrays(), fitted._saved())
+        kind = f"vireid {type(self).__name__}"
+        save_arrays(check_path("path", path), kind, _VERSION, fitted.graph.to_arrays(), fitted._saved())
 
     def _saved(self) -> dict[str, Any]:
         """Return the settings that `save` writes beside the graph: the constructor's keyword arguments."""
@@ -220,7 +220,7 @@ class GalleryReranker(ABC):
     def _read(cls, path: str | os.PathLike[str]) -> tuple[NeighborGraph, dict[str, Any]]:
         """Return the graph and the settings in a file of this class."""
         kind = f"vireid {cls.__name__}"
-        arrays, settings = load_arrays(Path(path), kind, _VERSION)
+        arrays, settings = load_arrays(check_path("path", path), kind, _VERSION)
         try:
             return NeighborGraph.from_arrays(arrays), settings
         except ValueError as error:
