@@ -69,6 +69,7 @@ def k_reciprocal(
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):
         out = rows.proposal.new_empty(nq, ng if top is None else min(top, ng))
+        k1 = min(k1, 2 * len(rows.given))  # half of it is all images
         found = _distances(rows, nq, k1, k2, lambda_value, out if top is None else None)
         return collect(query, out, found, top)
 

@@ -1,0 +1,165 @@
+"""Arguments of neighbors and re-rankers that no caller means, in one table."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vireid.neighbors import ApproximateIndex, NeighborGraph, topk
+from vireid.nn import H2FT
+from vireid.rerank import (
+    AIM,
+    SIM,
+    AfterTransfer,
+    GraphTransfer,
+    QueryExpansion,
+    aim,
+    gnn,
+    graph_transfer,
+    k_reciprocal,
+    query_expansion,
+    sim,
+)
+
+Q, G = (torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in (3, 12))
+GRAPH = NeighborGraph.build(G, 3)
+PAIR = {"query": Q, "gallery": G}
+MODULE = H2FT(4, value=nn.Identity())
+
+
+def index_topk(**arguments):
+    pytest.importorskip("faiss")
+    return ApproximateIndex(G, "Flat").topk(**arguments)
+
+
+# function, valid arguments, those that are counts, numbers and features
+FUNCTIONS = {
+    "topk": (topk, PAIR | {"k": 3, "block": 2}, ("k", "block"), (), ("query", "gallery")),
+    "build": (NeighborGraph.build, {"gallery": G, "k": 3}, ("k",), (), ("gallery",)),
+    "csr": (GRAPH.csr, {"k": 2}, ("k",), (), ()),
+    "extend": (GRAPH.extend, {"gallery": G}, (), (), ("gallery",)),
+    "weighted_sum": (GRAPH.weighted_sum, {"x": G, "weights": GRAPH.values}, (), (), ()),
+    "index": (index_topk, {"query": Q, "k": 2, "candidates": 3}, ("k", "candidates"), (), ("query",)),
+    "aim": (aim, PAIR | {"k1": 3, "k2": 2}, ("k1", "k2"), (), ("query", "gallery")),
+    "gnn": (gnn, PAIR | {"k1": 3, "k2": 2, "layers": 2, "alpha": 1.0, "top": 3},
+            ("k1", "k2", "layers", "top"), ("alpha",), ("query", "gallery")),
+    "k_reciprocal": (k_reciprocal, PAIR | {"k1": 3, "k2": 2, "lambda_value": 0.5, "top": 3},
+                     ("k1", "k2", "top"), ("lambda_value",), ("query", "gallery")),
+    "sim": (sim, PAIR | {"k1": 3, "k2": 2, "lambda_value": 0.5}, ("k1", "k2"), ("lambda_value",), ("query", "gallery")),
+    "query_expansion": (query_expansion, PAIR | {"n": 2, "alpha": 1.0}, ("n",), ("alpha",), ("query", "gallery")),
+    "graph_transfer": (graph_transfer, PAIR | {"module": MODULE}, (), (), ("query", "gallery")),
+    "fit": (lambda gallery: AIM(k1=2, k2=2).fit(gallery).distance(Q), {"gallery": G}, (), (), ("gallery",)),
+    "fitted": (AIM(k1=2, k2=2).fit(G).topk, {"query": Q, "n": 2}, ("n",), (), ("query",)),
+}  # fmt: skip
+COUNTS = [(name, argument) for name, (_, _, counts, _, _) in FUNCTIONS.items() for argument in counts]
+NUMBERS = [(name, argument) for name, (_, _, _, numbers, _) in FUNCTIONS.items() for argument in numbers]
+FEATURES = [(name, argument) for name, (*_, features) in FUNCTIONS.items() for argument in features]
+
+
+def call(name, **change):
+    function, arguments, *_ = FUNCTIONS[name]
+    found = function(**(arguments | change))
+    found = found if isinstance(found, tuple) else (found,)
+    return [torch.cat([x.values, x.indices], 1) if isinstance(x, NeighborGraph) else torch.as_tensor(x) for x in found]
+
+
+@pytest.mark.parametrize(("name", "argument"), COUNTS)
+def test_counts_are_integers_of_any_kind_and_nothing_else(name, argument):
+    value = FUNCTIONS[name][1][argument]
+    for same in (np.int64(value), np.uint8(value)):
+        assert all(torch.equal(a, b) for a, b in zip(call(name, **{argument: same}), call(name), strict=True))
+    for bad in (
+        0,
+        -1,
+        1.5,
+        True,
+        "3",
+        math.nan,
+        np.array([3]),
+        torch.tensor(3),
+        torch.tensor(True),
+        np.True_,
+        [3],
+        2.0,
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^{argument} must be "):
+            call(name, **{argument: bad})
+    if (name, argument) not in (("csr", "k"), ("gnn", "layers")):  # those are bounded, or work to be done
+        call(name, **{argument: 10**30} | ({"candidates": 10**30} if argument == "k" and name == "index" else {}))
+
+
+@pytest.mark.parametrize(("name", "argument"), NUMBERS)
+def test_numbers_are_finite_and_nothing_else(name, argument):
+    for same in (np.float64(0.5), np.float32(0.5)):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(call(name, **{argument: same}), call(name, **{argument: 0.5}), strict=True)
+        )
+    for bad in (-0.1, math.nan, math.inf, -math.inf, True, "0.5", None, [0.5], 1j, np.array([0.5]), torch.tensor(0.5)):
+        with pytest.raises((TypeError, ValueError), match=rf"^{argument} must be "):
+            call(name, **{argument: bad})
+
+
+@pytest.mark.parametrize(("name", "argument"), FEATURES)
+def test_features_are_dense_finite_matrices_and_nothing_else(name, argument):
+    x = FUNCTIONS[name][1][argument]
+    array = x.numpy()
+    given = [x.to_sparse(), x.int(), x.bool(), x.to(torch.complex64), x[0], x[None], x * math.nan, x * math.inf]
+    given += [x.to(torch.float8_e4m3fn), x.to("meta"), array.astype(np.longdouble), array.astype(object), 3, None, "x"]
+    for bad in given:
+        with pytest.raises((TypeError, ValueError), match=argument) as error:
+            call(name, **{argument: bad})
+        assert str(error.value).startswith((argument, "query and gallery"))
+    for same in (x.clone().requires_grad_(), x.T.contiguous().T, array.astype(">f4"), np.asfortranarray(array)):
+        for mine, right in zip(call(name, **{argument: same}), call(name), strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "argument"), [(n, a) for n, a in FEATURES if a in ("query", "gallery")])
+def test_half_precision_of_one_argument_is_promoted(name, argument):
+    if name == "extend":  # a graph has one type
+        return
+    half = FUNCTIONS[name][1][argument].half()
+    found, wanted = (call(name, **{argument: x}) for x in (half, half.float()))
+    for mine, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_options_and_modules_are_named():
+    for bad in (np.array(["cosine", "dot"]), "l2", None, 1, b"cosine"):
+        with pytest.raises((TypeError, ValueError), match=r"^metric must be one of 'cosine'"):
+            topk(Q, G, 1, metric=bad)
+    for bad in (None, "H2FT", nn.Identity(), H2FT):
+        for make in (GraphTransfer, lambda m: graph_transfer(Q, G, m), lambda m: AfterTransfer(m, AIM(k1=1, k2=1))):
+            with pytest.raises(TypeError, match=r"^module must be an H2FT"):
+                make(bad)
+    for bad in (1, "no", None, np.True_):
+        with pytest.raises(TypeError, match=r"^use_query_relations must be a bool"):
+            aim(Q, G, k1=2, k2=2, use_query_relations=bad)
+    for bad in (3, "3", None, [1]):
+        with pytest.raises((TypeError, ValueError), match=r"^arrays must "):
+            NeighborGraph.from_arrays(bad)
+        with pytest.raises(TypeError, match=r"^features must be"):
+            NeighborGraph.from_arrays(GRAPH.to_arrays() | {"features": bad})
+        with pytest.raises(TypeError, match=r"^indices must be"):
+            NeighborGraph(G, bad, GRAPH.values)
+
+
+TIES = {
+    "aim-whole": AIM(k1=None, k2=2),
+    "aim-whole-released": AIM(k1=None, k2=3, variant="released"),
+    "sim": SIM(k1=1000, k2=1000),
+    "query-expansion": QueryExpansion(n=3),
+    "k-reciprocal": lambda q, g: k_reciprocal(q, g, lambda_value=1.0),
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_equal_gallery_rows_have_equal_distances_to_the_bit(name):
+    for d, ng in ((100, 9), (128, 33), (768, 130)):
+        r = torch.Generator().manual_seed(d)
+        q, row, others = torch.randn(5, d, generator=r), torch.randn(1, d, generator=r), torch.randn(ng, d, generator=r)
+        distance = TIES[name](q, torch.cat([row, others, row.expand(ng, d), 2 * row]))
+        assert torch.equal(distance[:, ng + 1 :], distance[:, :1].expand(-1, ng + 1))
