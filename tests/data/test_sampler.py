@@ -301,6 +301,9 @@ def test_takes_tensors_and_lists_and_feeds_a_loader():
         ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got 2; labels"),
         ({"labels": np.zeros(12)}, TypeError, "labels must hold integers, got float64"),
         ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (N,), got (12, 1)"),
+        ({"labels": torch.zeros(12)}, TypeError, "labels must hold integers, got torch.float32"),
+        ({"modality": torch.ones(12, dtype=int).to_sparse()}, TypeError, "modality must be dense"),
+        ({"modality": torch.ones(12, dtype=int, device="meta")}, TypeError, "modality must hold values"),
         ({"labels": [], "modality": []}, ValueError, "identities must be at most 0"),
     ],
 )

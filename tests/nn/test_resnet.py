@@ -1,4 +1,8 @@
+import enum
 import importlib.util
+import sys
+from collections import OrderedDict
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -183,3 +187,79 @@ def test_imagenet_weights_come_from_the_library_itself(monkeypatch, source, whol
         "timm": ("resnet50", {"pretrained": True}),
     }
     assert asked == [expected[source]]
+
+
+# -- Names of weights ------------------------------------------------------------------------------------------------
+
+
+class ResNet50_Weights(enum.Enum):
+    """Interface of torchvision's ResNet50_Weights; its members say what was asked."""
+
+    IMAGENET1K_V1 = 1
+    IMAGENET1K_V2 = 2
+    DEFAULT = 2
+
+    def get_state_dict(self, **options):
+        return {"conv1.weight": torch.full((1, 1, 1, 1), float(self.value))}
+
+
+@pytest.fixture
+def torchvision_standin(monkeypatch):
+    """A torchvision with a tiny network."""
+
+    def tiny(weights):
+        assert weights is None
+        block = nn.Module()
+        block.conv2, block.downsample = nn.Conv2d(1, 1, 1, 2, bias=False), nn.Sequential(nn.Conv2d(1, 1, 1, 2))
+        names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        net = nn.Sequential(OrderedDict({name: nn.Identity() for name in names}))
+        net.conv1, net.layer4 = nn.Conv2d(1, 1, 1, bias=False), nn.Sequential(block)
+        net.load_state_dict = lambda state: net.conv1.weight.data.copy_(state["conv1.weight"])
+        return net
+
+    module = ModuleType("torchvision")
+    module.models = SimpleNamespace(resnet50=tiny, ResNet50_Weights=ResNet50_Weights)
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+
+
+@pytest.mark.parametrize(
+    ("weights", "version"),
+    [
+        ("imagenet", 1),
+        ("DEFAULT", 2),
+        ("IMAGENET1K_V1", 1),
+        ("IMAGENET1K_V2", 2),
+        ("ResNet50_Weights.IMAGENET1K_V1", 1),
+        (ResNet50_Weights.IMAGENET1K_V1, 1),
+        (ResNet50_Weights.DEFAULT, 2),
+    ],
+    ids=str,
+)
+def test_weights_of_torchvision_are_taken_by_name_or_member(torchvision_standin, weights, version):
+    net = resnet50(weights=weights)
+    assert net.conv1.weight.item() == version
+    assert net.layer4[0].conv2.stride == (1, 1)
+
+
+class ResNet18_Weights(enum.Enum):
+    DEFAULT = 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"weights": ResNet18_Weights.DEFAULT}, ValueError, "for ResNet-50, .* got 'ResNet18_Weights.DEFAULT'"),
+        ({"weights": "ResNet50_Weights.IMAGENET22K"}, ValueError, "one of 'DEFAULT', 'IMAGENET1K_V1', .*IMAGENET22K'"),
+        ({"weights": "DEFAULT", "source": "timm"}, ValueError, "a path for source='timm', got 'DEFAULT'"),
+        (
+            {"weights": ResNet50_Weights.DEFAULT, "source": "timm"},
+            ValueError,
+            "a path for source='timm', got 'ResNet50_W",
+        ),
+        ({"weights": True}, TypeError, "weights must be None, a name, a path or torchvision's .*, got True"),
+        ({"weights": {}}, TypeError, "weights must be None, a name, a path or torchvision's .*, got {}"),
+    ],
+)
+def test_other_weights_are_named(options, error, text):
+    with pytest.raises(error, match=text):
+        resnet50(**options)

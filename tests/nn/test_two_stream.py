@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,12 @@ def test_bad_input():
         TwoStream(stem(), lambda x: x)
     with pytest.raises(ValueError, match="modality must be one of 0, 1, got 2"):
         net.stream(2)
+    assert net.stream(np.int64(1))[0] is net.stems[1]
+    for wrong in (images.int(), images.bool()):
+        with pytest.raises(TypeError, match="images must be floating point"):
+            net(wrong, torch.tensor([0, 1, 1]))
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got float"):
+        TwoStream.from_resnet(0.0)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -169,13 +176,83 @@ def test_resnet50_in_two_streams(source, shared_from):
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("resnet50", 2048)])
 def test_the_libraries_own_resnets(library_net, name, channels):
     whole = library_net(name).double().eval()
-    net = TwoStream.from_resnet(whole).eval()
+    net = TwoStream.from_resnet(whole, last_stride=2).eval()
     assert net.out_channels == channels
     assert layers(net.trunk) == {"layer1", "layer2", "layer3", "layer4"}
     images, modality = torch.rand(2, 3, 64, 32).double(), torch.tensor([1, 0])
     with torch.no_grad():
         maps = net(images, modality)
         assert_close(whole.fc(maps.mean((2, 3))), whole(images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_last_stride_of_the_libraries_own_resnets(library_net, name):
+    net = TwoStream.from_resnet(library_net(name).eval())
+    with torch.no_grad():
+        assert net.eval()(torch.rand(1, 3, 64, 32), torch.tensor([1])).shape[2:] == (4, 2)
+
+
+class Block(nn.Module):
+    """Block of a ResNet: a strided convolution, and another beside it."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.conv, self.bn, self.stride = nn.Conv2d(4, 4, 3, stride, 1), nn.BatchNorm2d(4), stride
+        self.downsample = nn.Sequential(nn.Conv2d(4, 4, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + self.downsample(x)
+
+
+class Net(nn.Module):
+    """Layout of torchvision's ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, 2, 1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Sequential(Block(s), Block(1)) for s in (1, 2, 2, 2))
+        self.fc = nn.Linear(4, 2)
+
+
+def test_the_last_stride_is_1_and_the_network_that_was_given_keeps_its_own():
+    given = Net().double()
+    net, wide = TwoStream.from_resnet(given, last_stride=2), TwoStream.from_resnet(given)
+    images, modality = torch.rand(4, 3, 32, 16).double(), torch.tensor([0, 1, 1, 0])
+    x = torch.rand(2, 4, 6, 4).double()
+    assert net.trunk.layer4 is given.layer4
+    assert net(images, modality).shape == (4, 4, 2, 1)
+    assert wide(images, modality).shape == (4, 4, 4, 2)
+    first = [layers[0].eval()(x) for layers in (given.layer4, wide.trunk.layer4)]
+    assert_close(first[1][..., ::2, ::2], first[0])
+    assert wide.out_channels == 4
+    for name, tensor in wide.trunk.layer4.state_dict(keep_vars=True).items():  # it is trained with the network's
+        assert tensor is given.layer4.state_dict(keep_vars=True)[name]
+
+
+def test_a_stride_of_another_layer_than_a_convolution_is_named():
+    """Pooling on the way around a block, as in timm's ResNet-D."""
+    net = Net()
+    net.layer4[0].downsample.insert(0, nn.AvgPool2d(2, 2))
+    with pytest.raises(
+        ValueError, match=r"last_stride=1 needs strides of convolutions, got 0\.downsample\.0 in layer4"
+    ):
+        TwoStream.from_resnet(net)
+    with pytest.raises(ValueError, match="last_stride must be one of 1, 2, got 3"):
+        TwoStream.from_resnet(net, last_stride=3)
+    assert TwoStream.from_resnet(net, last_stride=2).trunk.layer4 is net.layer4
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"grid": "ab"}, ValueError, r"grid must be \(H, W\), got 'ab'"),
+        ({"out_channels": -1.5}, TypeError, "out_channels must be an integer, got -1.5"),
+        ({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(change, error, text):
+    with pytest.raises(error, match=text):
+        TwoStream(stem(), nn.Identity(), **change)
 
 
 def test_a_bad_cut_of_a_resnet(source, library_net):

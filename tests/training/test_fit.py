@@ -224,7 +224,7 @@ def test_parameters_that_are_not_finite_are_not_saved(train, recipe, tmp_path, m
         ({"identities": 9}, "identities must be at most 4, the number with images of both"),
         ({"lr_shares": {"backbones": 0.1}}, "lr_shares must name parts of the model, got 'backbones'"),
         ({"exchange": "cam"}, "exchange must be one of"),
-        ({"flip": 2}, "flip must be a probability"),
+        ({"flip": 2}, "flip must be at least 0 and at most 1, got 2"),
     ],
 )
 def test_a_wrong_recipe_is_named_before_anything_is_trained(changes, text, train, recipe, tmp_path):

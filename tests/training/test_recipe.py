@@ -31,6 +31,16 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
     assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
     torch.save(recipe.to_dict(), tmp_path / "recipe.pt")
     assert Recipe(**torch.load(tmp_path / "recipe.pt", weights_only=True)) == recipe
+    numpys = Recipe(
+        epochs=np.int64(3),
+        seed=np.int64(1),
+        lr=np.float32(0.5),
+        lr_shares={"backbone": np.float64(1)},
+        size=(np.int64(8), 8),
+        milestones=np.array([0.5]),
+    )
+    torch.save(numpys.to_dict(), tmp_path / "recipe.pt")
+    assert Recipe(**torch.load(tmp_path / "recipe.pt", weights_only=True)) == numpys
     assert recipe.replace(seed=2) == Recipe(**recipe.to_dict() | {"seed": 2}) != recipe
     assert Recipe() == RECIPES["small"] == METHODS["cift"].recipe
     assert METHODS["g2da"].recipe.lr_shares == {"attention": 0.03, "aggregation": 0.03}
@@ -54,6 +64,8 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
         ({"milestones": (1 / 2, 3 / 2)}, ValueError, "milestones must be shares of the training between 0 and 1"),
         ({"warmup": 1}, ValueError, "warmup must be a share of the training below 1, got 1"),
         ({"epoch": 3}, TypeError, "epoch"),
+        ({"erasing": float("inf")}, ValueError, "erasing must be at least 0 and at most 1, got inf"),
+        ({"exchange_visible": b"1"}, TypeError, "exchange_visible must be a number, got b'1'"),
     ],
 )
 def test_wrong_values_are_named(changes, error, text):

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from vireid._checks import check_count, check_modality
+from vireid._checks import check_count, check_modality, check_tensor, check_values
 
 __all__ = ["CrossModalIdentitySampler"]
 
@@ -210,7 +210,11 @@ def _identity_order(rng: np.random.Generator, classes: int, identities: int, bat
 
 def _integers(name: str, values: Tensor | np.ndarray | Sequence[int]) -> np.ndarray:
     """Return ``values`` as an int64 array (N,)."""
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        check_tensor(name, values, "N", kind="integer")
+        check_values(name, values)
+        values = values.cpu().numpy()
+    array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (N,), got {array.shape}")
     if array.size and not np.issubdtype(array.dtype, np.integer):

@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections import OrderedDict
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vireid._checks import check_option
 from vireid._files import check_not_compressed
 
+_TORCHVISION = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")  # members of its ResNet50_Weights
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -22,7 +24,7 @@ class _ResNet50(nn.Sequential):
 
 
 def resnet50(
-    *, source: str = "torchvision", weights: str | os.PathLike[str] | None = None, last_stride: int = 1
+    *, source: str = "torchvision", weights: str | os.PathLike[str] | Enum | None = None, last_stride: int = 1
 ) -> nn.Module:
     """Build ResNet-50 without its pooling and classifier: images (B, 3, H, W) -> feature map (B, 2048, H/16, W/16).
 
@@ -34,24 +36,26 @@ def resnet50(
     Args:
         source: library that builds the network, ``"torchvision"`` or ``"timm"``.
         weights: None, random initial weights; ``"imagenet"``, ImageNet-1k weights that the library downloads and
-            caches (torchvision: ``IMAGENET1K_V1``, those of the papers' time; timm: its default for ``resnet50``); or
-            the path of a local state dict, ``.safetensors`` or a file for ``torch.load(weights_only=True)``, whose
-            ``fc.*`` entries are left out.
+            caches (torchvision: ``IMAGENET1K_V1``, those of the papers' time; timm: its default for ``resnet50``); with
+            torchvision also a member of its ``ResNet50_Weights``, or its name, such as ``"IMAGENET1K_V2"`` or
+            ``"DEFAULT"``; or the path of a local state dict, ``.safetensors`` or a file for
+            ``torch.load(weights_only=True)``, whose ``fc.*`` entries are left out.
         last_stride: stride of layer4: 1 for a map of H/16 × W/16 (all three papers), 2 for H/32 × W/32
             (classification). The weights are the same for both.
 
     Raises:
         ImportError: if the source is not installed (``pip install 'vireid[backbones]'``).
-        ValueError: if an option is unknown, or a weight file is not a state dict or does not fit; the message names the
-            keys that are missing, unexpected or of another shape.
+        TypeError: if ``weights`` is none of these.
+        ValueError: if an option is unknown, ``weights`` names those of another network, or a weight file is not a state
+            dict or does not fit; the message names the keys that are missing, unexpected or of another shape.
         FileNotFoundError: if there is no file at the path ``weights``.
     """
     check_option("source", source, ("torchvision", "timm"))
     check_option("last_stride", last_stride, (1, 2))
-    path = None if weights is None or weights == "imagenet" else Path(weights)
+    name = _published(source, weights)
+    path = None if weights is None or name is not None else Path(weights)  # type: ignore[arg-type]
     state = None if path is None else _read_state(path)
-    build = _from_torchvision if source == "torchvision" else _from_timm
-    net = build(weights == "imagenet")
+    net = _from_torchvision(name) if source == "torchvision" else _from_timm(name is not None)
     if state is not None:
         try:
             net.load_state_dict(state)
@@ -63,14 +67,32 @@ def resnet50(
     return net
 
 
-def _from_torchvision(pretrained: bool) -> Any:
+def _published(source: str, weights: object) -> str | None:
+    """Return the name of weights that the source downloads, None for others."""
+    if weights is None or weights == "imagenet":
+        return None if weights is None else "IMAGENET1K_V1"
+    if not isinstance(weights, str | os.PathLike | Enum):
+        raise TypeError(f"weights must be None, a name, a path or torchvision's ResNet50_Weights, got {weights!r}")
+    text = f"{type(weights).__name__}.{weights.name}" if isinstance(weights, Enum) else str(weights)
+    kind, _, name = text.rpartition(".")
+    if text not in _TORCHVISION and not (kind.isidentifier() and kind.endswith("_Weights") and name.isupper()):
+        return None  # a path
+    if source != "torchvision":
+        raise ValueError(f"weights must be None, 'imagenet' or a path for source={source!r}, got {text!r}")
+    if kind not in ("", "ResNet50_Weights") or name not in _TORCHVISION:
+        names = ", ".join(map(repr, _TORCHVISION))
+        raise ValueError(f"weights must be torchvision's for ResNet-50, 'imagenet' or one of {names}, got {text!r}")
+    return name
+
+
+def _from_torchvision(weights: str | None) -> Any:
     try:
         from torchvision import models
     except ImportError as error:
         raise ImportError("source='torchvision' needs torchvision: pip install 'vireid[backbones]'") from error
     net = models.resnet50(weights=None)
-    if pretrained:
-        chosen = models.ResNet50_Weights.IMAGENET1K_V1
+    if weights is not None:
+        chosen = models.ResNet50_Weights[weights]
         net.load_state_dict(chosen.get_state_dict(progress=True, check_hash=True, weights_only=True))
     return _trunk(net, net.relu)
 

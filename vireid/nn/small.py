@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count
+from vireid._checks import check_count, check_size
 
 
 class OrientedGradients(nn.Module):
@@ -26,8 +26,7 @@ class OrientedGradients(nn.Module):
 
     def __init__(self, directions: int = 9) -> None:
         super().__init__()
-        check_count("directions", directions)
-        self.directions = directions
+        self.directions = check_count("directions", directions)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the edge maps of ``images``: at least 0, about 1 for an edge as strong as its surroundings."""
@@ -110,11 +109,8 @@ class SmallBackbone(nn.Sequential):
     def __init__(
         self, *, directions: int = 9, grid: tuple[int, int] = (15, 7), width: int = 64, depth: int = 2
     ) -> None:
-        check_count("grid[0]", grid[0])
-        check_count("grid[1]", grid[1])
-        check_count("width", width)
-        check_count("depth", depth, minimum=0)
-        cells = (grid[0], grid[1])
+        cells, directions = check_size("grid", grid), check_count("directions", directions)
+        width, depth = check_count("width", width), check_count("depth", depth, minimum=0)
         layers = OrderedDict[str, nn.Module](
             cells=_Cells(directions, cells),
             norm=nn.BatchNorm2d(directions),

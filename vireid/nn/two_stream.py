@@ -2,12 +2,14 @@
 
 import copy
 from collections import OrderedDict
+from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_module, check_option, check_tensor
+from vireid._checks import check_count, check_module, check_option, check_size, check_tensor
 
 _RESNET_END = "layer4"  # pooling and classifier come after it
 
@@ -55,8 +57,12 @@ class TwoStream(nn.Module):
             raise ValueError("infrared_stem must be another module than stem, got the same")
         self.stems = nn.ModuleList([stem, infrared_stem])
         self.trunk = trunk
-        self.out_channels: int | None = getattr(trunk, "out_channels", None) if out_channels is None else out_channels
-        self.grid: tuple[int, int] = getattr(trunk, "grid", (1, 1)) if grid is None else grid
+        if out_channels is None:
+            out_channels = getattr(trunk, "out_channels", None)
+        else:
+            out_channels = check_count("out_channels", out_channels)
+        self.out_channels: int | None = out_channels
+        self.grid: tuple[int, int] = getattr(trunk, "grid", (1, 1)) if grid is None else check_size("grid", grid)
 
     @classmethod
     def from_sequential(cls, net: nn.Sequential, *, shared_from: str) -> "TwoStream":
@@ -82,18 +88,24 @@ class TwoStream(nn.Module):
         return cls._cut(net, dict(net.named_children()), shared_from, getattr(net, "out_channels", None))
 
     @classmethod
-    def from_resnet(cls, net: nn.Module, *, shared_from: str = "layer1") -> "TwoStream":
+    def from_resnet(cls, net: nn.Module, *, shared_from: str = "layer1", last_stride: Literal[1, 2] = 1) -> "TwoStream":
         """Split a ResNet; its pooling and classifier are left out.
 
         Args:
             net: `resnet50` of this package, or an unchanged ResNet of torchvision or timm, of any depth.
             shared_from: name of the first layer of the trunk. ``"layer1"``: the first convolution is separate and the
                 four stages are shared, the paper's five blocks, as in AGW and DDAG.
+            last_stride: stride of layer4: 1 for a map of H/16 × W/16 (all three papers); 2 leaves ``net``'s, which is 2
+                in torchvision and timm. Where it has to change, the trunk has layers of its own with ``net``'s weights,
+                and those of ``net`` keep their stride.
 
         Raises:
-            ValueError: if ``net`` lacks one of ``conv1`` to ``layer4``, or ``shared_from`` is not one of its layers
-                after the first.
+            TypeError: if ``net`` is not a module.
+            ValueError: if ``net`` lacks one of ``conv1`` to ``layer4``, ``shared_from`` is not one of its layers after
+                the first, or layer4 takes its stride from another layer than a convolution.
         """
+        check_module("net", net)
+        check_option("last_stride", last_stride, (1, 2))
         layers: dict[str, nn.Module] = {}
         for name, layer in net.named_children():
             layers[name] = layer
@@ -102,6 +114,8 @@ class TwoStream(nn.Module):
         missing = [name for name in ("conv1", "layer1", "layer2", "layer3", _RESNET_END) if name not in layers]
         if missing:
             raise ValueError(f"net must be a ResNet with children conv1 to {_RESNET_END}, got one without {missing}")
+        if last_stride == 1:
+            layers[_RESNET_END] = _without_stride(layers[_RESNET_END])
         channels = getattr(net, "out_channels", None) or getattr(net, "num_features", None)  # vireid's; timm's
         if channels is None and isinstance(classifier := getattr(net, "fc", None), nn.Linear):  # torchvision's
             channels = classifier.in_features
@@ -122,7 +136,9 @@ class TwoStream(nn.Module):
 
         Raises:
             ValueError: if ``modality`` is not 0, visible, or 1, infrared.
+            TypeError: if it is not an integer.
         """
+        modality = check_count("modality", modality, minimum=VISIBLE)
         check_option("modality", modality, (VISIBLE, INFRARED))
         return nn.Sequential(self.stems[modality], self.trunk)
 
@@ -130,7 +146,8 @@ class TwoStream(nn.Module):
         """Compute the trunk's map of each image, in the order of the images.
 
         The host needs the sizes of the two parts of a batch, and waits for a ``modality`` that is on a GPU. It may be
-        in main memory instead; then nothing waits.
+        in main memory instead; then nothing waits. For the same reason it is `stream` that exports and compiles as one
+        graph.
 
         Args:
             images: (B, 3, H, W).
@@ -140,10 +157,11 @@ class TwoStream(nn.Module):
             Output of the trunk, (B, c, h, w) for a backbone.
 
         Raises:
-            ValueError: if ``modality`` is not (B,) or holds another number.
-            TypeError: if ``modality`` does not hold integers.
+            ValueError: if ``images`` has not four axes, or ``modality`` is not (B,) or holds another number.
+            TypeError: if ``images`` is not floating point or ``modality`` does not hold integers.
         """
-        check_tensor("modality", modality, "B", kind="integer", B=len(images))
+        check_tensor("images", images, "B C H W")
+        check_tensor("modality", modality, "B", kind="integer", B=images.shape[0])
         counts = torch.stack([(modality == VISIBLE).sum(), (modality == INFRARED).sum()]).tolist()
         if sum(counts) != len(images):
             raise ValueError(
@@ -156,3 +174,22 @@ class TwoStream(nn.Module):
         grouped, back = images[order.to(images.device)].split(counts), order.argsort().to(images.device)
         maps = torch.cat([stem(part) for stem, part in zip(self.stems, grouped, strict=True)])
         return self.trunk(maps[back])
+
+
+def _without_stride(stage: nn.Module) -> nn.Module:
+    """Return a stage of a ResNet whose convolutions have stride 1; it shares all tensors with ``stage``."""
+    leaves = [(name, layer) for name, layer in stage.named_modules() if not list(layer.children())]
+    strided = {name: layer for name, layer in leaves if getattr(layer, "stride", 1) not in (1, (1, 1))}
+    others = [name for name, layer in strided.items() if not isinstance(layer, nn.Conv2d)]
+    if others:
+        raise ValueError(
+            f"last_stride=1 needs strides of convolutions, got {', '.join(others)} in layer4 as well: build net with "
+            "stride 1 (timm: output_stride=16), or give last_stride=2"
+        )
+    if strided:
+        shared = {id(tensor): tensor for tensor in chain(stage.parameters(), stage.buffers())}
+        stage = copy.deepcopy(stage, dict[int, object](shared))
+        for layer in stage.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+    return stage

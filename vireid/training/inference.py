@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from vireid import INFRARED, VISIBLE
 from vireid._files import written_whole
-from vireid._ops import evaluation_mode
+from vireid._ops import evaluated
 from vireid.data import EvalTransform, KeypointSample, SYSUMM01Dataset, move_heatmaps
 from vireid.models import G2DA
 from vireid.neighbors import topk
@@ -45,7 +45,7 @@ def extract_features(
 
     Args:
         model: ``model(images, modality)`` -> features (B, d), or an output with ``features``; with key points in the
-            data ``model(images, modality, heatmaps)``. Its mode is restored.
+            data ``model(images, modality, heatmaps)``. Its mode is left alone.
         dataset: of `vireid.data`, or any with its samples.
         flip: mean of the features of an image and of its mirror image.
         batch_size: images per batch.
@@ -62,16 +62,16 @@ def extract_features(
     device = next(model.parameters()).device
     transform = EvalTransform()
     features = []
-    with evaluation_mode(model):
-        for sample in progress_bar(loader, "features", progress, leave=False):
-            inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
-            if isinstance(sample, KeypointSample):
-                size = (sample.image.shape[2], sample.image.shape[3])
-                inputs.append(draw_heatmaps(sample.keypoints.to(device), size))
-            found = _features(model, inputs)
-            if flip:
-                found = (found + _features(model, _mirrored(inputs))) / 2
-            features.append(found)
+    model = evaluated(model)
+    for sample in progress_bar(loader, "features", progress, leave=False):
+        inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
+        if isinstance(sample, KeypointSample):
+            size = (sample.image.shape[2], sample.image.shape[3])
+            inputs.append(draw_heatmaps(sample.keypoints.to(device), size))
+        found = _features(model, inputs)
+        if flip:
+            found = (found + _features(model, _mirrored(inputs))) / 2
+        features.append(found)
     return torch.cat(features)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vireid._checks import check_at_least_zero, check_count, check_option, check_size
+from vireid._checks import check_at_least_zero, check_count, check_fraction, check_number, check_option, check_size
 from vireid.data import TrainAugmentation
 from vireid.nn import DualBNNeck
 
@@ -84,18 +84,21 @@ class Recipe:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        check_size("size", self.size)
-        for name in ("size", "milestones", "erasing_area"):  # lists, as JSON has them, become tuples
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        # Plain values: lists, as JSON has them, become tuples, and NumPy's numbers Python's.
+        object.__setattr__(self, "size", check_size("size", self.size))
+        for name in ("milestones", "erasing_area"):
+            object.__setattr__(self, name, tuple(check_number(name, x) for x in getattr(self, name)))
         object.__setattr__(self, "lr_shares", dict(self.lr_shares))
         for name, minimum in (("epochs", 0), ("seed", 0), ("identities", 1), ("per_modality", 1)):
-            check_count(name, getattr(self, name), minimum=minimum)
+            object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
         if self.batches is not None:
-            check_count("batches", self.batches)
+            object.__setattr__(self, "batches", check_count("batches", self.batches))
         for name in ("lr", "momentum", "weight_decay", "gamma", "warmup"):
-            check_at_least_zero(name, getattr(self, name))
+            object.__setattr__(self, name, check_at_least_zero(name, getattr(self, name)))
+        for name in ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared"):
+            object.__setattr__(self, name, check_fraction(name, getattr(self, name)))
         for name, share in self.lr_shares.items():
-            check_at_least_zero(f"lr_shares[{name!r}]", share)
+            self.lr_shares[name] = check_at_least_zero(f"lr_shares[{name!r}]", share)  # type: ignore[index]
         check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_option("schedule", self.schedule, ("cosine", "steps", "constant"))
         if not all(0 < share < 1 for share in self.milestones):
@@ -119,6 +122,7 @@ class Recipe:
 
     def factor(self, step: int, total: int) -> float:
         """Return the factor on the learning rate in ``step`` of ``total``."""
+        step, total = check_count("step", step, minimum=0), check_count("total", total, minimum=0)
         warmup = max(1, int(total * _exact(self.warmup))) if self.warmup else 0
         if step < warmup:
             return (step + 1) / warmup
