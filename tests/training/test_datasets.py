@@ -42,7 +42,7 @@ def test_synthetic_is_drawn_once_where_it_is_looked_for(tmp_path, monkeypatch):
         ("regdb", {"root": "nowhere"}, FileNotFoundError, "folder nowhere does not exist"),
         ("regdb", {"root": None}, ValueError, "root must name the folder of the data set regdb, got None"),
         ("sysu", {}, FileNotFoundError, "exp/train_id.txt does not exist"),
-        ("regdb", {"trial": 11}, ValueError, "trial must be 1 … 10, got 11"),
+        ("regdb", {"trial": 11}, ValueError, "trial must be at most 10, got 11"),
         ("regdb", {"trial": 0}, ValueError, "trial must be at least 1, got 0"),
         ("synthetic", {}, FileExistsError, "identities=8, asked for 96"),
         ("market", {}, ValueError, "must be one of 'sysu', 'regdb', 'llcm', 'synthetic'.*got 'market'"),

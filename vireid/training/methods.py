@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vireid import models
-from vireid._checks import check_at_least_zero, check_count, check_option, check_positive
+from vireid._checks import check_at_least_zero, check_count, check_option, check_positive, check_size
 from vireid.losses import AffinityInferenceLoss, CRILoss
 from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream, resnet50
 from vireid.nn import part_grid as grid_of_parts
@@ -90,8 +90,8 @@ class TransferSettings(Settings):
                 raise ValueError("part_grid goes with alignment, which was not given")
             return criterion
         check_positive("alignment", self.alignment)
-        rows, columns = self.part_grid or (4, 3)
-        return models.AlignedCriterion(criterion, weight=self.alignment, grid=(rows, columns))
+        grid = check_size("part_grid", self.part_grid or (4, 3))
+        return models.AlignedCriterion(criterion, weight=self.alignment, grid=grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,8 @@ class G2DASettings(Settings):
             network = TwoStream.from_sequential(network, shared_from="refinements")
         elif self.two_stream:
             network = TwoStream.from_resnet(network)
-        parts, adjacency = grid_of_parts(*self.part_grid) if self.part_grid else (None, None)
+        grid = check_size("part_grid", self.part_grid) if self.part_grid else None
+        parts, adjacency = grid_of_parts(*grid) if grid else (None, None)
         model = models.G2DA(
             network,
             num_classes,
