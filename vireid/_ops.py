@@ -74,16 +74,14 @@ def repeated_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         largest = largest_entries(rows)
         return (rows / torch.where(largest > 0, largest, 1)).add_(0).view(_BITS[rows.dtype][0])  # -0 is 0
 
-    step = max(1, 2**18 // max(1, x.shape[1]))  # fits a cache
+    step = max(1, 2 ** (18 if x.device.type == "cpu" else 25) // max(1, x.shape[1]))  # fits a cache, or fills a GPU
     sums = torch.cat([bits(part).sum(1) for part in x.split(step)])
     group, count = sums.unique(return_inverse=True, return_counts=True)[1:]
     some = (count[group] > 1).nonzero().flatten()
     seen: dict[bytes, int] = {}
     rows = (row.tobytes() for part in some.split(step) for row in bits(x[part]).cpu().numpy())
-    first = torch.tensor(
-        [seen.setdefault(row, i) for row, i in zip(rows, some.tolist(), strict=True)], dtype=torch.long
-    )
-    first = first.to(x.device)
+    places = [seen.setdefault(row, i) for row, i in zip(rows, some.tolist(), strict=True)]
+    first = torch.tensor(places, dtype=torch.int64, device=x.device)
     return some[first != some], first[first != some]
 
 

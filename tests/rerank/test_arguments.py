@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vireid.neighbors import ApproximateIndex, NeighborGraph, topk
-from vireid.nn import H2FT
+from vireid.nn import GFT, H2FT
 from vireid.rerank import (
     AIM,
     SIM,
@@ -152,6 +152,10 @@ TIES = {
     "aim-whole-released": AIM(k1=None, k2=3, variant="released"),
     "sim": SIM(k1=1000, k2=1000),
     "query-expansion": QueryExpansion(n=3),
+    "h2ft": lambda q, g: H2FT(q.shape[1], k=6, value=nn.Identity()).distance(q, g),
+    "h2ft of many": lambda q, g: H2FT(q.shape[1], k=60, value=nn.Identity()).distance(q, g),
+    "gft": lambda q, g: GFT(q.shape[1], k=6, value=nn.Identity()).distance(q, g),
+    "gft of many": lambda q, g: GFT(q.shape[1], k=60, value=nn.Identity()).distance(q, g),
     "k-reciprocal": lambda q, g: k_reciprocal(q, g, lambda_value=1.0),
 }
 

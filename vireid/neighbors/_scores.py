@@ -129,9 +129,8 @@ def score_lists(queries: Rows, gallery: Rows, columns: Tensor, metric: Metric) -
 def error_bound(queries: Rows, gallery: Rows, metric: Metric) -> tuple[Tensor, Tensor]:
     """Return bounds (b,) on the error of a product beside its score, and whether (b,) the product must be finite."""
     info = torch.finfo(gallery.proposal.dtype)
-    size = to_float(
-        gallery.square.max(), root=True
-    )  # for bounds of Σ_i |q_i g_i|, the magnitude that rounding is relative to
+    # for bounds of Σ_i |q_i g_i|, the magnitude that rounding is relative to
+    size = to_float(gallery.square.max(), root=True)
     if metric == "cosine":
         magnitude = torch.ones_like(queries.square, dtype=size.dtype)
     elif metric == "dot":
@@ -157,29 +156,30 @@ def cosine_distance(query: Tensor, gallery: Tensor) -> Tensor:
     """Compute 1 - cos (Nq, Ng) of finite rows, 1 with a zero row, such that equally near rows tie, to the bit.
 
     So do gallery rows of one direction, and rows whose products are exact, as of small integers or binary codes: rows
-    are scaled by powers of two, and products divided by the lengths in float64. Time is that of the product, plus
-    little.
+    are scaled by powers of two, and products divided by the lengths in float64, as in `rescore`. Time is that of the
+    product, plus little.
     """
     dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
-    (q, left), (g, right) = (_scaled(x, dtype) for x in (query, gallery))
+    (q, q_square), (g, g_square) = (_scaled(x, dtype) for x in (query, gallery))
     block = products(q, g)
     step = max(1, at_once(block) // 8)
     for start in range(0, len(q), step):
         part = slice(start, start + step)
-        block[part] = 1 - (block[part] * left[part, None] * right).to(dtype)
+        wide = block[part].to(g_square.dtype)
+        block[part] = 1 - _root(wide.square() / (q_square[part, None] * g_square)).copysign(wide).to(dtype)
     return equalize_columns(block, repeated_rows(g))
 
 
 def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return `scale_rows` of ``x`` in ``dtype``, and 1 / their lengths (N,) in float64, where the device has it."""
+    """Return `scale_rows` of ``x`` in ``dtype``, and their squares (N,), 1 for a zero row, in float64 if there is."""
     scaled = torch.empty(x.shape, dtype=dtype, device=x.device)
     square = torch.empty(len(x), dtype=dtype, device=x.device)
     step = at_once(x)
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
         square[rows] = scale_rows(x[rows].to(dtype), out=scaled[rows]).square().sum(1)  # of small integers it is exact
-    wide = square.double() if has_float64(x.device) else square
-    return scaled, 1 / wide.clamp_min(1).sqrt()  # also for a zero row
+    square.clamp_min_(1)
+    return scaled, square.double() if has_float64(x.device) else square
 
 
 def at_once(x: Tensor) -> int:

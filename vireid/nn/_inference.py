@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from vireid._ops import normalize_rows
+from vireid._ops import equalize_columns, normalize_rows, repeated_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found, Rows, rescore, search
 from vireid.neighbors._scores import error_bound, products, to_float
@@ -35,6 +35,7 @@ class PreparedGallery(ABC):
 
     def __init__(self, graph: NeighborGraph, *, k: int, tau: float) -> None:
         self.graph, self.k, self.tau = graph, k, tau
+        self.repeated = repeated_rows(graph.rows.given)  # their transferred features are alike, too
 
     @abstractmethod
     def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,8 @@ class PreparedGallery(ABC):
         """Compute 1 - cos(f_q, F_G) (Nq, Ng) from the rows v(q)."""
         distance = query.proposal.new_empty(len(query.given), len(self.graph))
         for found, block, f_q in self._blocks(query):
-            distance[found.rows] = (1 - self._cosines(found, block, f_q)).clamp_(0, 2)
+            part = (1 - self._cosines(found, block, f_q)).clamp_(0, 2)
+            distance[found.rows] = equalize_columns(part, self.repeated)
         return distance
 
     def _blocks(self, query: Rows) -> Iterator[tuple[Found, Rows, Tensor]]:
