@@ -284,3 +284,12 @@ def test_a_missing_kornia_is_named_where_it_is_needed(hidden, monkeypatch):
     TrainAugmentation((4, 4), flip=0.0, erasing=0.0)
     with pytest.raises(ImportError, match=r"pip install 'vireid\[train\]'"):
         TrainAugmentation((4, 4))
+
+
+def test_statistics_are_shown_as_given():
+    assert repr(EvalTransform()) == "EvalTransform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"
+    for given in ([0.485, 0.456, 0.406], np.array([0.485, 0.456, 0.406]), torch.tensor([0.25, 0.5, 0.75])):
+        assert EvalTransform(mean=given).mean == tuple(given.tolist() if hasattr(given, "tolist") else given)
+    for std in ((1, 1, 1e-40), (1, 1, 1e39)):  # zero and infinite in float32
+        with pytest.raises(ValueError, match="mean and std must be finite in float32, std above 0"):
+            normalize(torch.zeros(1, 3, 2, 2), std=std)

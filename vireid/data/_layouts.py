@@ -10,7 +10,6 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -34,16 +33,12 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(f"folder {path} does not exist")
 
 
-def is_left_behind(name: str) -> bool:
-    """Return whether a file or folder of this name is an operating system's own."""
-    return name.startswith(".") or name.lower() in _LEFT_BEHIND
-
-
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, sorted by name, without those of operating systems."""
     check_folder(folder)
     with os.scandir(folder) as found:
-        return sorted((entry for entry in found if not is_left_behind(entry.name)), key=lambda entry: entry.name)
+        kept = [x for x in found if not (x.name.startswith(".") or x.name.lower() in _LEFT_BEHIND)]
+    return sorted(kept, key=lambda entry: entry.name)
 
 
 def image_files(folder: Path, passed: list[Path]) -> list[Path]:
@@ -72,12 +67,12 @@ def numbered_folders(
     return found
 
 
-def warn_of_passed_over(root: Path, passed: Iterable[Path]) -> None:
+def warn_of_passed_over(root: Path, passed: list[Path]) -> None:
     """Warn once of all files that were passed over, if there are any."""
-    if names := [str(path.relative_to(root)) for path in passed]:
-        found = f"{len(names)} entries that are no images of the data set, first {', '.join(map(repr, names[:3]))}"
-        text = f"{root} holds {found}; they are passed over"
-        warnings.warn(text, stacklevel=3)  # at the call of the dataset
+    if passed:
+        first = ", ".join(repr(str(path.relative_to(root))) for path in passed[:3])
+        found = f"{len(passed)} entries that are no images of the data set, first {first}"
+        warnings.warn(f"{root} holds {found}; they are passed over", stacklevel=3)  # at the call of the dataset
 
 
 def _read_text(path: Path) -> str:

@@ -96,7 +96,7 @@ def _names_of(paths: Sequence[str | PurePath]) -> list[str]:
     for name in paths:
         if not isinstance(name, str | PurePath):
             raise TypeError(f"paths must hold names of images, got {name!r}")
-        if Path(name).is_absolute():
+        if os.path.isabs(name):
             raise ValueError(f"paths must be relative to the data set's folder, got {str(name)!r}")
         if "\n" in str(name):
             raise ValueError("paths must hold no line break")
@@ -267,11 +267,9 @@ def _json_of(source: Mapping[str, object]) -> dict[str, Any]:
 
 def _digest(image: AnyPath, digest: str | None) -> str:
     """Return the SHA-256 of a file in hexadecimal; ``digest`` if that is given."""
-    if digest is not None:
-        if not isinstance(digest, str):
-            raise TypeError(f"digest must be a str, got {digest!r}")
-        return digest
-    return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    if not isinstance(digest, str | None):
+        raise TypeError(f"digest must be a str, got {digest!r}")
+    return digest or hashlib.sha256(check_path("image", image).read_bytes()).hexdigest()
 
 
 class HeatmapFolder:

@@ -122,8 +122,8 @@ class EvalTransform(nn.Module):
 
     def __init__(self, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        offset, scale = _channel_statistics(mean, std)
-        self.mean, self.std = tuple(offset.flatten().tolist()), tuple(scale.flatten().tolist())
+        _channel_statistics(mean, std)
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
 
     def forward(self, images: Tensor, modality: Tensor | None = None) -> Tensor:
         """Normalize ``images`` (B, 3, H, W); ``modality`` is ignored."""
@@ -310,7 +310,7 @@ def unit_range(images: Tensor) -> Tensor:
 
 def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return both as tensors (3, 1, 1) float32; raise unless they are three finite numbers each, std above 0."""
-    numbers = []
+    found, most = [], torch.finfo(torch.float32).max
     for name, x in (("mean", mean), ("std", std)):
         if isinstance(x, Tensor):
             check_tensor(name, x, "3", kind="any")
@@ -318,7 +318,8 @@ def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Te
         values = x.tolist() if isinstance(x, Tensor | np.ndarray) else x
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
             raise ValueError(f"{name} must be three numbers, got {x!r}")
-        numbers.append(torch.tensor([check_number(f"{name}[{i}]", value) for i, value in enumerate(values)]))
-    if not torch.stack(numbers).isfinite().all() or not numbers[1].min() > 0:
-        raise ValueError(f"mean and std must be finite in float32, std above 0, got {mean!r} and {std!r}")
-    return numbers[0].view(3, 1, 1), numbers[1].view(3, 1, 1)
+        numbers = [check_number(f"{name}[{i}]", value) for i, value in enumerate(values)]
+        if not all(abs(v) <= most and (v > 1 / most or name == "mean") for v in numbers):
+            raise ValueError(f"mean and std must be finite in float32, std above 0, got {mean!r} and {std!r}")
+        found.append(torch.tensor(numbers, dtype=torch.float32).view(3, 1, 1))
+    return found[0], found[1]
