@@ -294,17 +294,18 @@ def test_its_settings_are_shown(case):
 
 
 @those(lambda case: case.exports)
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
-def test_export_with_any_batch(case):
+def test_export_with_any_batch(case, training):
     """H2FT and GFT also with fewer images than neighbors."""
     batch = torch.export.Dim("batch", min=2, max=512)
-    layer, inputs = layer_of(case), case.inputs(6)
+    layer, inputs = layer_of(case, training), case.inputs(6)
     if isinstance(layer, FeatureTransfer):
         layer.k = 4
     exported = torch.export.export(layer, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)).module()
     for images in (2, 3, 6, 17):
         inputs = case.inputs(images)
-        assert_close(tuple(exported(*inputs)), tuple(layer(*inputs)), rtol=0, atol=1e-12)
+        assert_close(tuple(exported(*inputs)), tuple(copy.deepcopy(layer)(*inputs)), rtol=0, atol=1e-12)
 
 
 COMPILED = ("H2FT", "GFT on groups", "DualBNNeck", "MessageFusionAttention", "PrototypePooling")

@@ -180,7 +180,7 @@ class BNNeck(_Neck):
             branch = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
             return self._normalize(x, branch, branch.new_full((1, 1), x.shape[0])) + self.bias.to(x.dtype)
         rate = 0.0
-        if training := training and x.shape[0] > 1:
+        if training := training and bool(x.shape[0] > 1):  # `bool`: an export needs it here
             batches, momentum = self.num_batches_tracked.add_(1), self.momentum
             rate = 1 / float(batches) if momentum is None else momentum
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, rate, self.eps)
