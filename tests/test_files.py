@@ -16,7 +16,14 @@ import pytest
 import torch
 
 from vireid import _files
-from vireid._files import check_not_compressed, load_arrays, parse_json, read_json, read_npz, save_arrays, written_whole
+from vireid._files import (
+    check_not_compressed,
+    load_arrays,
+    parse_json,
+    read_npz,
+    save_arrays,
+    written_whole,
+)
 from vireid.nn.resnet import _read_state
 from vireid.training import read_checkpoint
 
@@ -207,7 +214,7 @@ def test_a_forged_header_allocates_nothing(compression, tmp_path, monkeypatch):
     forged = npy(np.zeros(4)).replace(b"(4,)", b"(1" + b"0" * 9 + b",)").replace(b" " * 9 + b"\n", b"\n")
     npz(tmp_path / "a.npz", {"x.npy": forged}, compression)
     monkeypatch.setattr(np, "empty", lambda *_, **__: pytest.fail("the array was made"))
-    with pytest.raises(ValueError, match="x cannot be read, the file is damaged: its header asks for 80000001"):
+    with pytest.raises(ValueError, match=r"x cannot be read, the file is damaged: its header asks for float64 .*0000"):
         read_npz(tmp_path / "a.npz")
 
 
@@ -458,7 +465,7 @@ ZEROS = bytes(2**20)
 @pytest.mark.parametrize(
     ("member", "text"),
     [
-        (header("<U0", (2**60,)), "x cannot be read, .* asks for .* bytes, of <U0"),
+        (header("<U0", (2**60,)), "x cannot be read, .* asks for <U0 "),
         (header("<f4", (-2, -2)) + bytes(16), "x cannot be read"),
         (header("<f4", (2**62, 2**62)), "x cannot be read"),
         (header("<f4", (2**62, 0)), "x cannot be read"),
@@ -522,14 +529,10 @@ def test_an_array_named_twice_or_of_another_compression_is_refused(tmp_path):
         ("{", "line 1"),
     ],
 )
-def test_json_that_is_not_plain_is_refused(text, fault, tmp_path, monkeypatch):
+def test_json_that_is_not_plain_is_refused(text, fault):
+    assert parse_json('{"a": [1.5, null, "NaN"]}') == {"a": [1.5, None, "NaN"]}
     with pytest.raises(ValueError, match=fault):
         parse_json(text)
-    (tmp_path / "a.json").write_text("[1.5]")
-    assert read_json(tmp_path / "a.json") == [1.5]
-    monkeypatch.setattr(_files, "_JSON_BYTES", 4)
-    with pytest.raises(ValueError, match="must be of at most 4 bytes, got 5"):
-        read_json(tmp_path / "a.json")
 
 
 def test_settings_that_json_cannot_hold_are_refused_when_saved(tmp_path):

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,16 +24,16 @@ from vireid._checks import check_path
 
 try:
     import fcntl
-except ImportError:  # Windows, which removes no open file: what can be removed has no writer
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+AnyPath: TypeAlias = str | os.PathLike[str]
 
 _HEADER = "header"  # name of the array that holds the JSON text
 _HEADERS = threading.Lock()  # NumPy parses headers as literals, which CPython 3.11 does in one thread at a time only
 _BLOCK_BYTES = 2**20  # read at once
 _HEADER_BYTES = 12 + 10_000  # NumPy reads no longer header
-_DEFLATE_RATIO = 1032  # a byte of a deflated member stands for no more bytes
 _INFLATED_BYTES, _INFLATED_TIMES = 2**28, 64  # all arrays of a file may hold the larger one, bytes or times its size
-_JSON_BYTES = 2**30
 _DAMAGE = (  # errors that zipfile and NumPy raise for damaged files
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),  # the last two: array headers
@@ -62,26 +62,19 @@ def written_whole(path: Path) -> Iterator[Path]:
     is removed and ``path`` stays as it was.
 
     Threads and processes may write one path at once: the last to finish wins. What a killed process left is removed by
-    the next write of that path. It is told by its lock, which ends with the process; on a file system without locks it
-    stays.
+    the next write of that path. It is told by its lock, which ends with the process; without locks, as on Windows and
+    some network file systems, it stays.
     """
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         mode = _mode(target)
-        temporary, file = claim(target, 0o666 if mode is None else mode | 0o600)
-        with file:
-            try:
-                yield temporary
-                with open(temporary, "r+b") as written:
-                    os.fsync(written.fileno())
-                if mode is not None:
-                    os.chmod(temporary, mode)
-                close_on_windows(file)
-                os.replace(temporary, target)
-            except BaseException:
-                close_on_windows(file)
-                temporary.unlink(missing_ok=True)
-                raise
+        with claimed(target, 0o666 if mode is None else mode | 0o600) as temporary:
+            yield temporary
+            with open(temporary, "r+b") as written:
+                os.fsync(written.fileno())
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, target)
         with suppress(OSError):  # file systems and Windows that cannot
             folder = os.open(target.parent, os.O_RDONLY)
             try:
@@ -101,56 +94,56 @@ def _mode(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(mode):
-        folder = stat.S_ISDIR(mode)
-        raise OSError(errno.EISDIR if folder else errno.EINVAL, "Is a folder" if folder else "Is no regular file")
+        raise OSError(*((errno.EISDIR, "Is a folder") if stat.S_ISDIR(mode) else (errno.EINVAL, "Is no regular file")))
     return stat.S_IMODE(mode)
 
 
-def claim(path: Path, mode: int) -> tuple[Path, BinaryIO]:
+@contextmanager
+def claimed(path: Path, mode: int) -> Iterator[Path]:
     """Create and lock a temporary file beside ``path``, after those that killed writers of ``path`` left are removed.
 
-    Its name is short, however long that of ``path`` is, and found again without a look at the whole folder.
+    Its name is short, however long that of ``path`` is, and found again without a look at the whole folder. If the
+    block raises it is removed.
     """
     name = f".vireid-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
     slots = (path.with_name(f"{name}.{slot}.tmp") for slot in itertools.count())
     for temporary in slots:
         _remove_if_left(temporary)
-        try:
-            file: BinaryIO = open(temporary, "x+b", opener=lambda at, flags: os.open(at, flags, mode))
-        except FileExistsError:  # another writer's
-            continue
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # taken for a killed writer's before it was locked
-            file.close()
-            continue
-        except OSError:  # no locks here
-            pass
-        if os.fstat(file.fileno()).st_nlink:
-            break
-        file.close()
+        with suppress(FileExistsError):  # another writer's
+            file = open(temporary, "xb", opener=lambda at, flags: os.open(at, flags, mode))
+            if _lock(file) is not False and os.fstat(file.fileno()).st_nlink:
+                break
+            file.close()  # taken for a killed writer's before it was locked
     for left in itertools.takewhile(os.path.lexists, slots):
         _remove_if_left(left)
-    return temporary, file
+    with file:
+        if fcntl is None:  # Windows renames no open file
+            file.close()
+        try:
+            yield temporary
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _lock(file: BinaryIO) -> bool | None:
+    """Return whether ``file`` could be locked, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if isinstance(error, BlockingIOError) else None
+    return True
 
 
 def _remove_if_left(path: Path) -> None:
-    """Remove the temporary file ``path`` if no writer has it locked or, on Windows, open."""
-    with suppress(OSError):
-        if fcntl is None:
-            path.unlink()
-            return
+    """Remove the temporary file ``path`` if its writer does not live."""
+    with suppress(OSError, AttributeError):  # the latter: Windows
         with open(path, "rb", opener=lambda at, _: os.open(at, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):  # else renamed while it was opened here
+            # a file that was renamed while it was opened here is nobody's any more
+            if _lock(file) and os.path.samestat(os.fstat(file.fileno()), path.lstat()):
                 path.unlink()
-
-
-def close_on_windows(file: BinaryIO) -> None:
-    """Close a file that is to be renamed or removed; elsewhere it keeps its lock until then."""
-    if fcntl is None:
-        file.close()
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -200,10 +193,10 @@ def _opened(path: Path, names: Collection[str] | None) -> Iterator[tuple[zipfile
     found: dict[str, Stored] = {}
     members: dict[str, zipfile.ZipInfo] = {}
     total, most = 0, max(_INFLATED_BYTES, _INFLATED_TIMES * path.stat().st_size)
-    if not zipfile.is_zipfile(path):
-        raise ValueError("is no .npz file, or cut short")
-    with _damage("its list of arrays"):
+    try:
         archive = zipfile.ZipFile(path)
+    except _DAMAGE as error:
+        raise ValueError(f"is no .npz file, or cut short: {error}") from error
     with archive:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
@@ -253,12 +246,9 @@ def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, columns_first, dtype = read(stream)
     size = math.prod(shape) * dtype.itemsize + stream.tell()
-    ratio = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
-    most = ratio * min(entry.compress_size, Path(str(archive.filename)).stat().st_size)
-    wrong = min(shape, default=0) < 0 or not dtype.itemsize or size != entry.file_size or size > most
+    wrong = min(shape, default=0) < 0 or not dtype.itemsize or size != entry.file_size
     if wrong and not dtype.hasobject:  # which has the size of its pickle
-        asked = f"{size} bytes, of {dtype} {shape}" if len(str(shape)) < 99 else f"{len(shape)} axes"
-        raise ValueError(f"its header asks for {asked}, the file holds {min(entry.file_size, most)}")
+        raise ValueError(f"its header asks for {dtype} {str(shape)[:99]}, the file holds {entry.file_size} bytes")
     return Stored(entry, shape, columns_first, dtype, stream.tell())
 
 
@@ -287,14 +277,6 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("its levels are too many") from error
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file as `parse_json` does; one above 1 GiB is refused."""
-    size = path.stat().st_size
-    if size > _JSON_BYTES:
-        raise ValueError(f"must be of at most {_JSON_BYTES} bytes, got {size}")
-    return parse_json(path.read_text(encoding="utf-8"))
-
-
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -310,11 +292,7 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def save_arrays(
-    path: str | os.PathLike[str],
-    kind: str,
-    version: int,
-    arrays: Mapping[str, np.ndarray],
-    settings: Mapping[str, Any] | None = None,
+    path: AnyPath, kind: str, version: int, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
 ) -> None:
     """Write ``arrays`` and JSON ``settings`` under a kind and a version, which `load_arrays` compares.
 
@@ -331,7 +309,7 @@ def save_arrays(
     write_npz(path, {_HEADER: np.frombuffer(json.dumps(header, allow_nan=False).encode(), dtype=np.uint8), **arrays})
 
 
-def load_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(path: AnyPath, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the arrays and settings that `save_arrays` wrote, in the memory of the arrays.
 
     Raises:
@@ -341,13 +319,12 @@ def load_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     path = check_path("path", path)
     check_file(path, "path must be a file")
     try:
-        header = parse_json(bytes(read_npz(path, [_HEADER])[_HEADER]))
+        arrays = read_npz(path)
+        header = parse_json(bytes(arrays.pop(_HEADER)))
         found, settings = (header["kind"], header["version"]), dict(header["settings"])
-        arrays = read_npz(path) if found == (kind, version) else {}
-        arrays.pop(_HEADER, None)
         if found == (kind, version) and sorted(arrays) != header.get("arrays", sorted(arrays)):
             raise ValueError(f"it must hold the arrays {header['arrays']}, got {sorted(arrays)}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"path must be a whole {kind} file, cannot read {str(path)!r}: {error}") from error
     if found != (kind, version):
         raise ValueError(f"path must hold {kind} version {version}, got {found[0]} version {found[1]} in {str(path)!r}")

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from vireid.metrics import rank_metrics
-from vireid.protocols import SYSUMM01, RegDB, Report, ReportRow
+from vireid.protocols import SYSUMM01, RegDB, Report, ReportRow, _report_file
 from vireid.protocols import _report_row as module
 from vireid.protocols.report import METRICS, QueryResults
 
@@ -377,6 +377,13 @@ def test_files_that_hold_no_report_are_named(text, fault, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)must be a report saved as JSON, cannot read .*r\.json'.*{fault}"):
         Report.load(path)
+
+
+def test_a_file_too_large_is_refused(tmp_path, monkeypatch):
+    regdb(0).save(tmp_path / "r.json")
+    monkeypatch.setattr(_report_file, "_JSON_BYTES", 100)
+    with pytest.raises(ValueError, match=r"must be a report saved as JSON, .*: must be of at most 100 bytes, got "):
+        Report.load(tmp_path / "r.json")
 
 
 def test_other_files_and_folders_are_named(tmp_path):

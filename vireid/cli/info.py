@@ -1,7 +1,7 @@
 """``vireid info``: what is in a file of this library."""
 
-import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ def info(file: Path) -> None:
         click.echo(Report.load(file))
         return
     read = _checkpoint if file.suffix == ".pt" else _features
-    if file.suffix == ".npz" and zipfile.is_zipfile(file) and "header.npy" in zipfile.ZipFile(file).namelist():
-        read = _arrays  # with a header, which feature files have not
+    if file.suffix == ".npz":
+        from vireid._files import read_headers
+
+        with suppress(ValueError):  # of a damaged file, which its reader names
+            if read_headers(file, ["header"]):  # feature files have none
+                read = _arrays
     lines = dict(read(file))
     for name, value in lines.items():
         click.echo(f"{name:{max(map(len, lines))}}  {value}")
@@ -76,13 +80,11 @@ def _features(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _arrays(file: Path) -> Iterator[tuple[str, Any]]:
-    import json
-
-    from vireid._files import read_npz
+    from vireid._files import parse_json, read_npz
 
     try:
         arrays = read_npz(file)
-        header = json.loads(bytes(arrays.pop("header")))
+        header = parse_json(bytes(arrays.pop("header")))
         kind, settings = f"{header['kind']}, version {header['version']}", _listed(header["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: is no whole file of this library: {error}") from error

@@ -1,16 +1,27 @@
 """Read the rows of reports saved as JSON: keys and types are checked, the figures are not."""
 
 import json
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
 import numpy as np
 
 from vireid._checks import check_option
+from vireid._files import parse_json
 from vireid.protocols._report_row import LEVEL, METRICS, RESAMPLES, SEED, USES, QueryResults, ReportRow
 from vireid.protocols.names import DIRECTIONS
 
+_JSON_BYTES = 2**30
 _SETTINGS = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file as `parse_json` does; one above 1 GiB is refused."""
+    size = path.stat().st_size
+    if size > _JSON_BYTES:
+        raise ValueError(f"must be of at most {_JSON_BYTES} bytes, got {size}")
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def part(content: Any, name: str, kind: type | UnionType) -> Any:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from vireid._checks import check_path
-from vireid._files import check_file, check_parent, read_json, written_whole
+from vireid._files import check_file, check_parent, written_whole
 from vireid.metrics import RankMetrics
-from vireid.protocols._report_file import part, read_row
+from vireid.protocols._report_file import part, read_json, read_row
 from vireid.protocols._report_row import METRICS, Parameter, QueryResults, ReportRow, check_metrics, check_text, escaped
 from vireid.protocols.names import Direction
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vireid._checks import check_count, check_option, check_path, check_size
-from vireid._files import claim, close_on_windows
+from vireid._files import claimed
 from vireid.data._layouts import MAX_PIXELS
 from vireid.data.keypoints import save_keypoints
 from vireid.data.synthetic._pedestrian import Person
@@ -135,9 +135,8 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
 
     A folder has the name of a lock that is taken before it is made and freed after it is gone: without, it was left.
     """
-    lock, file = claim(root, 0o600)
-    folder = lock.with_suffix(".folder")
-    with file:
+    with claimed(root, 0o600) as lock:
+        folder = lock.with_suffix(".folder")
         try:
             for left in root.parent.glob(f"{folder.name.rpartition('.')[0].rpartition('.')[0]}.*.folder"):
                 if left == folder or not left.with_suffix(lock.suffix).exists():
@@ -146,8 +145,7 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            close_on_windows(file)
-            lock.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 def _is_finished(root: Path, manifest: dict[str, Any]) -> bool:
