@@ -6,7 +6,6 @@ in UTF-8, or in UTF-16 with a byte order mark, its paths written with slashes or
 """
 
 import codecs
-import io
 import os
 import re
 import warnings
@@ -146,10 +145,8 @@ def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, in
     return entries
 
 
-def decode_image(
-    file: Path | io.BytesIO, path: Path, size: tuple[int, int] | None, *, max_pixels: int = MAX_PIXELS
-) -> Tensor:
-    """Decode the image of a file or of its bytes, (3, H, W) uint8 RGB, resized if ``size`` is given.
+def decode_image(path: Path, size: tuple[int, int] | None, max_pixels: int) -> Tensor:
+    """Decode an image, (3, H, W) uint8 RGB, resized if ``size`` is given.
 
     Size and mode are checked before anything is decoded. Gray, palettes and CMYK become RGB, without transparency.
     """
@@ -158,7 +155,7 @@ def decode_image(
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install 'vireid[train]'") from error
     try:
-        with Image.open(file, formats=_FORMATS) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > max_pixels:
                 raise ValueError(f"expected at most {max_pixels} pixels, got {opened.width} × {opened.height}")
             if opened.mode.startswith(("I", "F")):  # convert("RGB") would cut such values off at 255

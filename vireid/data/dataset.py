@@ -202,7 +202,7 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
     def _image(self, index: int) -> Tensor:
         image = self._kept.get(index)
         if image is None:
-            image = decode_image(self.paths[index], self.paths[index], self.size, max_pixels=self.max_pixels)
+            image = decode_image(self.paths[index], self.size, self.max_pixels)
             if not self._keep:
                 return image
             self._kept[index] = image

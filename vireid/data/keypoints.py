@@ -24,6 +24,7 @@ __all__ = [
     "HeatmapFolder",
     "Keypoints",
     "heatmap_path",
+    "image_digest",
     "load_heatmaps",
     "load_keypoints",
     "save_heatmaps",
@@ -208,7 +209,7 @@ def save_heatmaps(
     if not np.isfinite(x).all():
         raise ValueError("heatmaps must be finite numbers within float16")
     path = heatmap_path(folder, image, root)
-    settings = {"image": _digest(image, digest), "source": _json_of({} if source is None else source)}
+    settings = {"image": image_digest(image, digest), "source": _json_of({} if source is None else source)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, _HEATMAPS, _VERSION, {"heatmaps": x}, settings)
     return path
@@ -247,7 +248,7 @@ def load_heatmaps(
 def _read_heatmaps(folder: AnyPath, image: AnyPath, root: AnyPath, digest: str | None) -> tuple[np.ndarray, Any]:
     """Return the heatmaps of an image and their source."""
     path = heatmap_path(folder, image, root)
-    digest = _digest(image, digest)
+    digest = image_digest(image, digest)
     arrays, settings = load_arrays(path, _HEATMAPS, _VERSION)
     x = arrays.get("heatmaps")
     if x is None or x.ndim != 3 or x.dtype != np.float16:
@@ -265,11 +266,14 @@ def _json_of(source: Mapping[str, object]) -> dict[str, Any]:
         raise TypeError(f"source must be a dict of JSON values, got {source!r}: {error}") from error
 
 
-def _digest(image: AnyPath, digest: str | None) -> str:
+def image_digest(image: AnyPath, digest: str | None = None) -> str:
     """Return the SHA-256 of a file in hexadecimal; ``digest`` if that is given."""
     if not isinstance(digest, str | None):
         raise TypeError(f"digest must be a str, got {digest!r}")
-    return digest or hashlib.sha256(check_path("image", image).read_bytes()).hexdigest()
+    if digest:
+        return digest
+    with check_path("image", image).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class HeatmapFolder:

@@ -7,7 +7,6 @@ NeurIPS 2022) has the same 17 key points of COCO, which are merged to the paper'
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from vireid._checks import check_count, check_number, check_path, check_size
 from vireid.data._layouts import MAX_PIXELS, decode_image
 from vireid.data.dataset import ImageDataset
-from vireid.data.keypoints import HeatmapFolder, heatmap_path, load_heatmaps, save_heatmaps
+from vireid.data.keypoints import HeatmapFolder, heatmap_path, image_digest, load_heatmaps, save_heatmaps
 from vireid.data.llcm import LLCMDataset
 from vireid.data.moves import centers, sample
 from vireid.data.regdb import RegDBDataset
@@ -148,12 +147,11 @@ def cache_heatmaps(
 
     def read(path: Path) -> tuple[Path, str, Tensor, tuple[int, int]] | None:
         """Return an image's path, digest, pixels for the network and size; None if its heatmaps are stored."""
-        data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
+        digest = image_digest(path)  # of the file before it is decoded: a change in between is noticed later
         try:
             load_heatmaps(folder, path, root=root, source=source, digest=digest)
         except (FileNotFoundError, ValueError):
-            image = decode_image(io.BytesIO(data), path, None, max_pixels=max_pixels)[None]
+            image = decode_image(path, None, max_pixels)[None]
             return path, digest, _to_network(image, network, margin)[0], (image.shape[2], image.shape[3])
         return None
 
