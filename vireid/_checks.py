@@ -220,7 +220,7 @@ def to_tensor(name: str, x: object) -> Tensor:
         x = x.astype(np.int64)
     elif x.dtype.kind != "f" or x.itemsize > 8:
         raise TypeError(f"{name} must hold numbers{' of at most 64 bits' * (x.dtype.kind == 'f')}, got {x.dtype}")
-    elif not (x.flags.writeable and x.flags.c_contiguous and x.dtype.isnative):
+    elif not (x.flags.writeable and x.flags.c_contiguous and x.dtype.isnative) or min(x.strides, default=0) < 0:
         x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(x)
 

@@ -112,7 +112,13 @@ def test_features_are_dense_finite_matrices_and_nothing_else(name, argument):
         with pytest.raises((TypeError, ValueError), match=argument) as error:
             call(name, **{argument: bad})
         assert str(error.value).startswith((argument, "query and gallery"))
-    for same in (x.clone().requires_grad_(), x.T.contiguous().T, array.astype(">f4"), np.asfortranarray(array)):
+    for same in (
+        x.clone().requires_grad_(),
+        x.T.contiguous().T,
+        array.astype(">f4"),
+        np.asfortranarray(array),
+        array[::-1].copy()[::-1],
+    ):
         for mine, right in zip(call(name, **{argument: same}), call(name), strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
 
@@ -125,6 +131,15 @@ def test_half_precision_of_one_argument_is_promoted(name, argument):
     found, wanted = (call(name, **{argument: x}) for x in (half, half.float()))
     for mine, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+@pytest.mark.parametrize("module", [H2FT, GFT])
+def test_queries_and_gallery_of_two_types_are_promoted(module):
+    transfer = module(4, value=nn.Identity())
+    for q, g in ((Q.half(), G), (Q, G.bfloat16()), (Q.half(), G.bfloat16()), (Q, G.double()), (Q.half(), G.double())):
+        dtype = torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
+        wanted = transfer.distance(q.to(dtype), g.to(dtype))
+        torch.testing.assert_close(transfer.distance(q, g), wanted)
 
 
 def test_options_and_modules_are_named():

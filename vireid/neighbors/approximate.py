@@ -97,7 +97,7 @@ class ApproximateIndex:
         q = to_matrix("query", query, columns=g.given.shape[1])
         k = check_count("k", k)
         if candidates is not None:
-            candidates = check_count("candidates", candidates, minimum=k)
+            candidates = check_count("candidates", candidates, minimum=min(k, len(self)))
         if q.device != g.given.device:
             raise ValueError(f"query must be on the gallery's device, {g.given.device}, got {q.device}")
         check_finite("query", q)

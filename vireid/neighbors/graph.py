@@ -45,7 +45,8 @@ class NeighborGraph:
         check_tensor("features", features, "N d")
         check_tensor("indices", indices, "N k", kind="integer", like=features, N=len(features))
         check_tensor("values", values, "N k", like=features, N=len(features), k=indices.shape[1])
-        self.features, self.indices, self.values = features, indices, values
+        self.features = features.detach() if features.requires_grad else features
+        self.indices, self.values = indices, values.detach()
         # a gallery of fewer than k images has fewer columns, until it is extended
         self._wanted = indices.shape[1] if k is None else check_count("k", k)
         self._rows = rows

@@ -121,7 +121,8 @@ class FeatureTransfer(nn.Module, ABC):
         """Compute the cosine distance of the features of `transfer`, exactly and in bounded memory.
 
         Args:
-            query: (Nq, d) as in `transfer`, which also says what is raised.
+            query: (Nq, d) as in `transfer`, which also says what is raised. Values v(x) in float64 must be 0 or have
+                magnitudes of 1e-60 to 1e60; in float32 all of normal range are compared exactly.
             gallery: (Ng, d) likewise.
 
         Returns:
@@ -151,9 +152,10 @@ class FeatureTransfer(nn.Module, ABC):
     def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Rows, PreparedGallery]]:
         """Yield the rows v(q) and the prepared gallery, in a context without gradient and autocast."""
         q, g = self.embed("query", query), self.embed("gallery", gallery)
-        if query.device != gallery.device or query.dtype != gallery.dtype:
-            kinds = f"{query.dtype} on {query.device} and {gallery.dtype} on {gallery.device}"
-            raise ValueError(f"query and gallery must have one dtype and one device, got {kinds}")
+        if query.device != gallery.device:
+            raise ValueError(f"query and gallery must be on one device, got {query.device} and {gallery.device}")
+        dtype = torch.promote_types(q.dtype, g.dtype)
+        q, g = q.to(dtype), g.to(dtype)
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             rows = prepare(q, "cosine", q.dtype, gallery=False)
             yield rows, self.prepare_gallery(NeighborGraph.build(g, self.k))

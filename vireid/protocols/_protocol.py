@@ -187,8 +187,13 @@ class Protocol:
                 arrays[name] = np.empty(0, dtype=np.int64)
                 continue
             if length is None:
-                length = len(x) if isinstance(x, Tensor | np.ndarray) and x.ndim else 0
+                strided = isinstance(x, np.ndarray) or (isinstance(x, Tensor) and not x.is_nested)
+                length = len(x) if strided and x.ndim else 0
             arrays[name] = _integers(name, x, length)
+        codes = np.unique(arrays["modality"]).tolist()
+        if not {VISIBLE, INFRARED}.issuperset(codes):
+            hint = "vireid.modality(x, visible=…, infrared=…) converts other codes"
+            raise ValueError(f"modality must be {VISIBLE} (visible) or {INFRARED} (infrared), got {codes}; {hint}")
         if len(self._cameras):
             unknown = np.setdiff1d(arrays["cameras"], self._cameras)
             if len(unknown):
@@ -211,8 +216,6 @@ def _integers(name: str, x: Array, length: int) -> np.ndarray:
 def split_modalities(modality: np.ndarray, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the images of the query's and of the gallery's modality; neither may be empty."""
     visible, infrared = np.flatnonzero(modality == VISIBLE), np.flatnonzero(modality == INFRARED)
-    if len(visible) + len(infrared) != len(modality):
-        raise ValueError(f"modality must be 0 (visible) or 1 (infrared), got {np.unique(modality).tolist()}")
     if not len(visible) or not len(infrared):
         raise ValueError(
             f"modality must hold both, got {len(visible)} visible (0) and {len(infrared)} infrared (1) images"
