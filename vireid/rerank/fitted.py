@@ -27,7 +27,8 @@ class GalleryReranker(ABC):
 
     Queries and gallery must be on one device and may differ in type; the gallery's, at least float32, is computed in.
     Memory is that of the gallery, its unit rows and its graph, and one block of queries against the gallery.
-    All that is fitted is replaced at once: a thread that ranks meanwhile answers for the gallery before or after.
+    All that is fitted is replaced at once: a thread that ranks meanwhile answers for the gallery before or after. Only
+    one thread at a time may fit or extend.
 
     A subclass holds its constructor's arguments under their names and defines the size of the gallery's graph
     (`_neighbors`), its preparation (`_prepare`), and the comparison of a block of queries with the gallery
