@@ -71,7 +71,7 @@ WRONG = {
     "names": (None, True, 3, "ab", ["a", 3], ["a", None], ["a", "/b"], ["a", "b\n"], {"a": 1}),
     "array": (None, "x", [["x"]], [[None]], np.ones((2, 3)) + 1j, *EXOTIC, torch.ones(2, 3, device="meta")),
     "source": (True, 3, "x", ["x"], {"a": math.nan}, {"a": object()}, {"a": b"x"}),
-    "digest": (True, 3, b"x", math.nan, ["x"], 10**30),
+    "digest": (True, 3, "", "3", "g" * 64, "A" * 64, b"a" * 64, math.nan, ["x"], 10**30),
     "margin": (None, True, "1", math.nan, math.inf, 0.5, 10**400, [2]),
     "model": (None, True, 3, torch.nn.Linear(1, 1)),
     "images or paths": (None, True, 3, "x", [3], [None], {"x": 1}),

@@ -8,6 +8,7 @@ detected.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias
@@ -268,9 +269,9 @@ def _json_of(source: Mapping[str, object]) -> dict[str, Any]:
 
 def image_digest(image: AnyPath, digest: str | None = None) -> str:
     """Return the SHA-256 of a file in hexadecimal; ``digest`` if that is given."""
-    if not isinstance(digest, str | None):
-        raise TypeError(f"digest must be a str, got {digest!r}")
-    if digest:
+    if digest is not None:
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"digest must be a SHA-256 in lower-case hexadecimal, got {digest!r}")
         return digest
     with check_path("image", image).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
