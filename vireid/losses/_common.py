@@ -5,7 +5,9 @@ from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vireid._checks import check_modality, check_tensor, values_are_free
 
@@ -23,6 +25,7 @@ class Loss(nn.Module):
     _names: tuple[str, ...] = ()
     _needs: Literal["", "pair", "positive", "triplet"] = ""  # pairs of the two modalities without which it cannot learn
     _looked = False
+    _placed = False
 
     def __init_subclass__(cls) -> None:
         """Note the options of a loss; classes derived from one inherit them."""
@@ -39,6 +42,8 @@ class Loss(nn.Module):
 
         Wrong codes are an error. A batch without a pair to compare, which one of many processes may have, is a warning.
         """
+        if not (torch.compiler.is_compiling() or self._placed):
+            self._look_around()
         if torch.compiler.is_compiling() or self._looked or not len(modality) or modality.is_meta:
             return
         if modality.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -53,6 +58,21 @@ class Loss(nn.Module):
         found = _LACKS[self._needs] if bool(across.any()) else found
         text = f"{type(self).__name__} compares the modalities, but in this batch {found}: nothing is learned from it"
         warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=4)
+
+    def _look_around(self) -> None:
+        """Warn if several processes train parameters of this loss outside of DistributedDataParallel."""
+        if not (dist.is_available() and dist.is_initialized() and self.training and torch.is_grad_enabled()):
+            return
+        self._placed = True
+        around = getattr(
+            DistributedDataParallel, "_active_ddp_module", self
+        )  # PyTorch's own; without it nothing is said
+        alone = around is None or all(part is not self for part in around.modules())
+        own = [p for p in self.parameters() if p.requires_grad and not hasattr(p, "device_mesh")]  # not of FSDP
+        if alone and own and dist.get_world_size() > 1:
+            text = f"{type(self).__name__} has parameters and was called outside of DistributedDataParallel"
+            cure = "put model and criterion into one module and wrap that, as vireid.training.fit does"
+            warnings.warn(f"{text}, so that each process trains its own; {cure}", stacklevel=5)
 
     def extra_repr(self) -> str:
         """Show the options in ``repr``."""

@@ -101,6 +101,9 @@ class MutualIdentityLoss(Loss):
     without that argument ``broadcast_buffers=False`` does, but then it is not sent at the start either: the processes
     must start from one seed or one checkpoint.
 
+    In several processes its parameters belong in the model's `torch.nn.parallel.DistributedDataParallel`, in one module
+    that calls both, as in `vireid.training.fit`. Outside, each process trains its own, and a warning says so.
+
     Args:
         dim: feature size d.
         num_classes: number C of training identities.

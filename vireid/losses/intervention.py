@@ -79,6 +79,9 @@ class CRILoss(Loss):
     v sees X* in evaluation mode (our choice): its running statistics are neither changed by X* nor replaced by those of
     X*, which would cancel X_μ and X_σ.
 
+    In several processes its parameters belong in the model's `torch.nn.parallel.DistributedDataParallel`, in one module
+    that calls both, as in `vireid.training.fit`. Outside, each process trains its own, and a warning says so.
+
     Args:
         dim: feature size d.
         samples: draws of X* to average over (our choice: 1; the paper gives no number).

@@ -75,6 +75,8 @@ class CIFT(nn.Module):
 class CIFTCriterion(nn.Module):
     """L = L_b + CE(Y_g) + HCC_kl(Y_g) + L_tie (CIFT, Eq. 7, 11-14).
 
+    In several processes model and criterion belong in one module that is wrapped; see `vireid.losses.CRILoss`.
+
     Args:
         model: the `CIFT` whose transfer and classifier L_tie shares. It is not registered here: its parameters belong
             to the model only. So copy both together, or make a new criterion for a copied model.

@@ -119,6 +119,9 @@ class SAAI(Embedder):
 class SAAICriterion(nn.Module):
     """L = L_id + L_cs + λ L_pd (SAAI, Eq. 11), and losses that may be added to it.
 
+    In several processes model and criterion belong in one module that is wrapped; see
+    `vireid.losses.MutualIdentityLoss`.
+
     Args:
         model: the `SAAI` for whose sizes the classifiers of L_id are made, and whose transfer, if it has one, L_tie
             shares. It is not registered here: its parameters belong to the model only. So copy both together, or make a
