@@ -14,7 +14,7 @@ from vireid._checks import Array, check_count, check_finite, check_option, to_in
 from vireid.data.features import Features
 from vireid.metrics import RankMetrics, rank_metrics
 from vireid.neighbors._scores import cosine_distance
-from vireid.protocols._report_row import Parameter
+from vireid.protocols._report_row import Parameter, check_text
 from vireid.protocols.names import Direction, dataset_name
 from vireid.protocols.report import Report
 
@@ -85,6 +85,8 @@ class Protocol:
                 that are not integers or a ``rerank`` that cannot be called.
         """
         _check_rerank(rerank)
+        check_text("features_name", features_name)
+        check_text("rerank_name", "" if rerank_name is None else rerank_name)
         arrays = {"ids": ids, "modality": modality, "cameras": cameras, "image_numbers": image_numbers}
         if isinstance(features, Features):
             self._check_dataset(features.metadata.get("dataset", ""))

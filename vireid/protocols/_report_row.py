@@ -1,9 +1,9 @@
 """A row of a report: its trials, means, deviations, intervals over the queries, and its LaTeX."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _ESCAPES = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
+Item = TypeVar("Item")
 Parameter: TypeAlias = bool | int | float | str | None
 
 
@@ -50,7 +51,7 @@ class QueryResults:
     def __post_init__(self) -> None:
         shapes = [np.shape(x) for x in (self.first_match, self.average_precision, self.inverse_negative_penalty)]
         if len(set(shapes)) > 1 or len(shapes[0]) != 2:
-            raise ValueError(f"the three arrays must be of one shape (T, Nq), got {', '.join(map(str, shapes))}")
+            raise ValueError(f"{', '.join(vars(self))} must be of one shape (T, Nq), got {', '.join(map(str, shapes))}")
         for (name, x), kinds in zip(vars(self).items(), ("iu", "f", "f"), strict=True):
             if not isinstance(x, np.ndarray) or x.dtype.kind not in kinds:
                 found = getattr(x, "dtype", type(x).__name__)
@@ -107,6 +108,10 @@ class ReportRow:
         check_option("uses", self.uses, USES)
         for name in ("features", "rerank"):
             check_text(name, getattr(self, name))
+        for name, kind in (("trials", Mapping), ("cmcs", Sequence), ("queries", QueryResults)):
+            object.__setattr__(self, name, check_all(name, getattr(self, name), kind))
+        if not isinstance(self.parameters, Mapping):
+            raise TypeError(f"parameters must be a dict, got {type(self.parameters).__name__}")
         if not self.trials or len(self.cmcs) != len(self.trials):
             raise ValueError(f"trials and cmcs must hold one or more, got {len(self.trials)} and {len(self.cmcs)}")
         for trial in self.trials:
@@ -114,7 +119,8 @@ class ReportRow:
                 raise ValueError(f"trials must hold the metrics {', '.join(METRICS)}, got {', '.join(map(str, trial))}")
         plain = tuple({name: _finite(name, trial[name]) for name in METRICS} for trial in self.trials)
         object.__setattr__(self, "trials", plain)
-        if not all(len(cmc) and np.isfinite(cmc).all() for cmc in self.cmcs):
+        curves = [np.asarray(cmc) for cmc in self.cmcs]
+        if not all(c.ndim == 1 and c.size and c.dtype.kind in "iuf" and np.isfinite(c).all() for c in curves):
             raise ValueError("cmcs must be curves of one finite number or more")
         for name, value in self.parameters.items():
             if not isinstance(value, bool | int | float | str | None):
@@ -186,8 +192,7 @@ class ReportRow:
                 per-query results (one loaded from a file saved without them has only the default intervals).
         """
         check_option("metric", metric, METRICS)
-        check_count("resamples", resamples)
-        check_count("seed", seed, minimum=0)
+        resamples, seed = check_count("resamples", resamples), check_count("seed", seed, minimum=0)
         if not 0 < check_number("level", level) < 1:
             raise ValueError(f"level must be between 0 and 1, got {level}")
         if not self.queries:
@@ -262,6 +267,15 @@ class ReportRow:
         return " & ".join([escaped(self.title if name is None else name), escaped(self.uses), *cells]) + r" \\"
 
 
+def check_all(name: str, values: Sequence[Item], kind: type[object], hint: str = "") -> tuple[Item, ...]:
+    """Return ``values`` as a tuple; raise unless it is a sequence of ``kind``, itself no str."""
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    for value in values if several else (values,):
+        if not (several and isinstance(value, kind)):
+            raise TypeError(f"{name} must be a sequence of {kind.__name__}, got {type(value).__name__}{hint}")
+    return tuple(values)
+
+
 def check_text(name: str, value: object) -> None:
     """Raise unless ``value`` is a str."""
     if not isinstance(value, str):
@@ -277,8 +291,8 @@ def _finite(name: str, value: object) -> float:
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise unless ``metrics`` are some of `METRICS`."""
-    if isinstance(metrics, str):
-        raise TypeError(f"metrics must be a sequence of names, got the string {metrics!r}")
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        raise TypeError(f"metrics must be a sequence of names, got {metrics!r}")
     for name in metrics:
         check_option("metrics", name, METRICS)
 

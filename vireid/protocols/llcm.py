@@ -49,7 +49,7 @@ class LLCM(Protocol):
 
     def __init__(self, direction: Direction = "infrared_to_visible", *, trials: int = 10) -> None:
         check_option("direction", direction, DIRECTIONS)
-        check_count("trials", trials)
+        trials = check_count("trials", trials)
         self.direction, self.trials = direction, trials
 
     def _drawing(self, images: Images) -> Callable[[int], np.ndarray]:

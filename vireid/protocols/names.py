@@ -24,11 +24,14 @@ def dataset_name(name: str) -> DatasetName:
 
     Raises:
         ValueError: for a name of no data set.
+        TypeError: for anything but a str.
 
     Example:
         >>> dataset_name("SYSU-MM01"), dataset_name("sysu"), dataset_name("RegDB")
         ('sysu', 'sysu', 'regdb')
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}")
     plain = re.sub(r"[-_\s]", "", name).lower()
     plain = "sysu" if plain == "sysumm01" else plain
     if plain not in DATASETS:

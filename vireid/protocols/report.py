@@ -15,7 +15,16 @@ from vireid._checks import check_path
 from vireid._files import check_file, check_parent, written_whole
 from vireid.metrics import RankMetrics
 from vireid.protocols._report_file import part, read_json, read_row
-from vireid.protocols._report_row import METRICS, Parameter, QueryResults, ReportRow, check_metrics, check_text, escaped
+from vireid.protocols._report_row import (
+    METRICS,
+    Parameter,
+    QueryResults,
+    ReportRow,
+    check_all,
+    check_metrics,
+    check_text,
+    escaped,
+)
 from vireid.protocols.names import Direction
 
 __all__ = ["METRICS", "QueryResults", "Report", "ReportRow"]
@@ -40,12 +49,8 @@ class Report:
 
     def __post_init__(self) -> None:
         check_text("dataset", self.dataset)
-        rows = tuple(self.rows) if isinstance(self.rows, Sequence) else (self.rows,)
-        for row in rows:
-            if not isinstance(row, ReportRow):
-                hint = ": Report.from_metrics takes them" if isinstance(row, RankMetrics) else ""
-                raise TypeError(f"rows must be a sequence of ReportRow, got {type(row).__name__}{hint}")
-        object.__setattr__(self, "rows", rows)
+        hint = "; Report.from_metrics takes RankMetrics"
+        object.__setattr__(self, "rows", check_all("rows", self.rows, ReportRow, hint))
 
     @staticmethod
     def from_metrics(
@@ -84,9 +89,11 @@ class Report:
             >>> Report.from_metrics([found, found], "own cameras").rows[0].mean["mAP"] == 100 * found.mAP
             True
         """
-        if not isinstance(metrics, Sequence) or not all(isinstance(m, RankMetrics) for m in metrics):
-            got = type(metrics).__name__
-            raise TypeError(f"metrics must be a sequence of RankMetrics, one per trial, got {got}")
+        check_all("metrics", metrics, RankMetrics)
+        check_text("features_name", features_name)
+        check_text("rerank_name", rerank_name)
+        if not isinstance(parameters, Mapping | None):
+            raise TypeError(f"parameters must map names to values, got {type(parameters).__name__}")
         trials = tuple(
             {f"rank{r}": 100 * m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": 100 * m.mAP, "mINP": 100 * m.mINP}
             for m in metrics
@@ -113,6 +120,7 @@ class Report:
         Raises:
             ValueError: for no report, or reports of different data sets or protocols.
         """
+        check_all("reports", reports, Report)
         if not reports:
             raise ValueError("reports must hold at least one report, got none")
         names = sorted({r.dataset for r in reports})

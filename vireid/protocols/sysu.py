@@ -67,10 +67,10 @@ class SYSUMM01(Protocol):
         trials: int = 10,
     ) -> None:
         check_option("mode", mode, ("all", "indoor"))
-        check_count("shots", shots)
+        shots = check_count("shots", shots)
         check_option("shots", shots, (1, 10))
         check_option("sampling", sampling, ("official", "agw"))
-        check_count("trials", trials)
+        trials = check_count("trials", trials)
         if sampling == "official" and permutations is None:
             raise ValueError("permutations must be the path of rand_perm_cam.mat for sampling='official', got None")
         self.mode, self.shots, self.sampling, self.trials = mode, shots, sampling, trials
