@@ -100,6 +100,20 @@ def to_points(name: str, points: Any, shape: tuple[int, ...], size: tuple[int, i
     return place, seen & (points[..., 2] > 0) if points.shape[-1] == 3 else seen
 
 
+def check_range(name: str, values: np.ndarray) -> None:
+    """Raise if ``values`` are too large to be drawn: Matplotlib computes with their differences."""
+    largest = float(np.abs(values).max())
+    if largest > 1e30:
+        raise ValueError(f"{name} must be at most 1e30 in magnitude, got {largest:.3g}")
+
+
+def show_numbers(values: Sequence[float], digits: int) -> list[str]:
+    """Return ``values`` with so many decimals, or in scientific form if these would be long or all zero."""
+    scientific = max(map(abs, values)) >= 1e5 or not any(round(value, digits) for value in values)
+    form = ".2g" if scientific and any(values) else f".{digits}f"
+    return [f"{value:{form}}" for value in values]
+
+
 def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple[float, float]:
     """Return checked ``limits``, the two ends of a color scale."""
     if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
@@ -109,6 +123,7 @@ def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple
     check_number(name, high)
     if not low < high or np.isinf([low, high]).any():
         raise ValueError(f"{name} must rise from low to high, both finite, got {limits!r}")
+    check_range(name, np.array([low, high], dtype=np.float64))
     return float(low), float(high)
 
 

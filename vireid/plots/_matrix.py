@@ -8,6 +8,7 @@ import numpy as np
 from vireid.plots._drawing import (
     BLUE,
     COLORS,
+    check_range,
     draw_bar,
     draw_frame,
     draw_image,
@@ -31,7 +32,9 @@ def check_plan(plan: Any) -> np.ndarray:
         raise ValueError("plan must be finite and at least 0")
     if not values.any():
         raise ValueError("plan must carry some mass, got 0 throughout")
-    return values.astype(np.float64)
+    values = values.astype(np.float64)
+    check_range("plan", values)
+    return values
 
 
 def node_names(

@@ -13,11 +13,13 @@ from vireid._checks import check_option, check_size
 from vireid.plots._drawing import (
     GRAY,
     check_limits,
+    check_range,
     draw_bar,
     draw_first,
     draw_image,
     finish,
     new_canvas,
+    show_numbers,
     to_array,
     to_images,
     to_modality,
@@ -108,12 +110,12 @@ def attention_maps(
             draw_image(axes, gray[b], x, y, cell_w, cell_h, cmap="gray", vmin=0, vmax=1)
             draw_image(axes, values, x, y, cell_w, cell_h, cmap="turbo", vmin=low, vmax=high, alpha=_STRENGTH)
             if limits is None:
-                ends = f"{own.min():.{digits}f}…{own.max():.{digits}f}"
+                ends = "…".join(show_numbers([own.min().item(), own.max().item()], digits))
                 axes.text(x + cell_w / 2, y + cell_h + 0.04, ends, va="top", **small | {"fontsize": 6.5})
     low, high = limits or (0.0, 1.0)
     bar = draw_bar(figure, grid_w + 0.2, top, 0.12, min(total_h - top - 0.1, 2.2), (low, high, "turbo"))
     ticks, digits = np.linspace(low, high, 5).tolist() if limits else [low, high], _digits((high - low) / 4)
-    bar.set_ticks(ticks, labels=[f"{t:.{digits}f}" for t in ticks] if limits else ["least", "largest"])
+    bar.set_ticks(ticks, labels=show_numbers(ticks, digits) if limits else ["least", "largest"])
     bar.ax.tick_params(labelsize=8)
     bar.set_label("attention" if limits else "attention in each map", fontsize=8, color=GRAY)
     return finish(figure, path)
@@ -130,6 +132,7 @@ def _maps(attention: Any, size: tuple[int, int] | None, count: int) -> Tensor:
         if np.ndim(attention) == 3:
             raise ValueError(f"size must be given with attention of shape (B, p, h*w), got {tuple(attention.shape)}")
         values = to_array("attention", attention, "B p h w", "float", finite=True, B=count)
+    check_range("attention", values)
     return torch.from_numpy(np.array(values, dtype=np.float32))
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import check_option
+from vireid._ops import normalize_rows
 from vireid.plots._drawing import check_limits, finish, new_canvas, text_width, to_array
 from vireid.plots._matrix import SIDE, bar_room, check_plan, draw_matrix, draw_matrix_bar, frame_cells, node_names
 
@@ -66,7 +66,7 @@ def cost_matrices(
     x = to_array("visible", visible, "n d", "float", finite=True, n=n)
     y = to_array("infrared", infrared, "m d", "float", finite=True, m=m, d=x.shape[1])
     labels = node_names(names, names_infrared, values.shape, values.shape)
-    rows, columns = (F.normalize(torch.from_numpy(side.astype(np.float64))).numpy() for side in (x, y))
+    rows, columns = (normalize_rows(torch.from_numpy(side.astype(np.float64))).numpy() for side in (x, y))
     between, first, second = 1 - rows @ columns.T, _within(rows), _within(columns)
     u, v = values.sum(1), values.sum(0)
     difference = _difference(first, second, values, loss)

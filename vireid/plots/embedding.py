@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_finite, check_positive, to_matrix
+from vireid._ops import normalize_rows
 from vireid.plots._drawing import COLORS, GRAY, MODALITIES, finish, new_figure, to_array, to_modality
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _SHAPES = {
     VISIBLE: ("o", 26.0),
     INFRARED: ("^", 16.0),
 }  # marker and its area: small triangles leave circles visible
+_LEAST_SPREAD = 1e-7  # of unit rows: below it is float32's rounding
 
 
 def tsne(
@@ -61,7 +62,8 @@ def tsne(
     """
     check_count("identities", identities)
     check_positive("perplexity", perplexity)
-    check_count("seed", seed, minimum=0)
+    if check_count("seed", seed, minimum=0) >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}")
     given = dict(features) if isinstance(features, Mapping) else {"": features}
     labels = to_array("labels", labels, "N", "integer")
     modality = to_modality(modality, len(labels))
@@ -77,7 +79,7 @@ def tsne(
         if len(matrix) != len(labels) or matrix.shape[1] < 2:
             raise ValueError(f"{argument} must have shape ({len(labels)}, d) with d >= 2, got {tuple(matrix.shape)}")
         check_finite(argument, matrix)
-        points[name] = _project(argument, F.normalize(matrix[rows].double()).cpu().numpy(), perplexity, seed)
+        points[name] = _project(argument, normalize_rows(matrix[rows].cpu().double()).numpy(), perplexity, seed)
     shown = points if isinstance(features, Mapping) else points[""]
     return embedding_map(shown, labels[rows], modality[rows], path, title=title)
 
@@ -110,7 +112,7 @@ def embedding_map(
     modality = to_modality(modality, len(labels))
     for name, xy in panels.items():
         argument = f"points[{name!r}]" if isinstance(points, Mapping) else "points"
-        panels[name] = to_array(argument, xy, "N 2", finite=True, N=len(labels))
+        panels[name] = _in_range(to_array(argument, xy, "N 2", finite=True, N=len(labels)))
     found, identity = np.unique(labels, return_inverse=True)
     kinds = [kind for kind in _SHAPES if (modality == kind).any()]
 
@@ -143,14 +145,21 @@ def embedding_map(
     return finish(figure, path)
 
 
+def _in_range(points: np.ndarray) -> np.ndarray:
+    """Return ``points`` (N, 2), scaled if Matplotlib could not: axes have no numbers."""
+    largest = np.abs(points.astype(np.float64)).max()
+    return points if largest == 0 or 1e-30 < largest < 1e30 else points / largest
+
+
 def _project(argument: str, rows: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     """Return the t-SNE (N, 2) of ``rows`` (N, d)."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError("vireid.plots.tsne needs scikit-learn: pip install 'vireid[plots]'") from error
-    if (rows == rows[0]).all():
-        raise ValueError(f"{argument} must differ between images, all that are shown are equal")
+    # Without spread there are no principal components to start from: scikit-learn's tree then ends the process.
+    if np.ptp(rows, axis=0).max() < _LEAST_SPREAD:
+        raise ValueError(f"{argument} must differ between images, the directions of all that are shown are equal")
     # Euclidean: sklearn squares what it is given, and a squared distance of rows of length 1 is 2 (1 - cos).
     return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows))
 

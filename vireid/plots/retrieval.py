@@ -21,6 +21,7 @@ from vireid.plots._drawing import (
     finish,
     new_canvas,
     new_figure,
+    show_numbers,
     to_array,
     to_images,
     to_modality,
@@ -117,7 +118,7 @@ def ranked_lists(
     correct = to_array("correct", correct, "Q R", "bool", Q=count, R=ranks)
     if distance is not None:
         distance = to_array("distance", distance, "Q R", Q=count, R=ranks)
-        digits = 3 if np.abs(distance).max() < 10 else 1
+        written = show_numbers(distance.ravel().tolist(), 3 if np.abs(distance).max() < 10 else 1)
     if modality is not None:
         modality = to_modality(modality, count)
 
@@ -142,7 +143,7 @@ def ranked_lists(
             draw_image(axes, hits[q, rank], x, y, cell_w, cell_h)
             draw_frame(axes, x, y, cell_w, cell_h, color, line)
             if distance is not None:
-                axes.text(x + cell_w / 2, y + cell_h + 0.06, f"{distance[q, rank]:.{digits}f}", va="top", **small)
+                axes.text(x + cell_w / 2, y + cell_h + 0.06, written[q * ranks + rank], va="top", **small)
     y = total_h - 0.1
     middle = (columns[0] + columns[-1] + cell_w) / 2
     axes.text(middle - 0.1, y, "■ same identity", color=GREEN, ha="right", va="center", fontsize=8)
