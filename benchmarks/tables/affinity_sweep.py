@@ -103,7 +103,7 @@ def affinity_quality_surface(sweep: AffinitySweep, path: str | os.PathLike[str] 
         ValueError: if the three parts are not of one shape (S, T) with S, T >= 2.
         ImportError: if matplotlib is not installed.
     """
-    y = to_numpy(sweep.transferred)
+    y = to_numpy("sweep.transferred", sweep.transferred)
     if y.ndim != 2 or min(y.shape) < 2:
         raise ValueError(f"sweep.transferred must have shape (S, T) with S, T >= 2, got {y.shape}")
     x = to_array("sweep.feature", sweep.feature, "S T", S=y.shape[0], T=y.shape[1])

@@ -141,7 +141,7 @@ def test_inputs_stay_and_kinds_are_kept():
         ({"gallery_ids": torch.ones(3)}, TypeError, "gallery_ids must hold integers"),
         ({"exclude": "camera"}, ValueError, "exclude must be one of .* got 'camera'"),
         ({"cmc_over": "id"}, ValueError, "cmc_over must be one of .* got 'id'"),
-        ({"exclude": "same_camera"}, ValueError, "exclude='same_camera' needs query_cameras and gallery_cameras"),
+        ({"exclude": "same_camera"}, ValueError, "exclude='same_camera' needs query_cameras, got None"),
         ({"query_ids": torch.tensor([8, 9])}, ValueError, "no query has a true match"),
     ],
 )
@@ -221,3 +221,42 @@ def test_diagnostics_by_hand():
 def test_bad_diagnostics_are_named(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_cameras_are_named_where_they_leave_no_match_and_checked_where_they_are_not_used():
+    ids, zeros, d = torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64), torch.rand(4, 4)
+    for exclude in ("same_camera", "same_id_same_camera"):
+        text = f"query_cameras must differ from gallery_cameras in some .* exclude='{exclude}' leaves none to the 4 queries"
+        with pytest.raises(ValueError, match=text):
+            rank_metrics(d, ids, ids, zeros, zeros, exclude=exclude)
+        text = "query_cameras must differ .* leaves none to the 2 queries"
+        with pytest.raises(ValueError, match=text):  # the other two have no identity in the gallery
+            rank_metrics(d, ids, ids * 3, zeros, zeros, exclude=exclude)
+        with pytest.raises(ValueError, match="query_ids must share an identity with gallery_ids"):
+            rank_metrics(d, ids, ids + 9, zeros, zeros, exclude=exclude)
+        found = rank_metrics(d, ids, ids, zeros, torch.tensor([0, 0, 1, 0]), exclude=exclude)
+        assert (found.valid_queries, found.first_match[1]) == (2, 0)
+    with pytest.raises(TypeError, match="query_cameras must hold integers"):
+        rank_metrics(d, ids, ids, zeros / 2, zeros)
+    with pytest.raises(ValueError, match="gallery_cameras must have shape"):
+        rank_metrics(d, ids, ids, zeros, zeros[1:])
+
+
+def test_identities_beyond_int64_and_views_backwards():
+    d, ids = np.random.default_rng(0).random((3, 3)), np.arange(3)
+    big = ids.astype(np.uint64) + 2**63
+    for wrong in (big, torch.from_numpy(big)):
+        with pytest.raises(ValueError, match=r"query_ids must be below 2\*\*63, got 9223372036854775810"):
+            rank_metrics(d, wrong, ids)
+    assert rank_metrics(d, ids.astype(np.uint64), torch.from_numpy(ids.astype(np.uint64))).valid_queries == 3
+    for rows in (slice(None), slice(1)):  # NumPy calls one reversed row contiguous
+        a = rank_metrics(d[rows][::-1, ::-1], ids[rows][::-1], ids[::-1])
+        b = rank_metrics(d[rows][::-1, ::-1].copy(), ids[rows][::-1].copy(), ids[::-1].copy())
+        assert a.mAP == b.mAP
+
+
+def test_margin_is_that_of_the_scaled_features():
+    x, y = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 3
+    for scale in (2.0**1000, 2.0**-1060):
+        assert feature_margin(x * scale, y) / scale == pytest.approx(feature_margin(x, y), rel=1e-3)
+    assert feature_margin(x * 0, y) == 0

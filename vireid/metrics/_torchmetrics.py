@@ -1,7 +1,7 @@
 """The streaming metrics as `torchmetrics.Metric`s; imported only where torchmetrics is wanted."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
 import torch
@@ -17,12 +17,12 @@ __all__ = ["TorchMetric", "TorchRankingMetric", "TorchRetrievalMetric"]
 class Core(Protocol):
     """Part of `vireid.metrics.streaming` that is needed here: its metrics, without what they keep."""
 
-    states: Sequence[str]
+    _states: ClassVar[tuple[str, ...]]
 
-    def rows(self, *inputs: Any) -> Sequence[Tensor]:
+    def _rows(self, *inputs: Any) -> Sequence[Tensor]:
         """Return what an update adds to the states: bytes (n, w) each."""
 
-    def results(self, *states: Tensor) -> tuple[Tensor, int]:
+    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
         """Return the results (Nq, 3) of all rows and the number of ranks."""
 
 
@@ -39,18 +39,18 @@ class TorchMetric(Metric):
     def __init__(self, core: Core, **options: Any) -> None:
         super().__init__(**options)
         self.core = core
-        for name in core.states:
+        for name in core._states:
             self.add_state(name, default=[], dist_reduce_fx=None)
         # Metrics of equal states share one of them in a MetricCollection. Only a metric and its clones have this one.
         self.add_state("instance", default=torch.tensor(list(uuid4().bytes), dtype=torch.uint8), dist_reduce_fx="max")
 
     def _add(self, *inputs: Any) -> None:
-        for name, rows in zip(self.core.states, self.core.rows(*inputs), strict=True):
+        for name, rows in zip(self.core._states, self.core._rows(*inputs), strict=True):
             getattr(self, name).append(rows.to(self.device))
 
     def sync(self, *args: Any, **options: Any) -> None:
         """Gather the states; every process takes part with one tensor per state, also one without an update."""
-        for name in self.core.states:
+        for name in self.core._states:
             setattr(self, name, [stack_rows(getattr(self, name), self.device)])
         super().sync(*args, **options)
 
@@ -60,8 +60,8 @@ class TorchMetric(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Compute the metrics by name; NaN if no query has a true match, or there is none."""
-        rows = [stack_rows(getattr(self, name), self.device) for name in self.core.states]
-        m = summary(*self.core.results(*rows), torch.empty(0))
+        rows = [stack_rows(getattr(self, name), self.device) for name in self.core._states]
+        m = summary(*self.core._results(*rows), torch.empty(0))
         values = {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}
         dtype = widest(self.device)
         return {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in values.items()}

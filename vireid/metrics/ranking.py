@@ -77,7 +77,7 @@ def rank_metrics(
         distance: (Nq, Ng), smaller = nearer, finite.
         query_ids: (Nq,) integers.
         gallery_ids: (Ng,) integers.
-        query_cameras: (Nq,) integers, needed (and used) only with ``exclude``.
+        query_cameras: (Nq,) integers, used, and needed, only with ``exclude``.
         gallery_cameras: (Ng,) integers, likewise.
         exclude: gallery images that a query skips: "same_camera" all of its own camera, "same_id_same_camera" only
             those of its own identity among them, None nothing. Give cameras in one place (2 and 3 in SYSU-MM01) one
@@ -106,12 +106,8 @@ def rank_metrics(
         raise ValueError(f"distance must have at least one query and one gallery image, got shape {tuple(d.shape)}")
     q_ids = to_integers("query_ids", query_ids, nq, d.device)
     g_ids = to_integers("gallery_ids", gallery_ids, ng, d.device)
-    q_cameras = g_cameras = None
-    if exclude is not None:
-        if query_cameras is None or gallery_cameras is None:
-            raise ValueError(f"exclude={exclude!r} needs query_cameras and gallery_cameras, got None")
-        q_cameras = to_integers("query_cameras", query_cameras, nq, d.device)
-        g_cameras = to_integers("gallery_cameras", gallery_cameras, ng, d.device)
+    q_cameras = check_cameras("query_cameras", query_cameras, exclude, q_ids)
+    g_cameras = check_cameras("gallery_cameras", gallery_cameras, exclude, g_ids)
     gallery = Gallery(g_ids, g_cameras, exclude=exclude, cmc_over=cmc_over)
     results = gallery.rank(d, q_ids, q_cameras)
     check_matches(results, exclude)
@@ -122,6 +118,14 @@ def check_options(exclude: Exclude, cmc_over: CMCOver) -> None:
     """Raise unless both options are known."""
     check_option("exclude", exclude, (None, "same_camera", "same_id_same_camera"))
     check_option("cmc_over", cmc_over, ("images", "identities"))
+
+
+def check_cameras(name: str, cameras: Array | None, exclude: Exclude, ids: Tensor) -> Tensor | None:
+    """Return ``cameras`` as integers like ``ids``; None if there are none, or ``exclude`` does not need them."""
+    if cameras is None and exclude is not None:
+        raise ValueError(f"exclude={exclude!r} needs {name}, got None")
+    found = None if cameras is None else to_integers(name, cameras, len(ids), ids.device)
+    return None if exclude is None else found
 
 
 def check_matches(results: Tensor, exclude: Exclude) -> None:

@@ -21,7 +21,17 @@ from vireid._checks import (
     to_tensor,
 )
 from vireid.metrics._rows import gather_rows, stack_rows
-from vireid.metrics.ranking import CMCOver, Exclude, Gallery, RankMetrics, check_matches, check_options, summary, widest
+from vireid.metrics.ranking import (
+    CMCOver,
+    Exclude,
+    Gallery,
+    RankMetrics,
+    check_cameras,
+    check_matches,
+    check_options,
+    summary,
+    widest,
+)
 from vireid.neighbors._scores import cosine_distance
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class _Streaming(Generic[ArrayT]):
     """Base of the metrics: what their updates add, as bytes, and its exchange between processes."""
 
-    states: ClassVar[tuple[str, ...]]
+    _states: ClassVar[tuple[str, ...]]
     _exclude: Exclude
     _given: ArrayT  # arrays of the result are NumPy if this is
     _device: torch.device
@@ -61,7 +71,7 @@ class _Streaming(Generic[ArrayT]):
             ValueError: if no query has a true match.
         """
         self._kept = [[stack_rows(parts, self._device)] for parts in self._kept]
-        results, length = self.results(*(stack_rows(gather_rows(x), self._device) for (x,) in self._kept))
+        results, length = self._results(*(stack_rows(gather_rows(x), self._device) for (x,) in self._kept))
         if len(results) == 0:
             raise RuntimeError("compute() needs queries and a gallery, got none so far: call update() first")
         check_matches(results, self._exclude)
@@ -69,18 +79,18 @@ class _Streaming(Generic[ArrayT]):
 
     def reset(self) -> None:
         """Forget all updates."""
-        self._kept = [[] for _ in self.states]
+        self._kept = [[] for _ in self._states]
 
-    def rows(self, *inputs: Array | None) -> list[Tensor]:
-        """Return what an update adds to the states: bytes (n, w) each. Internal."""
+    def _rows(self, *inputs: Array | None) -> list[Tensor]:
+        """Return what an update adds to the states: bytes (n, w) each."""
         raise NotImplementedError
 
-    def results(self, *states: Tensor) -> tuple[Tensor, int]:
-        """Return the results (Nq, 3) of all rows and the number of ranks. Internal."""
+    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
+        """Return the results (Nq, 3) of all rows and the number of ranks."""
         raise NotImplementedError
 
     def _add(self, *inputs: Array | None) -> list[Tensor]:
-        rows = self.rows(*inputs)
+        rows = self._rows(*inputs)
         for parts, part in zip(self.to(rows[0].device)._kept, rows, strict=True):
             parts.append(part)
         return rows
@@ -106,7 +116,7 @@ class RankingMetric(_Streaming[ArrayT]):
 
     Args:
         gallery_ids: (Ng,) integers. The arrays of the result are NumPy if this is.
-        gallery_cameras: (Ng,) integers, needed (and used) only with ``exclude``.
+        gallery_cameras: (Ng,) integers, used, and needed, only with ``exclude``.
         exclude: gallery images that a query skips, as in `rank_metrics`.
         cmc_over: "images" or "identities", as in `rank_metrics`.
 
@@ -122,7 +132,7 @@ class RankingMetric(_Streaming[ArrayT]):
         [0.5, 1.0, 1.0]
     """
 
-    states = ("ranks",)
+    _states = ("ranks",)
 
     def __init__(
         self,
@@ -138,11 +148,7 @@ class RankingMetric(_Streaming[ArrayT]):
         ids = to_integers("gallery_ids", gallery_ids, length, ids.device)
         if length == 0:
             raise ValueError("gallery_ids must name at least one gallery image, got none")
-        cameras = None
-        if exclude is not None:
-            if gallery_cameras is None:
-                raise ValueError(f"exclude={exclude!r} needs gallery_cameras, got None")
-            cameras = to_integers("gallery_cameras", gallery_cameras, length, ids.device)
+        cameras = check_cameras("gallery_cameras", gallery_cameras, exclude, ids)
         self._given, self._exclude, self._device = gallery_ids, exclude, ids.device
         self._gallery = Gallery(ids, cameras, exclude=exclude, cmc_over=cmc_over)
         self.reset()
@@ -153,7 +159,7 @@ class RankingMetric(_Streaming[ArrayT]):
         Args:
             distance: (n, Ng), smaller = nearer, finite; n may be 0.
             query_ids: (n,) integers.
-            query_cameras: (n,) integers, needed (and used) only with ``exclude``.
+            query_cameras: (n,) integers, used, and needed, only with ``exclude``.
 
         Raises:
             ValueError: for sizes that do not match, ``exclude`` without cameras, NaN or an infinity. Nothing is added.
@@ -163,7 +169,7 @@ class RankingMetric(_Streaming[ArrayT]):
 
     def forward(self, distance: Array, query_ids: Array, query_cameras: Array | None = None) -> RankMetrics[ArrayT]:
         """Update, and return the metrics of only this block (NaN if none of its queries has a true match)."""
-        return summary(*self.results(*self._add(distance, query_ids, query_cameras)), self._given)
+        return summary(*self._results(*self._add(distance, query_ids, query_cameras)), self._given)
 
     __call__ = forward
 
@@ -180,21 +186,17 @@ class RankingMetric(_Streaming[ArrayT]):
         """
         return self._form("TorchRankingMetric")
 
-    def rows(self, *inputs: Array | None) -> list[Tensor]:
-        """Return the results of a block as bytes. Internal."""
+    def _rows(self, *inputs: Array | None) -> list[Tensor]:
+        """Return the results of a block as bytes."""
         distance, query_ids, query_cameras = inputs
         d = to_matrix("distance", distance, columns=len(self._gallery.ids))
         q_ids = to_integers("query_ids", query_ids, len(d), d.device)
-        q_cameras = None
-        if self._exclude is not None:
-            if query_cameras is None:
-                raise ValueError(f"exclude={self._exclude!r} needs query_cameras, got None")
-            q_cameras = to_integers("query_cameras", query_cameras, len(d), d.device)
+        q_cameras = check_cameras("query_cameras", query_cameras, self._exclude, q_ids)
         self._gallery = self._gallery.to(d.device)
         return [self._gallery.rank(d, q_ids, q_cameras).view(torch.uint8)]
 
-    def results(self, *states: Tensor) -> tuple[Tensor, int]:
-        """Return all results and the number of ranks. Internal."""
+    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
+        """Return all results and the number of ranks."""
         (ranks,) = states
         if not len(ranks):
             return _nothing(ranks.device), self._gallery.length
@@ -227,7 +229,7 @@ class RetrievalMetric(_Streaming[Array]):
         1.0
     """
 
-    states = ("features", "annotations")
+    _states = ("features", "annotations")
 
     def __init__(
         self,
@@ -257,7 +259,7 @@ class RetrievalMetric(_Streaming[Array]):
                 if the last ones are.
             labels: (n,) integers, the identities.
             modality: (n,) 0 visible, 1 infrared.
-            cameras: (n,) integers, needed (and used) only with ``exclude``.
+            cameras: (n,) integers, used, and needed, only with ``exclude``.
 
         Raises:
             ValueError: for sizes that do not match, another modality, ``exclude`` without cameras, NaN or an infinity.
@@ -277,23 +279,22 @@ class RetrievalMetric(_Streaming[Array]):
         """
         return self._form("TorchRetrievalMetric")
 
-    def rows(self, *inputs: Array | None) -> list[Tensor]:
-        """Return features and annotations as bytes. Internal."""
+    def _rows(self, *inputs: Array | None) -> list[Tensor]:
+        """Return features and annotations as bytes."""
         features, labels, modality, cameras = inputs
         x = to_matrix("features", features)
         if not x.shape[1]:
             raise ValueError(f"features must have at least one column, got shape {tuple(x.shape)}")
-        if cameras is None and self._exclude is not None:
-            raise ValueError(f"exclude={self._exclude!r} needs cameras, got None")
         given = [to_integers(name, y, len(x), x.device) for name, y in (("labels", labels), ("modality", modality))]
-        given.append(given[0] if cameras is None else to_integers("cameras", cameras, len(x), x.device))
+        places = check_cameras("cameras", cameras, self._exclude, given[0])
+        given.append(given[0] if places is None else places)
         given.append(torch.full_like(given[0], _DTYPES.index(x.dtype)))
         check_modality("modality", given[1].cpu())
         check_finite("features", x)
         return [y.contiguous().view(torch.uint8) for y in (x, torch.stack(given, dim=1))]
 
-    def results(self, *states: Tensor) -> tuple[Tensor, int]:
-        """Rank the queries of all rows against their gallery. Internal."""
+    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
+        """Rank the queries of all rows against their gallery."""
         features, annotations = states
         if not len(features):
             return _nothing(features.device), 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_number
+from vireid._checks import check_number, check_tensor
 from vireid._files import check_parent, written_whole
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ _KINDS = {
 # -- checks --------------------------------------------------------------------------------------------------------
 
 
-def to_numpy(values: Any) -> np.ndarray:
+def to_numpy(name: str, values: Any) -> np.ndarray:
     """Return ``values`` as an array on the CPU, without gradient."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
+    check_tensor(name, values, " ".join(["N"] * values.ndim), kind="any")
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
 
@@ -51,7 +52,7 @@ def to_array(
     **sizes: int,
 ) -> np.ndarray:
     """Return ``values`` as an array; raise unless it has ``shape``, as in `vireid._checks.check_tensor`, not empty."""
-    array = to_numpy(values)
+    array = to_numpy(name, values)
     axes = [str(sizes.get(axis, axis)) for axis in shape.split()]
     fits = array.ndim == len(axes) and all(
         not axis.isdigit() or size == int(axis) for axis, size in zip(axes, array.shape, strict=True)
@@ -89,7 +90,7 @@ def to_modality(modality: Any, count: int) -> np.ndarray:
 
 def to_points(name: str, points: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return checked x and y (*shape, 2), float64, and whether each (*shape) is seen in an image of ``size``."""
-    points = to_numpy(points)
+    points = to_numpy(name, points)
     if points.shape not in ((*shape, 2), (*shape, 3)):
         raise ValueError(f"{name} must have shape {(*shape, 2)} or {(*shape, 3)}, got {points.shape}")
     if points.dtype.kind not in "fiu":

@@ -137,7 +137,7 @@ def transport_plan(
 
 def _check_points(name: str, points: Any, count: int, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return `to_points` of at most ``count`` nodes in an image of ``size``."""
-    points = to_numpy(points)
+    points = to_numpy(name, points)
     if points.ndim != 2 or len(points) > count:
         raise ValueError(f"{name} must have shape (k, 2) or (k, 3) with k <= {count} nodes, got {points.shape}")
     return to_points(name, points, (len(points),), (size[0], size[1]))
