@@ -226,7 +226,7 @@ def test_bad_diagnostics_are_named(call, error, text):
 def test_cameras_are_named_where_they_leave_no_match_and_checked_where_they_are_not_used():
     ids, zeros, d = torch.arange(4) % 2, torch.zeros(4, dtype=torch.int64), torch.rand(4, 4)
     for exclude in ("same_camera", "same_id_same_camera"):
-        text = f"query_cameras must differ from gallery_cameras in some .* exclude='{exclude}' leaves none to the 4 queries"
+        text = f"query_cameras must differ from gallery_cameras .* exclude='{exclude}' leaves none to the 4 queries"
         with pytest.raises(ValueError, match=text):
             rank_metrics(d, ids, ids, zeros, zeros, exclude=exclude)
         text = "query_cameras must differ .* leaves none to the 2 queries"

@@ -70,7 +70,7 @@ def test_limits_are_in_range():
     [
         (torch.tensor([[0.25, 1.0, 2.0]]), ["0.250", "1.000", "2.000"]),
         (torch.tensor([[0.25, 12.0, 20.0]]), ["0.2", "12.0", "20.0"]),
-        (torch.tensor([[0.5, 1.0, torch.inf]]), ["0.5", "1", "inf"]),
+        (torch.tensor([[0.5, 1.0, torch.inf]]), ["0.5", "1.0", "inf"]),
         (torch.tensor([[1e300, 2e300, 3e300]], dtype=torch.float64), ["1e+300", "2e+300", "3e+300"]),
         (torch.tensor([[1e-35, 2e-35, 0.0]]), ["1e-35", "2e-35", "0"]),
         (torch.zeros(1, 3), ["0.000"] * 3),

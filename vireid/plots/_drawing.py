@@ -1,5 +1,6 @@
 """Shared helpers of the pictures: colors, checks, a canvas in inches, images on it, and the file at the end."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,8 +111,9 @@ def check_range(name: str, values: np.ndarray) -> None:
 
 def show_numbers(values: Sequence[float], digits: int) -> list[str]:
     """Return ``values`` with so many decimals, or in scientific form if these would be long or all zero."""
-    scientific = max(map(abs, values)) >= 1e5 or not any(round(value, digits) for value in values)
-    form = ".2g" if scientific and any(values) else f".{digits}f"
+    finite = [abs(value) for value in values if math.isfinite(value)] or [0.0]
+    scientific = max(finite) >= 1e5 or (any(finite) and not any(round(value, digits) for value in finite))
+    form = ".2g" if scientific else f".{digits}f"
     return [f"{value:{form}}" for value in values]
 
 
