@@ -296,6 +296,15 @@ def test_bad_data_are_one_line(error, arrays, options, text, changed):
     assert text in error("evaluate", changed(**arrays), *options, *sampling)
 
 
+def test_features_of_another_data_set_are_one_line(run, error, changed):
+    known = changed(metadata=np.array('{"dataset": "SYSU-MM01"}'))
+    for options, name in ((REGDB, "RegDB"), (LLCM_, "LLCM")):
+        assert f"features must be of {name}, got a file of the data set 'SYSU-MM01'" in error(
+            "evaluate", known, *options
+        )
+    run("evaluate", known, *SYSU, "--sampling", "agw")
+
+
 def test_other_files_are_one_line(error, file, tmp_path):
     (tmp_path / "a.npz").write_bytes(file.read_bytes()[:2000])
     assert "a.npz: is no .npz file, or cut short" in error("evaluate", tmp_path / "a.npz", *REGDB)

@@ -56,10 +56,14 @@ def test_rerankers_and_graphs(run, tmp_path):
     assert found["indices"].startswith("(9, 3), ")
 
 
-def test_other_files_are_named(run, error, wrong, tmp_path):
+def test_other_files_are_named(run, error, wrong, file, tmp_path):
     assert "must end in .pt or .npz or .safetensors or .json" in wrong("info", __file__)
     for name in ("a.pt", "a.npz", "a.json"):
         (tmp_path / name).write_bytes(b"no")
         assert name in error("info", tmp_path / name)
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.rindex(b"PK\x01\x02")] = 0  # in zip's list of files
+    (tmp_path / "c.npz").write_bytes(damaged)
+    assert "c.npz: is no .npz file, or cut short" in error("info", tmp_path / "c.npz")
     np.savez(tmp_path / "b.npz", header=np.frombuffer(json.dumps({"kind": "x"}).encode(), dtype=np.uint8))
     assert "is no whole file of this library" in error("info", tmp_path / "b.npz")

@@ -74,3 +74,16 @@ def test_what_cannot_be_built_is_named(trained, tmp_path):
         torch.save(state | {"settings": state["settings"] | change}, tmp_path / "odd.pt")
         with pytest.raises(ValueError, match=text):
             load_checkpoint(tmp_path / "odd.pt")
+    for change, text in (
+        ({"num_classes": 10**12}, "num_classes must not exceed the model's numbers, got 1000000000000"),
+        ({"num_classes": 5}, "size mismatch"),
+        ({"num_classes": "4"}, "must hold num_classes as int, got str"),
+        ({"recipe": {"speed": 3}}, "must hold the model of its settings: .*'speed'"),
+        ({"recipe": [3]}, "must hold recipe as dict, got list"),
+        ({"settings": 3}, "must hold settings as dict, got int"),
+        ({"model": {"a": 3}}, "must hold tensors as the model's values"),
+        ({"model": {}}, "must hold the model of its settings"),
+    ):
+        torch.save(state | change, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=rf"(?s)odd\.pt {text}|odd\.pt must hold the model .*{text}"):
+            load_checkpoint(tmp_path / "odd.pt")

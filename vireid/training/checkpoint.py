@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_model", "read_checkpoint"]
 
-_KEYS = ("criterion", "epoch", "images", "model", "num_classes", "optimizer", "recipe", "settings")
+_NUMBERS, _DICTS = ("epoch", "images", "num_classes"), ("criterion", "model", "optimizer", "recipe", "settings")
+_KEYS: dict[str, type] = dict.fromkeys(_NUMBERS, int) | dict.fromkeys(_DICTS, dict)
 
 
 class Checkpoint(NamedTuple):
@@ -98,7 +99,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # whatever torch.load makes of a damaged file
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(state, dict) or not set(_KEYS) <= state.keys():
-        raise ValueError(f"{path} is not a checkpoint of vireid.training.fit: it must hold {', '.join(_KEYS)}")
+        raise ValueError(f"{path} is not a checkpoint of vireid.training.fit: it must hold {', '.join(sorted(_KEYS))}")
+    for name, kind in _KEYS.items():
+        if not isinstance(state[name], kind):
+            raise ValueError(f"{path} must hold {name} as {kind.__name__}, got {type(state[name]).__name__}")
+    if not all(isinstance(x, torch.Tensor) for x in state["model"].values()):
+        raise ValueError(f"{path} must hold tensors as the model's values")
     return state
 
 
