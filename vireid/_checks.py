@@ -249,7 +249,8 @@ def to_integers(name: str, x: object, length: int, device: torch.device) -> Tens
     """Return ``x`` as an int64 tensor (``length``,) on ``device``."""
     x = to_tensor(name, x)
     check_tensor(name, x, "N", kind="integer", N=length)
-    if x.dtype == torch.uint64 and not x.is_meta:
+    check_values(name, x)
+    if x.dtype == torch.uint64:
         to_tensor(name, x.cpu().numpy())  # raises for those that int64 has not
     return x.to(device, torch.int64)
 

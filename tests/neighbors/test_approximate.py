@@ -146,7 +146,7 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=text):
             index.topk(*arguments)
-    with pytest.raises(ValueError, match="candidates must be at least 3, got 2"):
+    with pytest.raises(ValueError, match="candidates must be at least k=3, got 2"):
         index.topk(points(2), 3, candidates=2)
 
 

@@ -12,6 +12,7 @@ from vireid._checks import (
     check_finite,
     check_option,
     check_tensor,
+    check_values,
     same_kind,
     to_matrix,
     to_tensor,
@@ -97,7 +98,9 @@ class ApproximateIndex:
         q = to_matrix("query", query, columns=g.given.shape[1])
         k = check_count("k", k)
         if candidates is not None:
-            candidates = check_count("candidates", candidates, minimum=min(k, len(self)))
+            candidates = check_count("candidates", candidates)
+            if candidates < min(k, len(self)):
+                raise ValueError(f"candidates must be at least k={min(k, len(self))}, got {candidates}")
         if q.device != g.given.device:
             raise ValueError(f"query must be on the gallery's device, {g.given.device}, got {q.device}")
         check_finite("query", q)
@@ -151,6 +154,7 @@ def recall(approximate: Array, exact: Array) -> float:
     found, true = to_tensor("approximate", approximate), to_tensor("exact", exact)
     for name, x in (("approximate", found), ("exact", true)):
         check_tensor(name, x, "Nq k", kind="integer")
+        check_values(name, x)
         if not x.numel():
             raise ValueError(f"{name} must have shape (Nq, k) with at least one entry, got {tuple(x.shape)}")
     if len(found) != len(true):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_finite, check_modality, check_module, check_tensor
+from vireid._checks import check_count, check_finite, check_modality, check_module, check_tensor, check_values
 from vireid._ops import at_least_float32, evaluated, normalize_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Rows, prepare
@@ -142,6 +142,7 @@ class FeatureTransfer(nn.Module, ABC):
         own = next(self.value.parameters(), x)
         if x.device != own.device:
             raise ValueError(f"{name} must be on the module's device, {own.device}, got {x.device}")
+        check_values(name, x)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             # without autocast, v takes its own dtype only
             values = at_least_float32(evaluated(self.value)(x.to(own.dtype)))

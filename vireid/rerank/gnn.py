@@ -48,7 +48,8 @@ def gnn(
     Over queries and gallery together, A the 0/1 adjacency of the k1 nearest. Each layer takes A + Aᵀ, replaces a row
     by the sum over its k2 nearest of S^α times their rows, S the cosine, and L2-normalizes, as the published code does
     with its two layers and α = 2. The k nearest of an image include the image itself, first. Our choices: a negative S
-    counts with its magnitude; neighbors are ranked by the exact cosine, ties by index.
+    counts with its magnitude; neighbors are ranked by the exact cosine, ties by index; a distance that is only rounding
+    counts as 0.
 
     It is transductive: a query's ranking depends on the other queries. Time is that of half the product of all images
     with all, plus little if neighbors have neighbors in common; memory is that of the rows after all layers but the
@@ -118,7 +119,7 @@ def _distances(rows: Rows, nq: int, k1: int, k2: int, layers: int, alpha: float)
         accumulate(block, weights(part), graph)
         block *= _inverse(block.square().sum(1, keepdim=True))
         cosine = to_gallery @ (step_back @ block.T.contiguous())  # (Ng, b)
-        yield part, (1 - cosine.T).clamp_min_(0)
+        yield part, torch.threshold(1 - cosine.T, 32 * torch.finfo(dtype).eps, 0)
 
 
 def _both_ways(matrix: Sparse) -> Sparse:
