@@ -1,6 +1,7 @@
 """Small tensor operations shared by the components. Safe at zero, in half precision and for empty groups."""
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_labels, check_tensor
+from vireid._checks import check_labels, check_tensor, values_are_free
 
 # integers of a type's size, the bits of its exponent, and a power of two that takes its smallest numbers into range
 _BITS = {
@@ -32,8 +33,13 @@ def normalize_rows(x: Tensor) -> Tensor:
     The largest entry is scaled to 1 first: then no square overflows or vanishes, a nonzero row is at least 1 long, and
     with a lower bound of 1 the gradient of a zero row is no larger than the incoming one.
     """
+    return F.normalize(scale_to_1(x), dim=-1, eps=1.0)
+
+
+def scale_to_1(x: Tensor) -> Tensor:
+    """Scale the rows of ``x`` (…, d) to a largest magnitude of 1; a zero row stays zero."""
     largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(*x.shape[:-1], 1)
-    return F.normalize(x / torch.where(largest > 0, largest, 1), dim=-1, eps=1.0)
+    return x / torch.where(largest > 0, largest, 1)
 
 
 def has_float64(device: torch.device) -> bool:
@@ -106,7 +112,31 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 
     The matrix product is avoided: its cancellation exceeds the distance of rows that nearly coincide.
     """
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    scale = into_range(x) if x is y else into_range(x, y)
+    x, y = (x, y) if scale == 1 else (x * scale, y * scale)
+    distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance if scale == 1 else distance / scale
+
+
+def norms(x: Tensor) -> Tensor:
+    """Compute the lengths (N,) of the rows of ``x`` (N, d), with gradient 0 at length 0, as `euclidean` does."""
+    scale = into_range(x)
+    return torch.linalg.vector_norm(x, dim=1) if scale == 1 else torch.linalg.vector_norm(x * scale, dim=1) / scale
+
+
+def into_range(*tensors: Tensor, dtype: torch.dtype | None = None) -> float:
+    """Return a power of two that takes the largest magnitude to where sums of squares neither overflow nor vanish.
+
+    1 if it is there, not finite or 0, and wherever reading it would cost: not `values_are_free`. Then rows have to be
+    about 1e-19 to 1e19 long in float32, and 1e-150 to 1e150 in float64. ``dtype`` is that of the sums, if another.
+    """
+    if not values_are_free(tensors[0]):
+        return 1.0
+    largest = max(float(torch.stack(x.detach().aminmax()).abs().max()) if x.numel() else 0.0 for x in tensors)
+    most, bits = math.frexp(torch.finfo(dtype or tensors[0].dtype).max)[1], math.frexp(largest)[1]
+    if not 0 < largest < math.inf or -most * 5 // 16 <= bits <= most * 7 // 16 - 1:
+        return 1.0
+    return 2.0 ** (most * 7 // 16 - 1 - bits if bits > 0 else min(-bits, most - 2))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

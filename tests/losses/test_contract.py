@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -517,6 +518,97 @@ def test_values_and_gradients_do_not_depend_on_the_device(case, options, seed, w
         again = seeded(module, x, labels, modality, **keywords)
     assert_close(out, again)
     assert_close(torch.autograd.grad(again, x)[0], grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double], ids=str)
+@pytest.mark.parametrize("name", ["CenterSeparationLoss", "CrossModalityTripletLoss", "HCCLoss", "PartDiversityLoss"])
+def test_distances_far_from_1_are_right_on_the_cpu(name, dtype):
+    """A loss of distances is homogeneous: it is scaled by a power of two where features and margins are."""
+    case = NAMED[name]
+    x, labels, modality = batch(case)
+    margins = {"CenterSeparationLoss": ("rho1", "rho2"), "PartDiversityLoss": ()}.get(name, ("margin",))
+    options = {"HCCLoss": {"normalize": False}, "PartDiversityLoss": {"maps": "logits"}}.get(name, {})
+    near = x.to(dtype, copy=True).requires_grad_()
+    expected = case.make(options | dict.fromkeys(margins, 2.0), dtype)(near, labels, modality)
+    expected.backward()
+    for power in (-90, 66, 100) if dtype == torch.float32 else (-900, 520, 900):
+        far = (x.to(dtype) * 2.0**power).requires_grad_()
+        out = case.make(options | dict.fromkeys(margins, 2.0 ** (power + 1)), dtype)(far, labels, modality)
+        out.backward()
+        assert_close(out * 2.0**-power, expected)
+        assert_close(far.grad, near.grad)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "modality" not in case.uses], ids=lambda case: case.name)
+def test_arguments_that_are_not_used_are_checked_too(case):
+    x, labels, modality = batch(case, size=4)
+    for wrong in (modality.double(), modality[:3], modality.tolist(), modality + 1):
+        with pytest.raises((TypeError, ValueError), match="modality must "):
+            case.make({})(x, labels, wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"transfer": nn.Linear(5, 5)}, r"transfer must be a vireid\.nn\.H2FT or vireid\.nn\.GFT, got Linear"),
+        ({"classifier": 3}, r"classifier must be a torch\.nn\.Module, got int"),
+        ({"output": "x"}, r"output must be a vireid\.nn\.H2FTOutput, got str"),
+    ],
+)
+def test_other_arguments_of_cri_are_named(change, text):
+    case = NAMED["CRILoss"]
+    with pytest.raises(TypeError, match=text):
+        case.make({})(*batch(case), **(case.keywords(torch.double) | change))
+
+
+@pytest.mark.parametrize("label", [-100, 6, 2**62])
+@pytest.mark.parametrize("name", ["CRILoss", "MutualIdentityLoss"])
+def test_labels_that_a_classifier_lacks_are_an_error(name, label):
+    x, labels, modality = batch(NAMED[name], size=4)
+    labels[2] = label
+    with pytest.raises(ValueError, match=f"labels must be 0 to 5, got {label}"):
+        NAMED[name].make({})(x, labels, modality, **NAMED[name].keywords(torch.double))
+
+
+@pytest.mark.parametrize("form", [losses.query_gallery_cross_entropy, losses.query_gallery_hcc_loss])
+def test_losses_of_a_classifier_refuse_labels_and_indices_out_of_range(form):
+    logits, labels, index = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    assert form(logits, labels, gallery=logits, gallery_index=index.to(torch.int8)).isfinite()
+    for change, error, text in (
+        ({"labels": labels - 100}, ValueError, "labels must be 0 to 2, got -100"),
+        ({"labels": labels + 0.9}, TypeError, "labels must hold integers"),
+        ({"gallery_index": index + 1}, ValueError, "gallery_index must be 0 to 3, got 4"),
+        ({"modality": index}, ValueError, "modality must be 0"),
+    ):
+        with pytest.raises(error, match=text):
+            form(**({"query": logits, "labels": labels, "gallery": logits, "gallery_index": index} | change))
+
+
+NUMBERS = [
+    pytest.param(case, name, id=f"{case.name}-{name}")
+    for case in CASES
+    for name in keyword_only(case.kind)
+    if type(getattr(case.make({}), name)) in (int, float)
+]
+
+
+@pytest.mark.parametrize(("case", "name"), NUMBERS)
+def test_every_number_is_checked_and_may_be_numpys(case, name):
+    default = getattr(case.make({}), name)
+    for hostile in (math.nan, math.inf, -1, "1", True, [1], np.array([1]), np.array("a"), torch.ones(2), 1j, object()):
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            case.kind(*case.sizes, **{name: hostile})
+    given = np.int64(default) if type(default) is int else np.float32(default)
+    assert getattr(case.kind(*case.sizes, **{name: given}), name) == pytest.approx(default)
+
+
+@every_loss
+def test_texts_are_checked(case):
+    for name in keyword_only(case.kind):
+        if isinstance(getattr(case.make({}), name), str):
+            for hostile in (None, 1, "", np.array(["abs", "kl"]), torch.ones(2), ["abs"]):
+                with pytest.raises((TypeError, ValueError), match=f"{name} must be one of"):
+                    case.kind(*case.sizes, **{name: hostile})
 
 
 COMPILED = [

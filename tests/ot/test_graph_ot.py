@@ -578,3 +578,29 @@ X, Y = torch.ones(2, 4, 3), torch.ones(2, 5, 3)
 def test_bad_arguments_are_named(x, y, options, error, message):
     with pytest.raises(error, match=message):
         graph_ot(x, y, **options)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300, 1e-305])
+def test_weights_of_any_size_count_by_their_ratio(scale):
+    """Weights of float64 do not overflow or vanish next to features of float32."""
+    x, y, w = torch.randn(1, 3, 4), torch.randn(1, 3, 4), torch.tensor([1.0, 2.0, 3.0]).double()
+    expected = graph_ot(x, y, weights_x=w)
+    assert_close(graph_ot(x, y, weights_x=w * scale).plan, expected.plan)
+    for near in (1e38, 1e-38):
+        assert_close(graph_ot(x, y, weights_x=w.float() * near).cost, expected.cost)
+
+
+@pytest.mark.parametrize("scale", [1e150, 1e30, 1e20, 1e-13, 1e-30, 1e-150])
+@pytest.mark.parametrize("solver", ["exact", "entropic"])
+def test_costs_do_not_depend_on_the_size_of_all_features(scale, solver):
+    x, y = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4).double()
+    ours, theirs = (x * scale).requires_grad_(), x.requires_grad_()
+    out, expected = graph_ot(ours, y * scale, solver=solver), graph_ot(theirs, y, solver=solver)
+    assert_close(out.cost, expected.cost)
+    assert_close(out.plan, expected.plan)
+    out.cost.sum().backward()
+    expected.cost.sum().backward()
+    assert_close(ours.grad * scale, theirs.grad)
+    if 1e-37 < scale < 1e37:
+        narrow = graph_ot(ours.float(), (y * scale).float(), solver=solver).cost
+        assert_close(narrow.double(), expected.cost, rtol=1e-5, atol=1e-5)

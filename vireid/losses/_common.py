@@ -87,6 +87,11 @@ def check_rows(length: int, **integers: Any) -> None:
             check_modality(name, value)
 
 
+def check_given(length: int, **integers: Any) -> None:
+    """Raise as `check_rows` does, except for what is None: arguments that a loss takes only as others need them."""
+    check_rows(length, **{name: value for name, value in integers.items() if value is not None})
+
+
 def check_parts(name: str, x: Any, shape: str) -> None:
     """Raise unless ``x`` is a floating-point tensor of the three axes ``shape``, the last two not empty."""
     check_tensor(name, x, shape)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vireid._checks import check_at_least_zero, check_option, check_positive, check_tensor
-from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
-from vireid.losses._common import Groups, Loss, check_rows, membership
+from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows, norms
+from vireid.losses._common import Groups, Loss, check_given, check_rows, membership
 
 Distance = Literal["euclidean", "kl"]
 Centers = Literal["shared", "cross"]
@@ -30,10 +30,9 @@ def hcc_loss(
     """Compute the heterogeneous center contrastive loss of a batch; see `HCCLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels)
+    check_given(len(x), modality=modality)
     margin = check_hcc(margin, distance, centers, negatives)
-    if modality is not None:
-        check_rows(len(x), modality=modality)
-    elif centers == "cross":
+    if modality is None and centers == "cross":
         raise ValueError("modality must be given for centers='cross', got None")
     kind = modality if centers == "cross" else None
     return hcc_of_rows(x, labels, kind, None, margin, distance, negatives, normalize)
@@ -145,6 +144,7 @@ def center_separation_loss(
     """Compute the center separation loss of a batch; see `CenterSeparationLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels)
+    check_given(len(x), modality=modality)
     rho1, rho2 = check_at_least_zero("rho1", rho1), check_at_least_zero("rho2", rho2)
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
@@ -153,7 +153,7 @@ def center_separation_loss(
         centers = groups.means(rows)
         # c_{y_i} by a product with zeros and ones: the gradient of an index adds in no fixed order.
         own = torch.where(groups.real[:, None], groups.member, 0).T @ centers
-        to_own = torch.linalg.vector_norm(rows - own, dim=1)  # its gradient at 0 is 0, as cdist's is
+        to_own = norms(rows - own)
         pull = (to_own - rho1).clamp_min(0).sum() / max(len(rows), 1)
         pairs = (groups.real[:, None] & groups.real).triu(1)
         push = (rho2 - euclidean(centers, centers)).clamp_min(0)

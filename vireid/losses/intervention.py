@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_tensor
+from vireid._checks import check_count, check_module, check_tensor
 from vireid._ops import evaluated
 from vireid.losses._common import Loss, check_rows
 from vireid.losses.query_gallery import query_gallery_cross_entropy
@@ -30,6 +30,11 @@ def cri_loss(
     check_tensor("x", x, "B d", d=len(X_mu))
     check_rows(len(x), labels=labels, modality=modality)
     samples = check_count("samples", samples)
+    check_module("classifier", classifier)
+    if not isinstance(transfer, FeatureTransfer):
+        raise TypeError(f"transfer must be a vireid.nn.H2FT or vireid.nn.GFT, got {type(transfer).__name__}")
+    if not isinstance(output, H2FTOutput | None):
+        raise TypeError(f"output must be a vireid.nn.H2FTOutput, got {type(output).__name__}")
     output = transfer(x, modality) if output is None else output
     factual, counterfactual = (output.affinity_het, output.affinity_hom), []
     for _ in range(samples):

@@ -10,7 +10,7 @@ from torch import Tensor
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_option, check_positive, values_are_free
 from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
-from vireid.losses._common import Loss, check_graphs, check_parts
+from vireid.losses._common import Loss, check_given, check_graphs, check_parts
 
 Maps = Literal["sigmoid", "logits"]
 
@@ -20,6 +20,7 @@ def part_diversity_loss(
 ) -> Tensor:
     """Compute the part diversity loss of a batch; see `PartDiversityLoss`."""
     check_parts("attention", attention, "B p n")
+    check_given(len(attention), labels=labels, modality=modality)
     check_option("maps", maps, ("sigmoid", "logits"))
     size, parts, pixels = attention.shape
     with torch.autocast(attention.device.type, enabled=False):

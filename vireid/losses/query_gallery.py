@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vireid._checks import check_labels, check_tensor
 from vireid._ops import at_least_float32, cross_entropy
-from vireid.losses._common import check_rows
+from vireid.losses._common import check_given, check_rows
 from vireid.losses.centers import check_hcc, hcc_of_rows
 
 
@@ -27,9 +27,9 @@ def query_gallery_cross_entropy(
         gallery: (R, C) logits of F_G. A batch of one modality has none with unbalanced groups: then only queries count.
         gallery_index: (R,) image that each gallery row belongs to.
     """
-    _check(query, labels, gallery, gallery_index)
+    _check(query, labels, modality, gallery, gallery_index)
     loss = cross_entropy(query, labels)
-    return (loss + cross_entropy(gallery, labels[gallery_index])) / 2 if len(gallery) else loss
+    return (loss + cross_entropy(gallery, labels[gallery_index.long()])) / 2 if len(gallery) else loss
 
 
 def query_gallery_hcc_loss(
@@ -46,7 +46,7 @@ def query_gallery_hcc_loss(
     Where GFT's unbalanced groups give a gallery image several rows, their mean logits count (our choice). Arguments and
     errors are those of `query_gallery_cross_entropy`; ``margin`` is ρ, the paper's 6 by default.
     """
-    _check(query, labels, gallery, gallery_index)
+    _check(query, labels, modality, gallery, gallery_index)
     margin = check_hcc(margin, "kl", "shared", "mean")
     with torch.autocast(query.device.type, enabled=False):
         query, gallery = at_least_float32(query), at_least_float32(gallery)
@@ -56,9 +56,10 @@ def query_gallery_hcc_loss(
         return hcc_of_rows(x, labels.repeat(2), None, counts, margin, "kl", "mean")
 
 
-def _check(query: Tensor, labels: Tensor, gallery: Tensor, gallery_index: Tensor) -> None:
+def _check(query: Tensor, labels: Tensor, modality: Tensor | None, gallery: Tensor, gallery_index: Tensor) -> None:
     check_tensor("query", query, "B C")
     check_rows(len(query), labels=labels)
+    check_given(len(query), modality=modality)
     check_labels("labels", labels, query.shape[1])
     check_tensor("gallery", gallery, "R C", C=query.shape[1])
     check_rows(len(gallery), gallery_index=gallery_index)

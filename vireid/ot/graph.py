@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vireid._checks import check_count, check_fraction, check_option, check_positive, check_tensor
+from vireid._ops import into_range, scale_to_1
 from vireid.ot._functions import NodeProducts
 from vireid.ot.entropic import solve_entropic
 from vireid.ot.exact import solve_exact
@@ -53,7 +54,8 @@ def graph_ot(
 
     The gradient is that of the cost at the plan found, held fixed (envelope theorem). A zero row has cosine 0 with
     every other node, and a node has distance 0 from itself. Rows should be between 1e-12 and, in float32, 1e19 long: a
-    shorter one counts as zero, and the square of a longer one is not finite. Pairs do not influence each other.
+    shorter one counts as zero, and the square of a longer one is not finite, except that on the CPU the rows of a batch
+    whose largest number is far out of that range are scaled first. Pairs do not influence each other.
 
     For φ < 1 the problem is not convex: the result is a plan that the solver cannot improve, not always the best. How
     far above the best it may end is on the results page of G2DA.
@@ -161,6 +163,7 @@ def _marginal_error(problems: Problems, plan: Tensor) -> Tensor:
 
 def _cosine_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - cos between x and y (B, n, m), within x (B, n, n) and within y (B, m, m)."""
+    x, y = (z if into_range(z, dtype=torch.float32) == 1 else scale_to_1(z) for z in (x, y))
     xy, xx, yy = (x @ y.mT, x @ x.mT, y @ y.mT) if torch.compiler.is_compiling() else NodeProducts.apply(x, y)
     # a zero row is divided by 1, so that its gradient is no larger than the incoming one
     squares = [products.diagonal(dim1=1, dim2=2) for products in (xx, yy)]
@@ -181,10 +184,13 @@ def _present(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def _marginals(weights: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
     """Return (B, n) weights that sum to 1, or to 0 where no node is present."""
-    w = torch.ones_like(like[:, 0]) if weights is None else weights.to(like.dtype).expand_as(like[:, 0])
+    w = torch.ones_like(like[:, 0])
+    if weights is not None:
+        w = weights.to(torch.promote_types(weights.dtype, like.dtype)).expand_as(w)
     w = w if mask is None else torch.where(mask, w, 0)
-    total = w.sum(1, keepdim=True)
-    return w / torch.where(total > 0, total, 1)
+    largest = w.amax(1, keepdim=True)  # first: a sum may overflow, and another type be too narrow
+    w = (w / torch.where(largest > 0, largest, 1)).to(like.dtype)
+    return w / w.sum(1, keepdim=True).clamp_min(1)
 
 
 def _warn(error: Tensor, tolerance: float, unsettled: Tensor, iterations: int) -> None:
