@@ -64,6 +64,8 @@ def check_tensor(
         raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
     if like is not None and x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the other arguments, got {x.device}")
+    if like is None and x.is_meta:
+        raise TypeError(f"{name} must hold values, got a tensor on the device meta")
 
 
 def check_module(name: str, module: object, kind: type[nn.Module] = nn.Module) -> None:
@@ -228,7 +230,7 @@ def to_tensor(name: str, x: object) -> Tensor:
 def to_matrix(name: str, x: object, *, columns: int | None = None) -> Tensor:
     """Return ``x`` as a floating-point tensor (N, d), with d = ``columns`` where that is given."""
     x = to_tensor(name, x)
-    check_tensor(name, x, f"N {'d' if columns is None else columns}")
+    check_tensor(name, x, f"N {'d' if columns is None else columns}", like=x)  # its device is compared later
     return x
 
 

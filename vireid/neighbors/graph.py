@@ -42,7 +42,7 @@ class NeighborGraph:
     def __init__(
         self, features: Tensor, indices: Tensor, values: Tensor, *, k: int | None = None, rows: Rows | None = None
     ) -> None:
-        check_tensor("features", features, "N d")
+        check_tensor("features", features, "N d", like=features)
         check_tensor("indices", indices, "N k", kind="integer", like=features, N=len(features))
         check_tensor("values", values, "N k", like=features, N=len(features), k=indices.shape[1])
         self.features = features.detach() if features.requires_grad else features
