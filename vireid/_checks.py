@@ -181,7 +181,8 @@ def check_fraction(name: str, value: object, *, zero: bool = True) -> float:
 
 def check_option(name: str, value: object, options: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``options``."""
-    if not any(isinstance(value, type(option)) and value == option for option in options):
+    alike = [x for x in options if isinstance(value, type(x)) and isinstance(value, bool) == isinstance(x, bool)]
+    if value not in alike:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 

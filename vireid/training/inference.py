@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vireid import INFRARED, VISIBLE
+from vireid._checks import check_count
 from vireid._files import written_whole
 from vireid._ops import evaluated
 from vireid.data import EvalTransform, KeypointSample, SYSUMM01Dataset, move_heatmaps
@@ -58,6 +59,7 @@ def extract_features(
     Raises:
         ImportError: if tqdm, of the extra ``train``, is not installed.
     """
+    batch_size, workers = check_count("batch_size", batch_size), check_count("workers", workers, minimum=0)
     loader = DataLoader(dataset, batch_size, num_workers=workers)
     device = next(model.parameters()).device
     transform = EvalTransform()

@@ -93,10 +93,13 @@ class Recipe:
             object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
         if self.batches is not None:
             object.__setattr__(self, "batches", check_count("batches", self.batches))
+        if self.padding is not None:
+            object.__setattr__(self, "padding", check_count("padding", self.padding, minimum=0))
         for name in ("lr", "momentum", "weight_decay", "gamma", "warmup"):
             object.__setattr__(self, name, check_at_least_zero(name, getattr(self, name)))
         for name in ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared"):
             object.__setattr__(self, name, check_fraction(name, getattr(self, name)))
+        object.__setattr__(self, "erasing_aspect", check_fraction("erasing_aspect", self.erasing_aspect, zero=False))
         for name, share in self.lr_shares.items():
             self.lr_shares[name] = check_at_least_zero(f"lr_shares[{name!r}]", share)  # type: ignore[index]
         check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
