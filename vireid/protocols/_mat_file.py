@@ -1,10 +1,11 @@
 """Read nested cell arrays of numbers from MATLAB's format 5; no size in the file is trusted."""
 
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +50,20 @@ def _inflated(data: bytes) -> bytes:
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     """Yield the type and the bytes of each element; up to four bytes share a word of eight with their type."""
-    endian: Literal["little", "big"] = "little" if order == "<" else "big"
-    start = 0
-    while start < len(data):
-        tag, size = (int.from_bytes(data[start + i : start + i + 4], endian) for i in (0, 4))
-        kind, small = tag & 0xFFFF, tag >> 16
-        first, size = (start + 4, small) if small else (start + 8, size)
-        if first + size > len(data) or small > 4:
+    word = struct.Struct(f"{order}II").unpack_from
+    start, end = 0, len(data)
+    while start < end:
+        if start + 8 > end:
             raise ValueError("it is cut short, or damaged")
-        yield kind, data[first : first + size]
-        start = start + 8 if small else first + size + (-size % 8 if kind != _COMPRESSED else 0)
+        tag, size = word(data, start)
+        start += 8
+        if small := tag >> 16:
+            start, size = start - 4, small
+        if start + size > end or small > 4:
+            raise ValueError("it is cut short, or damaged")
+        kind = tag & 0xFFFF
+        yield kind, data[start : start + size]
+        start += 4 if small else size if kind == _COMPRESSED else size + -size % 8
 
 
 def _read(data: bytes, order: str, name: str | None = None, depth: int = 0) -> tuple[bool, Any]:
@@ -66,13 +71,12 @@ def _read(data: bytes, order: str, name: str | None = None, depth: int = 0) -> t
     if not data:  # an empty cell
         return True, np.empty((0, 0))
     elements = _elements(data, order)
-    head = [part for _, part in zip(range(3), elements, strict=False)]
-    if len(head) < 3 or len(head[0][1]) != 8 or depth > 3:
+    (_, flags), (_, sizes), (_, text) = (next(elements, (0, b"")) for _ in range(3))
+    if len(flags) != 8 or not sizes or len(sizes) % 4 or depth > 3:
         raise ValueError("it is cut short, or damaged")
-    (_, flags), (_, sizes), (_, text) = head
     if name is not None and text != name.encode():
         return False, []
-    shape = tuple(np.frombuffer(sizes, f"{order}i4").tolist())
+    shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
     if flags[0 if order == "<" else 3] == _CELL:
         cells = [_read(part, order, depth=depth + 1)[1] for _, part in elements]
         if len(cells) != math.prod(shape):
