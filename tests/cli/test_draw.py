@@ -195,10 +195,11 @@ def test_curves_are_of_each_row_of_each_report(calls, run, file):
     assert f"b: infrared to visible, b + {way}" in curves
 
 
-@pytest.mark.parametrize("picture", ["skeleton", "costs"])
-def test_pictures_are_written(picture, run, regdb, keypoints, saved, monkeypatch, tmp_path):
+@pytest.mark.parametrize("picture", ["skeleton", "costs", "tsne"])
+def test_pictures_of_a_model_with_key_points_are_written(picture, run, regdb, keypoints, saved, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    run("draw", picture, saved["bones"], "--root", regdb, "--keypoints", keypoints)
+    options = ["--perplexity", 3] if picture == "tsne" else []
+    run("draw", picture, saved["bones"], "--root", regdb, "--keypoints", keypoints, *options)
     assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -98,6 +98,8 @@ def test_bad_input_is_named_and_adds_nothing():
         RankingMetric(ids[:0])
     with pytest.raises(TypeError, match="gallery_ids must hold integers"):
         RankingMetric(ids.float())
+    with pytest.raises(TypeError, match="gallery_ids must be dense"):
+        RankingMetric(ids.to_sparse())
     with pytest.raises(ValueError, match=r"gallery_cameras must have shape \(3,\)"):
         RankingMetric(ids, ids[:2], exclude="same_camera")
     metric = RankingMetric(ids, ids, exclude="same_camera")

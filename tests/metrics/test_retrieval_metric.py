@@ -68,6 +68,16 @@ def test_numpy_devices_reset_and_a_second_compute(device):
     same(metric.to("cpu").compute(), expected(x, y, m, c, "visible_to_infrared"))
 
 
+def test_a_buffer_of_the_caller_may_be_used_again():
+    x, y, m, c = images(6)
+    metric, buffers = RetrievalMetric(), [t[:12].numpy().copy() for t in (x, y, m)]
+    for part in torch.arange(48).split(12):
+        for buffer, t in zip(buffers, (x, y, m), strict=True):
+            buffer[:] = t[part]
+        metric.update(*buffers)
+    same(metric.compute(), expected(x, y, m, c, "visible_to_infrared"))
+
+
 def test_a_distance_of_ones_own():
     x, y, m, _ = images(2)
     q = m == 0

@@ -88,6 +88,8 @@ MAPS = random(2, 3, 4, 2)
         ("attention_maps", {"scale": (1, 1)}, ValueError, "scale must rise from low to high"),
         ("attention_maps", {"scale": (0, float("inf"))}, ValueError, "scale must rise from low to high, both finite"),
         ("attention_maps", {"scale": (0, "1")}, TypeError, "scale must be a number"),
+        ("cmc_curves", {"curves": [0.5]}, TypeError, "curves must be a mapping of names to curves, got list"),
+        ("skeleton_graph", {"skeleton": True}, TypeError, "skeleton must be a Skeleton, got bool"),
         ("cmc_curves", {"curves": {}}, ValueError, "curves must hold at least one curve, got none"),
         ("cmc_curves", {"curves": {"a": random(2, 2)}}, ValueError, r"curves\['a'\] must have shape \(R,\), got"),
         ("cmc_curves", {"curves": {"a": random(0)}}, ValueError, r"curves\['a'\] must have shape \(R,\), not empty"),

@@ -1,7 +1,6 @@
 """The streaming metrics as `torchmetrics.Metric`s; imported only where torchmetrics is wanted."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -14,29 +13,18 @@ from vireid.metrics.ranking import summary, widest
 __all__ = ["TorchMetric", "TorchRankingMetric", "TorchRetrievalMetric"]
 
 
-class Core(Protocol):
-    """Part of `vireid.metrics.streaming` that is needed here: its metrics, without what they keep."""
-
-    _states: ClassVar[tuple[str, ...]]
-
-    def _rows(self, *inputs: Any) -> Sequence[Tensor]:
-        """Return what an update adds to the states: bytes (n, w) each."""
-
-    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
-        """Return the results (Nq, 3) of all rows and the number of ranks."""
-
-
 class TorchMetric(Metric):
     """Base of the results of ``as_torchmetrics``.
 
-    States are bytes, which no cast of the framework changes, in lists that are gathered without a reduction.
+    ``core`` is a metric of `vireid.metrics.streaming` that computes; the states are kept here: bytes, which no cast of
+    the framework changes, in lists that are gathered without a reduction.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
-    def __init__(self, core: Core, **options: Any) -> None:
+    def __init__(self, core: Any, **options: Any) -> None:
         super().__init__(**options)
         self.core = core
         for name in core._states:
@@ -61,7 +49,8 @@ class TorchMetric(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Compute the metrics by name; NaN if no query has a true match, or there is none."""
         rows = [stack_rows(getattr(self, name), self.device) for name in self.core._states]
-        m = summary(*self.core._results(*rows), torch.empty(0))
+        results, length = self.core._results(*rows)
+        m = summary(results, length, results)
         values = {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}
         dtype = widest(self.device)
         return {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in values.items()}

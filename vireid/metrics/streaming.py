@@ -144,9 +144,9 @@ class RankingMetric(_Streaming[ArrayT]):
     ) -> None:
         check_options(exclude, cmc_over)
         ids = to_tensor("gallery_ids", gallery_ids)
-        length = len(ids) if ids.ndim else 0
-        ids = to_integers("gallery_ids", gallery_ids, length, ids.device)
-        if length == 0:
+        check_tensor("gallery_ids", ids, "N", kind="integer")
+        ids = to_integers("gallery_ids", ids, len(ids), ids.device)
+        if not len(ids):
             raise ValueError("gallery_ids must name at least one gallery image, got none")
         cameras = check_cameras("gallery_cameras", gallery_cameras, exclude, ids)
         self._given, self._exclude, self._device = gallery_ids, exclude, ids.device
@@ -291,7 +291,11 @@ class RetrievalMetric(_Streaming[Array]):
         given.append(torch.full_like(given[0], _DTYPES.index(x.dtype)))
         check_modality("modality", given[1].cpu())
         check_finite("features", x)
-        return [y.contiguous().view(torch.uint8) for y in (x, torch.stack(given, dim=1))]
+        kept = (
+            x.clone(memory_format=torch.contiguous_format),
+            torch.stack(given, dim=1),
+        )  # x may be a buffer of the caller
+        return [y.view(torch.uint8) for y in kept]
 
     def _results(self, *states: Tensor) -> tuple[Tensor, int]:
         """Rank the queries of all rows against their gallery."""

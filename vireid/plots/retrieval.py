@@ -50,6 +50,8 @@ def cmc_curves(
         ValueError: if there is no curve, or one is not (R,) with R >= 1 and values in [0, 1].
     """
     check_count("max_rank", max_rank)
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"curves must be a mapping of names to curves, got {type(curves).__name__}")
     if not curves:
         raise ValueError("curves must hold at least one curve, got none")
     values = {name: to_array(f"curves[{name!r}]", curve, "R") for name, curve in curves.items()}

@@ -70,6 +70,8 @@ def skeleton_graph(
     """
     pictures = to_images("images", images)
     count, _, height, width = pictures.shape
+    if not isinstance(skeleton, Skeleton):
+        raise TypeError(f"skeleton must be a Skeleton, got {type(skeleton).__name__}")
     nodes = len(skeleton.names)
     points, seen = to_points("keypoints", keypoints, (count, nodes), (height, width))
     for bone in skeleton.bones:
