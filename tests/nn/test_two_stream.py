@@ -239,6 +239,8 @@ def test_a_stride_of_another_layer_than_a_convolution_is_named():
         TwoStream.from_resnet(net)
     with pytest.raises(ValueError, match="last_stride must be one of 1, 2, got 3"):
         TwoStream.from_resnet(net, last_stride=3)
+    with pytest.raises(ValueError, match="last_stride must be one of 1, 2, got True"):
+        TwoStream.from_resnet(net, last_stride=True)
     assert TwoStream.from_resnet(net, last_stride=2).trunk.layer4 is net.layer4
 
 

@@ -256,21 +256,25 @@ def test_other_precisions_train_and_evaluate_alike(precision, train, regdb, reci
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_and_resume(regdb, tmp_path):
+@pytest.mark.parametrize("method", ["cift", "saai", "g2da"])
+def test_two_processes_train_one_model_and_resume(method, regdb, tmp_path):
     """Both draw batches of their own, one writes; the script runs in each."""
-    script = tmp_path / "script.py"
+    script, points = tmp_path / "script.py", str(regdb / "keypoints.npz") if method == "g2da" else None
     script.write_text(f"""
 import sys
+import warnings
 from pathlib import Path
 from vireid.training import Recipe, build, fit, launch, open_dataset
 recipe = Recipe(size=(32, 16), epochs=int(sys.argv[1]), batches=2, identities=2, per_modality=2)
 output = Path({str(tmp_path)!r}) / "run"
 fabric = launch(recipe, output=output, accelerator="cpu", devices=2)
+warnings.filterwarnings("error", ".*outside of DistributedDataParallel")
 with fabric.rank_zero_first():
-    data = open_dataset("regdb", root={str(regdb)!r}, size=recipe.size)
-model = fit(*build("cift", data.num_classes, recipe.size), data, recipe=recipe, fabric=fabric, output=output,
-    settings={{"method": "cift"}}, resume=recipe.epochs > 1)
-total = sum(float(x.double().sum()) for x in model.parameters())
+    data = open_dataset("regdb", root={str(regdb)!r}, size=recipe.size, keypoints={points!r})
+model, criterion = build({method!r}, data.num_classes, recipe.size)
+fit(model, criterion, data, recipe=recipe, fabric=fabric, output=output, settings={{"method": {method!r}}},
+    resume=recipe.epochs > 1)
+total = sum(float(x.double().sum()) for part in (model, criterion) for x in part.parameters())
 print(f"process {{fabric.global_rank}}: {{total:.6f}}")
 """)
     for epochs in (1, 2):

@@ -64,6 +64,8 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
         ({"milestones": (1 / 2, 3 / 2)}, ValueError, "milestones must be shares of the training between 0 and 1"),
         ({"warmup": 1}, ValueError, "warmup must be a share of the training below 1, got 1"),
         ({"epoch": 3}, TypeError, "epoch"),
+        ({"erasing_aspect": float("nan")}, ValueError, "erasing_aspect must be above 0 and at most 1, got nan"),
+        ({"padding": 1j}, TypeError, "padding must be an integer, got 1j"),
         ({"erasing": float("inf")}, ValueError, "erasing must be at least 0 and at most 1, got inf"),
         ({"exchange_visible": b"1"}, TypeError, "exchange_visible must be a number, got b'1'"),
     ],

@@ -133,7 +133,8 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Choose the epoch of a `state_dict`."""
-        self.sampler.choose(check_count("state['epoch']", state.get("epoch"), minimum=0))
+        epoch = state.get("epoch") if isinstance(state, Mapping) else None
+        self.sampler.choose(check_count("state['epoch']", epoch, minimum=0))
 
     def __len__(self) -> int:
         """Return the number of batches per epoch on this rank."""

@@ -106,6 +106,8 @@ def ranking_ways(model: nn.Module, rerank: Mapping[str, Distance] | None = None)
     Returns:
         Functions (query, gallery) -> distance (Nq, Ng); None is the cosine distance.
     """
+    if not isinstance(rerank, Mapping | None):
+        raise TypeError(f"rerank must map names to functions, got {type(rerank).__name__}")
     rerank = rerank or {}
     kind = "graph" if isinstance(model, G2DA) and model.attention is not None else "backbone"
     ways: dict[str, Distance | None] = {kind: None}

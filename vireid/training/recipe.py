@@ -91,10 +91,10 @@ class Recipe:
         object.__setattr__(self, "lr_shares", dict(self.lr_shares))
         for name, minimum in (("epochs", 0), ("seed", 0), ("identities", 1), ("per_modality", 1)):
             object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
-        if self.batches is not None:
-            object.__setattr__(self, "batches", check_count("batches", self.batches))
-        if self.padding is not None:
-            object.__setattr__(self, "padding", check_count("padding", self.padding, minimum=0))
+        for name, minimum in (("batches", 1), ("padding", 0)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
+        object.__setattr__(self, "erasing_aspect", check_fraction("erasing_aspect", self.erasing_aspect, zero=False))
         for name in ("lr", "momentum", "weight_decay", "gamma", "warmup"):
             object.__setattr__(self, name, check_at_least_zero(name, getattr(self, name)))
         for name in ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared"):
