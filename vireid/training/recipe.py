@@ -94,7 +94,6 @@ class Recipe:
         for name, minimum in (("batches", 1), ("padding", 0)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
-        object.__setattr__(self, "erasing_aspect", check_fraction("erasing_aspect", self.erasing_aspect, zero=False))
         for name in ("lr", "momentum", "weight_decay", "gamma", "warmup"):
             object.__setattr__(self, name, check_at_least_zero(name, getattr(self, name)))
         for name in ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared"):
