@@ -141,6 +141,7 @@ def into_range(*tensors: Tensor, dtype: torch.dtype | None = None) -> float:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the mean cross-entropy of ``logits`` (N, C) and ``labels`` (N,), 0 … C - 1, in at least float32."""
+    check_tensor("logits", logits, "N C")
     check_tensor("labels", labels, "N", kind="integer", N=logits.shape[0])
     check_labels("labels", labels, logits.shape[1])  # PyTorch ignores -100
     return F.cross_entropy(at_least_float32(logits), labels.long())

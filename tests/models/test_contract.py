@@ -262,6 +262,32 @@ def test_labels_that_do_not_fit_are_named(case):
         criterion(output, labels.double(), modality)
 
 
+@every_model
+@pytest.mark.parametrize("two_stream", [False, True])
+def test_codes_of_other_systems_are_refused_with_the_remedy(case, two_stream):
+    """AGW's are 1 and 2."""
+    model, criterion = case.make(two_stream=two_stream)
+    images, labels, modality = batch()
+    refused = pytest.raises(ValueError, match=r"modality must be 0 \(visible\) or 1 .*, got 2; .*vireid\.modality")
+    output = model(images, modality)
+    with refused:
+        model(images, modality + 1)
+    with refused:
+        criterion(output, labels, modality + 1)
+
+
+@every_model
+@pytest.mark.parametrize("label", [-100, -1, CLASSES, 2**40])
+def test_labels_out_of_range_are_refused(case, label):
+    """PyTorch would ignore -100 silently."""
+    model, criterion = case.make()
+    images, labels, modality = batch()
+    labels[3] = label
+    output = model(images, modality)
+    with pytest.raises(ValueError, match=f"labels must be 0 to {CLASSES - 1}, got {label}"):
+        criterion(output, labels, modality)
+
+
 @pytest.mark.parametrize("kind", [Baseline, CIFT, SAAI, G2DA])
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),

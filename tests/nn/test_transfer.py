@@ -543,6 +543,37 @@ def test_bad_features_at_inference(name, method, which):
         getattr(MODULES[name](), method)(x, x[:0])
 
 
+@pytest.mark.parametrize("kind", [H2FT, GFT])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_queries_and_gallery_of_different_precision_are_compared_in_the_higher_one(kind, dtype):
+    q, g = torch.randn(4, 6).to(dtype), torch.randn(7, 6)
+    for value in (None, nn.Identity()):
+        module = kind(6, value=value)
+        assert_close(module.distance(q, g), module.distance(q.float(), g), rtol=0, atol=1e-5, check_dtype=False)
+        for found in (module.transfer(g, q), module.transfer(q, g)):
+            assert found[0].dtype == found[1].dtype == torch.promote_types(dtype if value else g.dtype, g.dtype)
+
+
+@pytest.mark.parametrize("kind", [H2FT, GFT])
+@pytest.mark.parametrize(
+    ("dtype", "power"),
+    [
+        *((torch.float32, power) for power in (64, 120, -100)),
+        *((torch.float64, power) for power in (500, 1000, -500, -1000)),
+    ],
+    ids=str,
+)
+def test_distances_do_not_depend_on_the_unit_of_the_features(kind, dtype, power):
+    q, g, unit = torch.randn(5, 6, dtype=dtype), torch.randn(9, 6, dtype=dtype), 2.0**power
+    module = kind(6, k=3, value=nn.Identity())
+    tolerance = {"rtol": 0, "atol": 64 * torch.finfo(dtype).eps}
+    assert_close(module.distance(q * unit, g * unit), module.distance(q, g), **tolerance)
+    if abs(power) > 200:
+        for call in (lambda: module.distance(q * 2.0**-500, g), lambda: module.embed("query", q * unit)):
+            with pytest.raises(ValueError, match=r"query must have entries from 2\*\*-200 to"):
+                call()
+
+
 # -- compilers -----------------------------------------------------------------------------------------------------
 
 

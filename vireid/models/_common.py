@@ -34,6 +34,7 @@ class Embedder(nn.Module):
 
     def feature_map(self, images: Tensor, modality: Tensor, channels: int) -> Tensor:
         """Compute the backbone's map (B, channels, h, w); only a `TwoStream` looks at ``modality``."""
+        check_tensor("images", images, "B channels H W", kind="any")
         check_tensor("modality", modality, "B", kind="integer", B=images.shape[0])
         check_modality("modality", modality)
         maps: Tensor = (
@@ -45,6 +46,7 @@ class Embedder(nn.Module):
 
     def stack_cells(self, maps: Tensor) -> Tensor:
         """Average ``maps`` (B, c, h, w) to the grid and stack the cells, as (B, c · rows · columns)."""
+        check_tensor("maps", maps, "B c h w")
         return rearrange(F.adaptive_avg_pool2d(maps, self.grid), "b c rows columns -> b (c rows columns)")
 
 

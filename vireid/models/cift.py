@@ -91,7 +91,7 @@ class CIFTCriterion(nn.Module):
         self.backbone_terms = BaselineCriterion()
         self.cri = cri
         # A partial is not a module, so that the model is not registered.
-        self._tie = cri and partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
+        self._tie = cri if cri is None else partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
 
     def forward(self, output: CIFTOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Compute the named losses and their sum ``"total"``; labels (B,), modality (B,)."""

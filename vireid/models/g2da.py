@@ -120,12 +120,12 @@ class G2DA(Embedder):
         Raises:
             ValueError: if the heatmaps are missing or not K, or the backbone returns another size.
         """
-        if heatmaps is None:
-            if self.parts is None:
-                raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w) for a model without parts, got None")
-            heatmaps = self.parts.expand(images.shape[0], -1, -1, -1)
-        check_tensor("heatmaps", heatmaps, "B K h w", B=images.shape[0], K=self.key_points)
+        given = self.parts if heatmaps is None else heatmaps
+        if given is None:
+            raise ValueError(f"heatmaps must be (B, {self.key_points}, h, w) for a model without parts, got None")
         maps = self.feature_map(images, modality, self.dim // self.cells)
+        heatmaps = given.expand(maps.shape[0], -1, -1, -1) if heatmaps is None else heatmaps
+        check_tensor("heatmaps", heatmaps, "B K h w", B=maps.shape[0], K=self.key_points)
         pooled = self.stack_cells(maps)
         whole = self.neck(pooled)
         logits = self.classifier(whole)

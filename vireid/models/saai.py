@@ -167,7 +167,7 @@ class SAAICriterion(nn.Module):
         self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
         self.affinity, self.cri = affinity, cri
         # A partial is not a module, so that the model is not registered.
-        self._tie = cri and partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
+        self._tie = cri if cri is None else partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
 
     def extra_repr(self) -> str:
         """Show the weights in ``repr``."""

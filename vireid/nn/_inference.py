@@ -34,6 +34,8 @@ class PreparedGallery(ABC):
     """
 
     def __init__(self, graph: NeighborGraph, *, k: int, tau: float) -> None:
+        if not isinstance(graph, NeighborGraph):
+            raise TypeError(f"graph must be a NeighborGraph, got {type(graph).__name__}")
         self.graph, self.k, self.tau = graph, k, tau
         self.repeated = repeated_rows(graph.rows.given)  # their transferred features are alike, too
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vireid._checks import check_option, check_positive
 from vireid.neighbors import NeighborGraph
 from vireid.nn._inference import GFTGallery
-from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity, topk_cosines, widened
+from vireid.nn.transfer import FeatureTransfer, check_batch, cosines, topk_affinity, topk_cosines, widened
 
 
 class GFT(FeatureTransfer):
@@ -47,6 +47,7 @@ class GFT(FeatureTransfer):
         The group of query q is {q} ∪ other modality. A pair (q, g) stands for the row of gallery image g in that group,
         whose neighbors are the images of g's modality and q.
         """
+        check_batch(values, modality)
         cosine, itself = cosines(values)
         if not self.unbalanced:
             affinity = topk_affinity(cosine, torch.ones_like(itself), itself, self.k, self.tau)

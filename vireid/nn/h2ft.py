@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vireid._checks import check_positive
 from vireid.neighbors import NeighborGraph
 from vireid.nn._inference import H2FTGallery
-from vireid.nn.transfer import FeatureTransfer, cosines, topk_affinity
+from vireid.nn.transfer import FeatureTransfer, check_batch, cosines, topk_affinity
 
 
 class H2FT(FeatureTransfer):
@@ -45,6 +45,7 @@ class H2FT(FeatureTransfer):
 
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute A_het over {itself} ∪ other modality and A_hom over the own modality, both (B, B)."""
+        check_batch(values, modality)
         cosine, itself = cosines(values)
         same = modality[:, None] == modality
         het = topk_affinity(cosine, ~same | itself, itself, self.k, self.tau_het)

@@ -42,8 +42,7 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
     """
     check_tensor("feature_map", feature_map, "B c h w")
     check_tensor("heatmaps", heatmaps, "B K H W", kind="any", B=feature_map.shape[0])
-    if heatmaps.is_complex():
-        raise TypeError(f"heatmaps must hold real numbers, got {heatmaps.dtype}")
+    _check_real("heatmaps", heatmaps, "B K H W")
     grid = check_size("grid", grid)
     height, width = feature_map.shape[2:]
     with torch.autocast(heatmaps.device.type, enabled=False):
@@ -61,6 +60,12 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
     if grid != (height, width):
         cells = F.adaptive_avg_pool2d(cells.flatten(1, 2), grid).unflatten(1, cells.shape[1:3])
     return rearrange(cells, "b k c y x -> b k (c y x)")
+
+
+def _check_real(name: str, x: Tensor, shape: str) -> None:
+    check_tensor(name, x, shape, kind="any")
+    if x.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
 
 
 def _area_weights(pixels: int, cells: int, like: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def present_keypoints(heatmaps: Tensor, *, threshold: float = 0.0) -> Tensor:
         ValueError: if ``heatmaps`` is not (B, K, H, W), or ``threshold`` is NaN.
         TypeError: if ``heatmaps`` is not a tensor, or ``threshold`` not a number.
     """
-    check_tensor("heatmaps", heatmaps, "B K H W", kind="any")
+    _check_real("heatmaps", heatmaps, "B K H W")
     if math.isnan(threshold := check_number("threshold", threshold)):
         raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
     return heatmaps.amax((2, 3)) > threshold
@@ -180,7 +185,7 @@ def merge_coco_heatmaps(heatmaps: Tensor) -> Tensor:
         ValueError: if ``heatmaps`` is not (B, 17, H, W).
         TypeError: if ``heatmaps`` is not a tensor.
     """
-    check_tensor("heatmaps", heatmaps, "B 17 H W", kind="any")
+    _check_real("heatmaps", heatmaps, "B 17 H W")
     return torch.cat([heatmaps[:, :_FACE].amax(1, keepdim=True), heatmaps[:, _FACE:]], 1)
 
 
@@ -193,7 +198,7 @@ def merge_coco_keypoints(keypoints: Tensor) -> Tensor:
         ValueError: if ``keypoints`` is not (B, 17, 3).
         TypeError: if ``keypoints`` is not a tensor.
     """
-    check_tensor("keypoints", keypoints, "B 17 3", kind="any")
+    _check_real("keypoints", keypoints, "B 17 3")
     face = keypoints[:, :_FACE]
     scores = face[..., 2].nan_to_num(nan=-torch.inf)
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :1]  # ties: the first
