@@ -209,3 +209,13 @@ def test_the_times_of_the_neighbors_in_the_page_are_the_recorded_ones() -> None:
         assert shown.format(*found) in text
         assert f"{value_of(rows, 'median_s', method='topk(g, g, k)', size=size):.1f} s" in text
         assert f"{1e3 * value_of(rows, 'median_s', method='extend by one', size=size):.0f} " in text
+
+
+def test_links_of_the_readme_work_on_a_package_index_too() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    home = "https://github.com/vireid/vireid/blob/main/"
+    assert links
+    for link in links:
+        assert link.startswith(home)
+        assert (ROOT / link.removeprefix(home)).is_file()
