@@ -112,16 +112,22 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 
     The matrix product is avoided: its cancellation exceeds the distance of rows that nearly coincide.
     """
-    scale = into_range(x) if x is y else into_range(x, y)
-    x, y = (x, y) if scale == 1 else (x * scale, y * scale)
-    distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance if scale == 1 else distance / scale
+    mode = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(x, y, compute_mode=mode)
+    scale = 1.0 if _is_usual(distance) else into_range(x, y)
+    return distance if scale == 1 else torch.cdist(x * scale, y * scale, compute_mode=mode) / scale
 
 
 def norms(x: Tensor) -> Tensor:
     """Compute the lengths (N,) of the rows of ``x`` (N, d), with gradient 0 at length 0, as `euclidean` does."""
-    scale = into_range(x)
-    return torch.linalg.vector_norm(x, dim=1) if scale == 1 else torch.linalg.vector_norm(x * scale, dim=1) / scale
+    length = torch.linalg.vector_norm(x, dim=1)
+    scale = 1.0 if _is_usual(length) else into_range(x)
+    return length if scale == 1 else torch.linalg.vector_norm(x * scale, dim=1) / scale
+
+
+def _is_usual(distance: Tensor) -> bool:
+    """Return whether the largest ``distance`` is finite and not tiny, or not free to read: fewer numbers than rows."""
+    return not values_are_free(distance) or not distance.numel() or 1e-12 < distance.detach().amax().item() < math.inf
 
 
 def into_range(*tensors: Tensor, dtype: torch.dtype | None = None) -> float:
@@ -132,7 +138,8 @@ def into_range(*tensors: Tensor, dtype: torch.dtype | None = None) -> float:
     """
     if not values_are_free(tensors[0]):
         return 1.0
-    largest = max(float(torch.stack(x.detach().aminmax()).abs().max()) if x.numel() else 0.0 for x in tensors)
+    ends = [end for x in tensors if x.numel() for end in x.detach().aminmax()]
+    largest = max((abs(end.item()) for end in ends), default=0.0)
     most, bits = math.frexp(torch.finfo(dtype or tensors[0].dtype).max)[1], math.frexp(largest)[1]
     if not 0 < largest < math.inf or -most * 5 // 16 <= bits <= most * 7 // 16 - 1:
         return 1.0

@@ -4,10 +4,11 @@ Both count alike (our choice): an image enters once as query and once as gallery
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import check_labels, check_tensor
-from vireid._ops import at_least_float32, cross_entropy
+from vireid._ops import at_least_float32
 from vireid.losses._common import check_given, check_rows
 from vireid.losses.centers import check_hcc, hcc_of_rows
 
@@ -28,8 +29,10 @@ def query_gallery_cross_entropy(
         gallery_index: (R,) image that each gallery row belongs to.
     """
     _check(query, labels, modality, gallery, gallery_index)
-    loss = cross_entropy(query, labels)
-    return (loss + cross_entropy(gallery, labels[gallery_index.long()])) / 2 if len(gallery) else loss
+    labels = labels.long()
+    loss = F.cross_entropy(at_least_float32(query), labels)
+    other = F.cross_entropy(at_least_float32(gallery), labels[gallery_index.long()]) if len(gallery) else loss
+    return (loss + other) / 2
 
 
 def query_gallery_hcc_loss(
