@@ -124,8 +124,7 @@ class FeatureTransfer(nn.Module, ABC):
         """Compute the cosine distance of the features of `transfer`, exactly and in bounded memory.
 
         Args:
-            query: (Nq, d) as in `transfer`, which also says what is raised. Values v(x) in float64 must be 0 or have
-                magnitudes of 1e-60 to 1e60; in float32 all of normal range are compared exactly.
+            query: (Nq, d) as in `transfer`, which also says what is raised.
             gallery: (Ng, d) likewise.
 
         Returns:
