@@ -29,7 +29,7 @@ def pair(d: Draw) -> dict[str, Any]:
 # -- neighbors -----------------------------------------------------------------------------------------------------
 
 
-@call("neighbors.topk", weight=2)
+@call("neighbors.topk", weight=2, any_size=True)
 def topk(d: Draw, world: Path) -> Made:
     """Draw a search."""
     more = {"k": d.count(1, 35), "metric": d.option("cosine", "euclidean", "dot"), "backend": d.option("auto", "torch")}
@@ -60,7 +60,7 @@ def weighted(d: Draw, graph: Any, world: Path) -> dict[str, Any]:
     return {"x": d.array(d.floats(count, 3))}
 
 
-call("neighbors.NeighborGraph.build")(graph)
+call("neighbors.NeighborGraph.build", any_size=True)(graph)
 
 
 @call("neighbors.NeighborGraph", weight=0.5, comparable=False)
@@ -143,7 +143,7 @@ for name in ("aim", "gnn", "graph_transfer", "k_reciprocal", "query_expansion", 
         """Draw a re-ranking."""
         return getattr(rerank, name), pair(d) | settings(name, d)
 
-    call(f"rerank.{name}", weight=1.5)(function)
+    call(f"rerank.{name}", weight=1.5, any_size=True)(function)
 
 for kind in ("AIM", "SIM", "QueryExpansion", "GraphTransfer"):
 
@@ -162,9 +162,9 @@ for kind in ("AIM", "SIM", "QueryExpansion", "GraphTransfer"):
         return getattr(rerank, kind).load, {"path": world / f"{kind}.npz", **more}
 
     call(f"rerank.{kind}", weight=0.5)(fresh)
-    method("rerank", kind, "__call__", fresh, lambda d, m, w: pair(d))
+    method("rerank", kind, "__call__", fresh, lambda d, m, w: pair(d), any_size=True)
     call(f"rerank.{kind}.fit", weight=0.5)(fitted)
-    method("rerank", kind, "distance", fitted, lambda d, m, w: {"query": rows(d)})
+    method("rerank", kind, "distance", fitted, lambda d, m, w: {"query": rows(d)}, any_size=True)
     method("rerank", kind, "topk", fitted, lambda d, m, w: {"query": rows(d), "n": d.count(1, 25)})
     method("rerank", kind, "extend", fitted, lambda d, m, w: {"gallery": rows(d)}, weight=0.5)
     method("rerank", kind, "save", fitted, lambda d, m, w: {"path": w / "out" / "reranker.npz"}, weight=0.2)
@@ -179,7 +179,7 @@ def after(d: Draw, world: Path) -> Made:
 
 
 call("rerank.AfterTransfer", weight=0.5)(after)
-method("rerank", "AfterTransfer", "__call__", after, lambda d, m, w: pair(d))
+method("rerank", "AfterTransfer", "__call__", after, lambda d, m, w: pair(d), any_size=True)
 
 # -- metrics -------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class Call:
         weight: how often it is drawn.
         comparable: whether float32 and float64 are compared.
         tolerance: of that comparison.
+        any_size: its features may be of any size, denormal numbers and 10³⁷ included; those of others up to 10¹⁵.
         free: arguments that may be anything.
         holder: it only holds what it is given, and checks little.
     """
@@ -41,6 +42,7 @@ class Call:
     weight: float = 1.0
     comparable: bool = True
     tolerance: float = 1e-3
+    any_size: bool = False
     free: tuple[str, ...] = ()
     holder: bool = False
 
@@ -80,10 +82,6 @@ LEFT_OUT = {
     "vireid.data.cache_heatmaps": "needs the weights of a pose estimator",
     "vireid.data.estimate_heatmaps": "needs the weights of a pose estimator",
     "vireid.metrics.RankMetrics": "holds results",
-    "vireid.metrics.RankingMetric.results": "called by the metric itself",
-    "vireid.metrics.RankingMetric.rows": "called by the metric itself",
-    "vireid.metrics.RetrievalMetric.results": "called by the metric itself",
-    "vireid.metrics.RetrievalMetric.rows": "called by the metric itself",
     **{
         f"vireid.nn.FeatureTransfer{name}": "abstract: H2FT and GFT are its subclasses"
         for name in ("", ".affinities", ".distance", ".embed", ".forward", ".prepare_gallery", ".transfer")

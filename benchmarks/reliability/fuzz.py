@@ -116,7 +116,7 @@ def differ(one: Any, other: Any, tolerance: float, *, reals_only: bool = False) 
         if (p.isfinite() != q.isfinite()).any():
             return math.inf
         d = torch.where(same, 0.0, (p - q).abs())
-        scale = torch.where(q.isfinite(), q.abs(), 0.0).amax().clamp_min(1e-6)
+        scale = torch.where(q.isfinite(), q.abs(), 0.0).amax().clamp_min(1e-3)
         found = float((d / scale).amax())
         worst = max(worst, math.inf if math.isnan(found) else found)
     return worst
@@ -219,7 +219,8 @@ class Runner:
         if not change and (d := differ(result, run({})[0], 0)) > 0:
             return Outcome(number, name, what, "not the same", f"a second call differs by {d:.3g}")
         extreme = what.partition("=")[2] in EXTREME
-        if call.comparable and options["dtype"] == torch.float32 and (not change or extreme):
+        inside = not change or (extreme and (call.any_size or (what.endswith("=1e15") and options["scale"] <= 1)))
+        if call.comparable and options["dtype"] == torch.float32 and inside:
             return self.compare(run, Outcome(number, name, what, "ok"), change, result, call.tolerance, extreme)
         return Outcome(number, name, what, "ok")
 
