@@ -110,6 +110,7 @@ class SkeletonAggregation(nn.Module):
         V_G = BN(GAP(F)) + Σ_i ω_i v̄_i
 
     BN has a learnable scale and shift. Batches of 0 or 1 rows are normalized by the running statistics, as in `BNNeck`.
+    In training, the variance of features beyond about 1e19 overflows float32.
 
     Args:
         dim: feature size d.

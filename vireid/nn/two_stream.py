@@ -166,7 +166,7 @@ class TwoStream(nn.Module):
         if sum(counts) != len(images):
             raise ValueError(
                 f"modality must hold {VISIBLE}, visible, or {INFRARED}, infrared, got another number in "
-                f"{len(images) - sum(counts)} of {len(images)} rows"
+                f"{len(images) - sum(counts)} of {len(images)} rows; vireid.modality converts other codes"
             )
         if 0 in counts:  # one modality, or no image
             return self.trunk(self.stems[int(counts[VISIBLE] == 0 and counts[INFRARED] > 0)](images))
