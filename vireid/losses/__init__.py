@@ -12,6 +12,9 @@ warns if its first batch is such.
 Codes of ``modality`` other than 0 and 1, and labels that a classifier lacks, are an error on the CPU at every call. On
 other devices only modules look, at the modality of their first call, for which a GPU waits once. All losses compile
 with ``torch.compile(fullgraph=True)``, where no values are looked at and no shape depends on them.
+
+Losses of distances want features of about 1e-19 to 1e19 in float32, where squares are finite; on the CPU and outside of
+a compiler larger and smaller ones are scaled first.
 """
 
 from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores
