@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
     "center_separation_loss": lambda d: {
         "rho1": d.share(0, 0.1), "rho2": d.share(0.2, 2), "normalize": d.option(True, False),
     },
-    "cross_modality_triplet_loss": lambda d: {"margin": d.share(), "normalize": d.option(True, False)},
+    "cross_modality_triplet_loss": lambda d: {"margin": d.share(0.1), "normalize": d.option(True, False)},
     "graph_ot_loss": lambda d: {
         "phi": d.share(), "loss": d.option("abs", "square"), "solver": d.option("auto", "exact", "entropic"),
         "pairs": d.option("all", "one_to_one"), "iterations": d.count(10, 60), "restarts": d.count(0, 1),
@@ -370,7 +370,7 @@ def criterion_of(d: Draw, name: str, model: nn.Module) -> tuple[Any, dict[str, A
     if name == "Baseline":
         return models.BaselineCriterion, {}
     if name == "G2DA":
-        return models.G2DACriterion, {"margin": d.share(), "phi": d.share(), "loss": d.option("abs", "square"),
+        return models.G2DACriterion, {"margin": d.share(0.1), "phi": d.share(), "loss": d.option("abs", "square"),
                                       "pairs": d.option("all", "one_to_one"), "contrastive": d.share()}  # fmt: skip
     if name == "SAAI":
         return models.SAAICriterion, {"model": model, "part_diversity": d.share(), "affinity":
