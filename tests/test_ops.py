@@ -11,7 +11,6 @@ from vireid._files import written_whole
 from vireid._ops import (
     at_least_float32,
     evaluated,
-    evaluation_mode,
     masked_mean,
     normalize_rows,
     repeated_rows,
@@ -44,20 +43,6 @@ def test_masked_mean_of_nothing_is_zero_and_keeps_nan_out():
     x = torch.tensor([[1.0, torch.nan, 3.0], [torch.nan] * 3])
     mask = torch.tensor([[True, False, True], [False] * 3])
     assert masked_mean(x, mask, 1).tolist() == [2.0, 0.0]
-
-
-def test_evaluation_mode_restores_each_part_even_after_an_error():
-    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)).eval())
-    before = [part.training for part in net.modules()]
-
-    def fail() -> None:
-        with evaluation_mode(net):
-            assert not any(part.training for part in net.modules())
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
-    assert [part.training for part in net.modules()] == before
 
 
 class Net(nn.Module):

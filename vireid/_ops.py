@@ -3,8 +3,6 @@
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -157,18 +155,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
     """Average ``x`` where ``mask`` is True; 0 if it never is. NaN elsewhere is ignored."""
     return torch.where(mask, x, 0).sum(dim) / mask.sum(dim).clamp_min(1)
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Set all parts of ``module`` to evaluation mode, and restore the mode of each part afterwards."""
-    training = [part for part in module.modules() if part.training]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def evaluated(module: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from benchmarks.tables.records import Row
 from benchmarks.tables.runs import Run
 from vireid import INFRARED, VISIBLE
-from vireid._ops import evaluation_mode, normalize_rows
+from vireid._ops import evaluated, normalize_rows
 from vireid.metrics import affinity_error_rate, affinity_quality, feature_margin
 from vireid.nn import GFT, H2FT
 
@@ -31,8 +31,7 @@ def diagnose(run: Run) -> dict[str, float]:
     if isinstance(transfer, GFT):
         graph = H2FT(transfer.dim, k=transfer.k, tau_hom=transfer.tau, tau_het=transfer.tau, value=transfer.value)
     if isinstance(transfer, GFT | H2FT):
-        with evaluation_mode(transfer):
-            rows = transfer.value(features)
+        rows = evaluated(transfer.value)(features)
     people = ids.unique()
     chosen = people[torch.linspace(0, len(people) - 1, min(MARGIN_IDENTITIES, len(people))).long()]
     found: dict[str, list[float]] = {}
