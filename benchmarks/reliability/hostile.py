@@ -40,7 +40,7 @@ INFINITE = ("threshold",)
 
 def hostile_values(value: Any, parameter: inspect.Parameter) -> Iterator[Hostile]:
     """Yield what may stand in place of ``value``, or of the default of an argument that was not given."""
-    annotation = str(parameter.annotation)
+    annotation = str(parameter.annotation).replace("Optional", "None | ")
     if parameter.name == "device":
         return  # torch's own
     if "object" in annotation or "Any" in annotation.replace("numpy.ndarray[typing.Any, typing.Any]", ""):
@@ -175,7 +175,7 @@ _ARRAYS: list[tuple[str, Callable[[Tensor], Any], str]] = [
     ("int8", _integers(lambda x: x.to(torch.int8) if x.numel() and int(x.max()) < 100 else None), "same"),
     ("uint8", _integers(lambda x: x.to(torch.uint8) if x.numel() and 0 <= int(x.min()) else None), "same"),
     ("minus100", _integers(_with(-100)), "may"),
-    ("plus1", _integers(lambda x: x + 1), "may"),
+    ("plus1", _integers(lambda x: x + 1 if x.numel() else None), "may"),
     ("huge", _integers(_with(2**62)), "may"),
 ]
 EXTREME = {name for name, _, _ in _ARRAYS if name[:1] in "1o" or name == "denormal"} - {"one 6e4"}
