@@ -179,7 +179,7 @@ def after(d: Draw, world: Path) -> Made:
 
 
 call("rerank.AfterTransfer", weight=0.5)(after)
-method("rerank", "AfterTransfer", "__call__", after, lambda d, m, w: pair(d), any_size=True)
+method("rerank", "AfterTransfer", "__call__", after, lambda d, m, w: pair(d))
 
 # -- metrics -------------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,9 @@ def hostile_values(value: Any, parameter: inspect.Parameter) -> Iterator[Hostile
                 must = False
             yield (name, other, "refused" if must else "may")
     elif "Literal" in annotation and value is not None:
-        yield from ((name, other, "refused") for name, other in NUMBERS if name != "None" or "None" not in annotation)
+        for name, other in NUMBERS:
+            if name != "None" or "None" not in annotation:
+                yield (name, other, "may" if callable(other) and "Callable" in annotation else "refused")
     else:  # objects, sequences and names: Python's own TypeError of such a value says enough
         yield from ((name, other, "may") for name, other in NUMBERS if name != "None" or "None" not in annotation)
 
@@ -88,7 +90,7 @@ def _hostile_arrays(value: Tensor | np.ndarray, argument: str) -> Iterator[Hosti
             continue  # there is none of this kind
         if other is None:
             continue
-        if argument == "modality" and name in ("minus100", "plus1", "huge"):
+        if argument == "modality" and name in ("minus100", "plus1", "huge") and not np.isin(other, (0, 1)).all():
             must = "refused"
         if isinstance(value, np.ndarray) and isinstance(other, Tensor) and other.layout == torch.strided:
             plain = not (other.is_nested or other.is_meta or other.is_quantized or other.is_conj())

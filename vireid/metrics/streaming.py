@@ -289,8 +289,8 @@ class RetrievalMetric(_Streaming[Array]):
         places = check_cameras("cameras", cameras, self._exclude, given[0])
         given.append(given[0] if places is None else places)
         given.append(torch.full_like(given[0], _DTYPES.index(x.dtype)))
-        check_modality("modality", given[1].cpu())
         check_finite("features", x)
+        check_modality("modality", given[1].cpu())
         kept = (
             x.clone(memory_format=torch.contiguous_format),
             torch.stack(given, dim=1),

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from vireid._checks import check_tensor
 from vireid._ops import cross_entropy
 from vireid.losses import HCCLoss
 from vireid.models._common import Embedder, add_total, linear_classifier
@@ -69,6 +70,7 @@ class BaselineCriterion(nn.Module):
 
     def terms(self, features: Tensor, logits: Tensor, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Compute the three named losses of F_b and Y_b."""
+        check_tensor("features", features, "B d")
         return {
             "ce": cross_entropy(logits, labels),
             "hcc_features": self.feature_hcc(features, labels, modality),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_option, check_tensor
+from vireid._checks import check_at_least_zero, check_count, check_number, check_option, check_tensor
 from vireid._ops import cross_entropy, normalize_rows
 from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
 from vireid.models._common import Embedder, add_total, linear_classifier
@@ -101,6 +101,8 @@ class G2DA(Embedder):
         self.neck = BNNeck(self.dim)
         self.classifier = linear_classifier(self.dim, self.num_classes)
         self.attention = self.aggregation = self.graph_classifier = None
+        check_count("heads", heads)
+        check_number("threshold", threshold)
         if graph:
             self.attention = MessageFusionAttention(self.dim, heads=heads, adjacency=adjacency, threshold=threshold)
             self.aggregation = SkeletonAggregation(self.dim, len(adjacency))

@@ -84,6 +84,8 @@ def to_images(name: str, images: Any, shape: str = "B 3 H W", **sizes: int) -> n
 def to_modality(modality: Any, count: int) -> np.ndarray:
     """Return checked ``modality`` (count,) of `MODALITIES`."""
     modality = to_array("modality", modality, "N", N=count)
+    if modality.dtype.kind not in "iu":
+        raise TypeError(f"modality must hold integers, got {modality.dtype}")
     if not np.isin(modality, (VISIBLE, INFRARED)).all():
         raise ValueError(f"modality must hold {VISIBLE} (visible) or {INFRARED} (infrared), got {modality}")
     return modality

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count
+from vireid._checks import check_count, check_module
 from vireid._files import written_whole
 from vireid._ops import evaluated
 from vireid.data import EvalTransform, KeypointSample, SYSUMM01Dataset, move_heatmaps
@@ -61,11 +61,14 @@ def extract_features(
     """
     batch_size, workers = check_count("batch_size", batch_size), check_count("workers", workers, minimum=0)
     loader = DataLoader(dataset, batch_size, num_workers=workers)
-    device = next(model.parameters()).device
+    check_module("model", model)
+    device = next(model.parameters(), torch.empty(0)).device
     transform = EvalTransform()
     features = []
     model = evaluated(model)
     for sample in progress_bar(loader, "features", progress, leave=False):
+        if not hasattr(sample, "image"):
+            raise TypeError(f"dataset must hold samples of vireid.data, got {type(sample).__name__}")
         inputs = [transform(sample.image.to(device)), sample.modality.to(device)]
         if isinstance(sample, KeypointSample):
             size = (sample.image.shape[2], sample.image.shape[3])
@@ -138,6 +141,10 @@ def evaluate(
     Returns:
         A `vireid.protocols.Report` of one row per way and direction.
     """
+    if not isinstance(ways, Mapping):
+        raise TypeError(f"ways must map names to distances, got {type(ways).__name__}")
+    if not hasattr(dataset, "image_numbers"):
+        raise TypeError(f"dataset must be one of vireid.data, got {type(dataset).__name__}")
     protocols = protocols or protocols_of(dataset.name, dataset.root / "exp" / "rand_perm_cam.mat")
     about = dataset.ids, dataset.modality, dataset.cameras, dataset.image_numbers
     reports = []

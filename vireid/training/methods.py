@@ -319,6 +319,6 @@ def build_backbone(name: str, weights: str | None) -> nn.Module:
 @torch.no_grad()
 def map_size(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     """Return (h, w) of the backbone's map of images of ``size`` (H, W)."""
-    maps = backbone.eval()(torch.zeros(1, 3, *size))
+    maps = backbone.eval()(torch.zeros(1, 3, *check_size("size", size)))
     backbone.train()
     return maps.shape[2], maps.shape[3]
