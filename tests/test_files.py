@@ -413,14 +413,15 @@ def test_errors_name_the_path_and_not_the_temporary_file(tmp_path, monkeypatch):
 
 
 def test_planted_links_and_files_are_not_written_to(tmp_path):
-    """A stranger may write to a shared folder such as /tmp, and can guess the names of temporary files."""
+    """A stranger may write to a shared folder such as /tmp, under the names of temporary files."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     with written_whole(tmp_path / "a.bin") as temporary:
         pass
     temporary.symlink_to(victim)
-    planted = temporary.with_name(temporary.name.replace(".0.", ".1."))
+    planted = temporary.with_name(temporary.name.replace(".tmp", "0.tmp"))
     planted.mkdir()
+    os.mkfifo(temporary.with_name(temporary.name.replace(".tmp", "1.tmp")))
     with written_whole(tmp_path / "a.bin") as second:
         second.write_bytes(b"mine")
     assert second not in (temporary, planted)

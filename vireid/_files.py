@@ -3,10 +3,10 @@
 import errno
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
+import secrets
 import stat
 import struct
 import threading
@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,7 @@ except ImportError:  # Windows
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a stranger's pipe is not waited for
 _HEADER = "header"  # name of the array that holds the JSON text
 _HEADERS = threading.Lock()  # NumPy parses headers as literals, which CPython 3.11 does in one thread at a time only
 _BLOCK_BYTES = 2**20  # read at once
@@ -66,8 +67,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     some network file systems, it stays.
     """
     try:
-        target = Path(os.path.realpath(path)) if path.is_symlink() else path
-        mode = _mode(target)
+        target, mode = Path(os.path.realpath(path)) if path.is_symlink() else path, None
+        if target.exists():
+            mode = stat.S_IMODE(target.stat().st_mode)
+            if not target.is_file():
+                raise OSError(errno.EINVAL, "Is a folder" if target.is_dir() else "Is no regular file")
         with claimed(target, 0o666 if mode is None else mode | 0o600) as temporary:
             yield temporary
             with open(temporary, "r+b") as written:
@@ -87,35 +91,25 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _mode(path: Path) -> int | None:
-    """Return the permissions of the file at ``path``, None if there is none; raise if it is anything else."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(mode):
-        raise OSError(*((errno.EISDIR, "Is a folder") if stat.S_ISDIR(mode) else (errno.EINVAL, "Is no regular file")))
-    return stat.S_IMODE(mode)
-
-
 @contextmanager
 def claimed(path: Path, mode: int) -> Iterator[Path]:
     """Create and lock a temporary file beside ``path``, after those that killed writers of ``path`` left are removed.
 
-    Its name is short, however long that of ``path`` is, and found again without a look at the whole folder. If the
-    block raises it is removed.
+    Its name is short, however long that of ``path`` is. If the block raises it is removed.
     """
-    name = f".vireid-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
-    slots = (path.with_name(f"{name}.{slot}.tmp") for slot in itertools.count())
-    for temporary in slots:
-        _remove_if_left(temporary)
-        with suppress(FileExistsError):  # another writer's
-            file = open(temporary, "xb", opener=lambda at, flags: os.open(at, flags, mode))
-            if _lock(file) is not False and os.fstat(file.fileno()).st_nlink:
-                break
-            file.close()  # taken for a killed writer's before it was locked
-    for left in itertools.takewhile(os.path.lexists, slots):
-        _remove_if_left(left)
+    prefix = f".vireid-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
+    for left in path.parent.glob(f"{prefix}*.tmp") if fcntl else ():
+        with suppress(OSError), open(left, "r+b", opener=lambda at, flags: os.open(at, flags | _NO_LINK)) as found:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while its writer lives
+            left.unlink()
+    while True:
+        temporary = path.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "xb", opener=lambda at, flags: os.open(at, flags, mode))
+        with suppress(OSError, AttributeError):  # without locks; on Windows
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # removed by another writer before it was locked
     with file:
         if fcntl is None:  # Windows renames no open file
             file.close()
@@ -126,26 +120,6 @@ def claimed(path: Path, mode: int) -> Iterator[Path]:
             raise
 
 
-def _lock(file: BinaryIO) -> bool | None:
-    """Return whether ``file`` could be locked, None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if isinstance(error, BlockingIOError) else None
-    return True
-
-
-def _remove_if_left(path: Path) -> None:
-    """Remove the temporary file ``path`` if its writer does not live."""
-    with suppress(OSError, AttributeError):  # the latter: Windows
-        with open(path, "rb", opener=lambda at, _: os.open(at, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            # a file that was renamed while it was opened here is nobody's any more
-            if _lock(file) and os.path.samestat(os.fstat(file.fileno()), path.lstat()):
-                path.unlink()
-
-
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an .npz file whole or not at all; the arrays are not copied."""
     save: Callable[..., None] = np.savez
@@ -153,20 +127,10 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         save(stream, **arrays)
 
 
-class Stored(NamedTuple):
-    """Header of an array in an .npz file."""
-
-    entry: zipfile.ZipInfo
-    shape: tuple[int, ...]
-    columns_first: bool
-    dtype: np.dtype[Any]
-    offset: int  # bytes before the values
-
-
 def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file, all or, of ``names``, those present; nothing in it is executed.
 
-    The headers of all of them are compared with the bytes in the file before memory is taken and anything inflated.
+    An array's header is compared with the bytes in the file before memory is taken and anything inflated.
 
     Raises:
         ValueError: if the file is cut short, names an array twice, or an array does not match its checksum or size or
@@ -174,25 +138,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, np.n
             size (our choice), which no features come near; the message names the array, not the file.
     """
     arrays: dict[str, np.ndarray] = {}
-    with _opened(path, names) as (archive, found):
-        for name, stored in found.items():
-            with _damage(name):
-                arrays[name] = _read_array(archive, stored)
-    return arrays
-
-
-def read_headers(path: Path, names: Collection[str] | None = None) -> dict[str, Stored]:
-    """Read the headers of the arrays that `read_npz` would read, and raise what it does."""
-    with _opened(path, names) as (_, found):
-        return found
-
-
-@contextmanager
-def _opened(path: Path, names: Collection[str] | None) -> Iterator[tuple[zipfile.ZipFile, dict[str, Stored]]]:
-    """Open an .npz file and yield it with the headers of its arrays."""
-    found: dict[str, Stored] = {}
     members: dict[str, zipfile.ZipInfo] = {}
-    total, most = 0, max(_INFLATED_BYTES, _INFLATED_TIMES * path.stat().st_size)
     try:
         archive = zipfile.ZipFile(path)
     except _DAMAGE as error:
@@ -203,18 +149,29 @@ def _opened(path: Path, names: Collection[str] | None) -> Iterator[tuple[zipfile
             if name in members:
                 raise ValueError(f"{name} must be the name of one array, two have it")
             members[name] = entry
-        for name in members if names is None else [name for name in names if name in members]:
+        wanted = {name: entry for name, entry in members.items() if names is None or name in names}
+        most = max(_INFLATED_BYTES, _INFLATED_TIMES * path.stat().st_size)
+        if sum(entry.file_size for entry in wanted.values()) > most:
+            hint = "numpy.savez stores arrays that are almost constant, without compression"
+            listed = ", ".join(wanted)
+            raise ValueError(f"{listed[:99]} cannot be read, at most {most} bytes are inflated in all: {hint}")
+        for name, entry in wanted.items():
             with _damage(name):
-                found[name] = stored = _read_header(archive, members[name])
-            if stored.dtype.hasobject or stored.dtype.kind == "V":
+                shape, columns_first, dtype, offset = _read_header(archive, entry)
+            if dtype.hasobject or dtype.kind == "V":
                 hint = "text is stored as numpy.array(list_of_str), numbers as a numeric array"
-                what = "pickled objects" if stored.dtype.hasobject else "records"
+                what = "pickled objects" if dtype.hasobject else "records"
                 raise ValueError(f"{name} holds {what}, which are not read: {hint}")
-            total += stored.entry.file_size
-            if total > most:
-                hint = "numpy.savez stores arrays that are almost constant, without compression"
-                raise ValueError(f"{name} cannot be read, at most {most} bytes are inflated in all: {hint}")
-        yield archive, found
+            with _damage(name), archive.open(entry) as stream:
+                stream.read(offset)
+                array = np.empty(math.prod(shape), dtype)
+                content = array.view(np.uint8)
+                for start in range(0, array.nbytes, _BLOCK_BYTES):
+                    block = content[start : start + _BLOCK_BYTES]
+                    block[:] = np.frombuffer(stream.read(len(block)), np.uint8)
+                stream.read(1)  # at the end, and only there, zipfile compares the checksum
+                arrays[name] = array.reshape(shape, order="F" if columns_first else "C")
+    return arrays
 
 
 def check_not_compressed(path: Path) -> None:
@@ -235,8 +192,8 @@ def _damage(name: str) -> Iterator[None]:
         raise ValueError(f"{name} cannot be read, the file is damaged: {error}") from error
 
 
-def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
-    """Read an array's header and compare its size with the bytes in the file: before that nothing is allocated."""
+def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return an array's shape, whether columns come first, its dtype and the bytes of its header, which must fit."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"its compression must be none or deflate, got method {entry.compress_type}")
     with archive.open(entry) as member:
@@ -249,20 +206,7 @@ def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
     wrong = min(shape, default=0) < 0 or not dtype.itemsize or size != entry.file_size
     if wrong and not dtype.hasobject:  # which has the size of its pickle
         raise ValueError(f"its header asks for {dtype} {str(shape)[:99]}, the file holds {entry.file_size} bytes")
-    return Stored(entry, shape, columns_first, dtype, stream.tell())
-
-
-def _read_array(archive: zipfile.ZipFile, stored: Stored) -> np.ndarray:
-    """Read the values of an array."""
-    with archive.open(stored.entry) as stream:
-        stream.read(stored.offset)
-        array = np.empty(math.prod(stored.shape), stored.dtype)
-        content = array.view(np.uint8)
-        for start in range(0, array.nbytes, _BLOCK_BYTES):
-            block = content[start : start + _BLOCK_BYTES]
-            block[:] = np.frombuffer(stream.read(len(block)), np.uint8)
-        stream.read(1)  # at the end, and only there, zipfile compares the checksum
-    return array.reshape(stored.shape[::-1]).T if stored.columns_first else array.reshape(stored.shape)
+    return shape, columns_first, dtype, stream.tell()
 
 
 def parse_json(text: str | bytes) -> Any:

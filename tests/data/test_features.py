@@ -220,7 +220,7 @@ def test_bad_arrays_of_an_npz_are_named(change, text, tmp_path):
     [
         (json.dumps(NAMES[:3]), "names must hold 4 names, one per image, got 3"),
         (json.dumps([1, 2, 3, 4]), "names must be a list of str"),
-        (json.dumps("abcd"), "names must be a list of str"),
+        (json.dumps("abcd"), "names must be a sequence of str, one per image, got str"),
         ("cam1", "names must be JSON text"),
     ],
 )

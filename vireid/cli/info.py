@@ -30,10 +30,10 @@ def info(file: Path) -> None:
         return
     read = _checkpoint if file.suffix == ".pt" else _features
     if file.suffix == ".npz":
-        from vireid._files import read_headers
+        from vireid._files import read_npz
 
         with suppress(ValueError):  # of a damaged file, which its reader names
-            if read_headers(file, ["header"]):  # feature files have none
+            if read_npz(file, ["header"]):  # feature files have none
                 read = _arrays
     lines = dict(read(file))
     for name, value in lines.items():

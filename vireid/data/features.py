@@ -16,15 +16,7 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import Array, check_finite, check_path, to_integers, to_matrix
-from vireid._files import (
-    check_file,
-    check_parent,
-    parse_json,
-    read_headers,
-    read_npz,
-    write_npz,
-    written_whole,
-)
+from vireid._files import check_file, check_parent, parse_json, read_npz, write_npz, written_whole
 
 __all__ = ["Features", "load_features", "save_features"]
 
@@ -132,9 +124,7 @@ def save_features(
     if image_numbers is not None:
         given["image_numbers"] = image_numbers
     arrays = {name: x.cpu().contiguous() for name, x in _check_arrays(given).items()}
-    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
-        raise TypeError(f"names must be a sequence of str, one per image, got {type(names).__name__}")
-    listed = None if names is None else _check_names(list(names), len(arrays["features"]))
+    listed = None if names is None else _check_names(names, len(arrays["features"]))
     notes = _check_metadata({} if metadata is None else dict(metadata) if isinstance(metadata, Mapping) else metadata)
     if path.suffix == ".safetensors":
         _write_safetensors(path, arrays, notes if listed is None else notes | {"names": json.dumps(listed)})
@@ -210,11 +200,13 @@ def _check_arrays(given: Mapping[str, Array]) -> dict[str, Tensor]:
 
 
 def _check_names(names: object, length: int) -> list[str]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("names must be a list of str, one per image")
+    if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray) or getattr(names, "ndim", 1) != 1:
+        raise TypeError(f"names must be a sequence of str, one per image, got {type(names).__name__}")
     if len(names) != length:
         raise ValueError(f"names must hold {length} names, one per image, got {len(names)}")
-    return names
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("names must be a list of str, one per image")
+    return [str(name) for name in names]
 
 
 def _check_metadata(metadata: object) -> dict[str, str]:
@@ -227,22 +219,13 @@ def _check_metadata(metadata: object) -> dict[str, str]:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], object, object]:
     """Return the arrays, the names and the metadata of a file, not yet checked."""
-    wanted = (*_NEEDED, "image_numbers", "names", "metadata")
-    headers = read_headers(path, wanted)
-    shape = headers["features"].shape if "features" in headers else ()
-    rows = shape[:1] if len(shape) == 2 and 0 not in shape else ()
-    for name, x in headers.items():  # before anything is inflated
-        if name == "names" and (x.dtype.kind != "U" or len(x.shape) != 1):
-            raise TypeError(f"names must be a (N,) array of text (dtype '<U…'), got {x.dtype} {x.shape}")
-        if name == "metadata" and (x.dtype.kind != "U" or x.shape):
-            raise TypeError(f"metadata must be one JSON text, got an array {x.dtype} {x.shape}")
-        if rows and name == "names" and x.shape != rows:
-            raise ValueError(f"names must hold {rows[0]} names, one per image, got {x.shape[0]}")
-        if rows and name not in ("features", "names", "metadata") and x.shape != rows:
-            raise ValueError(f"{name} must have shape {rows}, got {x.shape}")
-    found = read_npz(path, wanted)
+    found = read_npz(path, (*_NEEDED, "image_numbers", "names", "metadata"))
     names, text = found.pop("names", None), found.pop("metadata", None)
-    return found, None if names is None else names.tolist(), {} if text is None else _json("metadata", str(text))
+    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
+        raise TypeError(f"names must be a (N,) array of text (dtype '<U…'), got {names.dtype} {names.shape}")
+    if text is not None and (text.dtype.kind != "U" or text.ndim):
+        raise TypeError(f"metadata must be one JSON text, got an array {text.dtype} {text.shape}")
+    return found, names, {} if text is None else _json("metadata", str(text))
 
 
 def _write_safetensors(path: Path, arrays: dict[str, Tensor], metadata: dict[str, str]) -> None:
