@@ -371,7 +371,7 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path, monkeypatch
     left = sorted(tmp_path.iterdir())
     assert [path.is_dir() for path in left] == [True, False]
     assert len(list(left[0].rglob("*.jpg"))) == 24
-    shutil.copytree(left[0], left[0].with_name(left[0].name.replace(".0.", ".7.")))  # of another killed one
+    shutil.copytree(left[0], left[0].with_name(left[0].name.replace(".folder", "7.folder")))  # of another killed one
     assert generate_synthetic(root, **arguments) == root
     assert list(tmp_path.iterdir()) == [root]
 

@@ -138,8 +138,8 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
     with claimed(root, 0o600) as lock:
         folder = lock.with_suffix(".folder")
         try:
-            for left in root.parent.glob(f"{folder.name.rpartition('.')[0].rpartition('.')[0]}.*.folder"):
-                if left == folder or not left.with_suffix(lock.suffix).exists():
+            for left in root.parent.glob(f"{Path(lock.stem).stem}.*.folder"):
+                if not left.with_suffix(lock.suffix).exists():
                     shutil.rmtree(left, ignore_errors=True)
             folder.mkdir()
             yield folder
