@@ -7,7 +7,8 @@ NumPy arrays and answers with them: `to_tensor`, `same_kind`. Checks of a number
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from operator import index
 from pathlib import Path
@@ -73,6 +74,15 @@ def check_module(name: str, module: object, kind: type[nn.Module] = nn.Module) -
     if not isinstance(module, nn.Module) or not any(isinstance(part, kind) for part in module.modules()):
         wanted = "torch.nn.Module" if kind is nn.Module else kind.__name__
         raise TypeError(f"{name} must be a {wanted}, got {type(module).__name__}")
+
+
+@contextmanager
+def extra(name: str, purpose: str) -> Iterator[None]:
+    """Raise, if an import in the block fails, an ImportError that says what the extra of this ``name`` is for."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{purpose}: pip install 'vireid[{name}]'") from error
 
 
 def values_are_free(x: Tensor) -> bool:

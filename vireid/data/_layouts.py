@@ -1,8 +1,6 @@
 """Folders, lists and images of the published layouts, as real systems leave them.
 
-One rule each. An image is a file that ends in .jpg, .jpeg, .png or .bmp, in any case. What operating systems leave
-behind is passed over; so is any other file that is no image, which a dataset says once, with a warning. A list is text
-in UTF-8, or in UTF-16 with a byte order mark, its paths written with slashes or backslashes.
+`ImageDataset` documents the rules: what an image and a list may be, and which files are passed over.
 """
 
 import codecs
@@ -14,6 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from torch import Tensor
+
+from vireid._checks import extra
 
 MAX_PIXELS = 2**26  # of an image that is decoded: 192 MiB in RGB
 _FORMATS = ("JPEG", "PNG", "BMP")  # of the data sets; others start decoders and programs that nobody asked for
@@ -110,10 +110,12 @@ def read_identities(path: Path) -> set[int]:
     return identities
 
 
-def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, int]]:
-    """Return (path, identity, label) of each line of a list of RegDB or LLCM; a label stands for one identity."""
+def read_index(index: Path, root: Path, folder: str, labels: dict[int, int]) -> list[tuple[Path, int]]:
+    """Return (path, identity) of each line of a list of RegDB or LLCM; a label stands for one identity.
+
+    ``labels`` are those of the identities in lists that must agree with this one, and gains its own.
+    """
     entries = []
-    labels: dict[int, int] = {}
     for number, line in enumerate(_read_text(index).split("\n"), 1):
         if not line.strip():
             continue
@@ -137,7 +139,7 @@ def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, in
             raise FileNotFoundError(f"{where}: file {path} does not exist")
         if labels.setdefault(identity, label) != label:
             raise ValueError(f"{where}: identity {identity} has the labels {labels[identity]} and {label}")
-        entries.append((path, identity, label))
+        entries.append((path, identity))
     if not entries:
         raise ValueError(f"{index} is empty, expected lines 'path label'")
     if len(set(labels.values())) < len(labels):
@@ -146,14 +148,9 @@ def read_index(index: Path, root: Path, folder: str) -> list[tuple[Path, int, in
 
 
 def decode_image(path: Path, size: tuple[int, int] | None, max_pixels: int) -> Tensor:
-    """Decode an image, (3, H, W) uint8 RGB, resized if ``size`` is given.
-
-    Size and mode are checked before anything is decoded. Gray, palettes and CMYK become RGB, without transparency.
-    """
-    try:
+    """Decode an image, (3, H, W) uint8 RGB, resized if ``size`` is given; its header is checked before that."""
+    with extra("train", "reading images needs Pillow"):
         from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ImportError("reading images needs Pillow: pip install 'vireid[train]'") from error
     try:
         with Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > max_pixels:

@@ -10,11 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count, check_option, check_path, check_size
+from vireid._checks import check_count, check_option, check_path, check_size, extra
 from vireid.data._layouts import MAX_PIXELS, check_folder, decode_image, warn_of_passed_over
 from vireid.data.keypoints import HeatmapFolder, load_keypoints
-
-__all__ = ["ImageDataset", "KeypointSample", "Sample"]
 
 
 class Sample(NamedTuple):
@@ -71,8 +69,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
     per channel. Its pixels are read as they are stored: EXIF's orientation is not applied (our choice), transparency is
     ignored; gray, palettes and CMYK become RGB. Files that operating systems leave in folders, such as ``Thumbs.db``,
     ``desktop.ini``, ``__MACOSX`` and all whose name begins with a dot, are passed over. So are other files that are no
-    images, such as notes and backups, with one UserWarning that counts them. Lists may be in UTF-8, or in UTF-16 with a
-    byte order mark, with any line ends, and with slashes or backslashes in their paths.
+    images, such as notes and backups, with one UserWarning that counts them. Lists are in UTF-8, or in UTF-16 with a
+    byte order mark, with any line ends, and slashes or backslashes in their paths.
 
     Args:
         root: folder of the dataset.
@@ -187,10 +185,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
             ImportError: with ``progress``, if tqdm, of the extra ``train``, is not installed.
         """
         if progress:
-            try:
+            with extra("train", "progress=True needs tqdm"):
                 from tqdm import tqdm
-            except ImportError as error:
-                raise ImportError("progress=True needs tqdm: pip install 'vireid[train]'") from error
         self._keep = True
         if isinstance(self._keypoints, HeatmapFolder):
             self._keypoints.keep = True

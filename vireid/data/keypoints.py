@@ -17,20 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._checks import check_finite, check_path, check_size, check_tensor
+from vireid._checks import check_path, check_size, check_tensor
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32
-
-__all__ = [
-    "HeatmapFolder",
-    "Keypoints",
-    "heatmap_path",
-    "image_digest",
-    "load_heatmaps",
-    "load_keypoints",
-    "save_heatmaps",
-    "save_keypoints",
-]
+from vireid.data._layouts import check_folder
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
@@ -109,8 +99,6 @@ def _numbers(name: str, x: object) -> np.ndarray:
     """Return an array, or a tensor on any device and of any floating-point dtype, as an array of real numbers."""
     if isinstance(x, Tensor):
         check_tensor(name, x, " ".join("N" * x.ndim), kind="any")
-        if x.is_meta:
-            check_finite(name, x)  # raises
         x = (at_least_float32(x) if x.is_floating_point() else x).detach().cpu().numpy()
     array = np.asarray(x)
     if array.dtype.kind not in "biuf":
@@ -293,13 +281,10 @@ class HeatmapFolder:
     """
 
     def __init__(self, folder: AnyPath, paths: Sequence[Path], root: AnyPath, *, keep: bool = False) -> None:
-        if isinstance(paths, str) or not isinstance(paths, Sequence):
-            raise TypeError(f"paths must be a list of paths, got {type(paths).__name__}")
         self.folder, self.paths, self.root = check_path("folder", folder), list(paths), check_path("root", root)
         self.keep, self._kept = keep, dict[int, np.ndarray]()
         self._first: dict[str, tuple[Any, tuple[int, ...]]] = {}  # source and shape; a dict is set by one thread only
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"folder {self.folder} does not exist")
+        check_folder(self.folder)
         if missing := [path for path in self.paths if not heatmap_path(folder, path, root).is_file()]:
             count = f"{len(missing)} of {len(self.paths)} images, first {missing[0]}"
             raise FileNotFoundError(f"{self.folder} holds no heatmaps of {count}")
@@ -313,12 +298,9 @@ class HeatmapFolder:
             path = self.paths[index]
             x, source = _read_heatmaps(self.folder, path, self.root, None)
             first = self._first.setdefault("", (source, x.shape))
-            if source != first[0]:  # an update that was interrupted
-                got = f"those made by {first[0]} and, for {path}, by {source}"
-                raise ValueError(f"{self.folder} must hold heatmaps of one source, got {got}")
-            if x.shape != first[1]:
-                got = f"{first[1]} and, for {path}, {x.shape}"
-                raise ValueError(f"{self.folder} must hold heatmaps of one shape, got {got}")
+            if (source, x.shape) != first:  # an update that was interrupted
+                got = f"those made by {first[0]}, {first[1]}, and, for {path}, by {source}, {x.shape}"
+                raise ValueError(f"{self.folder} must hold heatmaps of one source and shape, got {got}")
             if self.keep:
                 self._kept[index] = x
         return torch.from_numpy(x.astype(np.float32))

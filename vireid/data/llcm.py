@@ -7,8 +7,6 @@ from vireid import INFRARED, VISIBLE
 from vireid.data._layouts import image_files, numbered_folders, read_identities, read_index
 from vireid.data.dataset import ImageDataset, Record
 
-__all__ = ["LLCMDataset"]
-
 
 class LLCMDataset(ImageDataset):
     """LLCM (Zhang and Wang, CVPR 2023) in its published layout, with the arguments and attributes of `ImageDataset`.
@@ -48,18 +46,14 @@ def _train(root: Path) -> list[Record]:
     for folder, kind in (("vis", VISIBLE), ("nir", INFRARED)):
         index = root / "idx" / f"train_{folder}.txt"
         unnumbered: list[Record] = []
-        for path, identity, label in read_index(index, root, folder):
+        for path, identity in read_index(index, root, folder, labels):
             match = re.fullmatch(r"[0-9]+_c0*([1-9])_.+", path.name)
             if match is None:
                 raise ValueError(f"{index}: expected a file named <identity>_c<camera 1 … 9>_…, got {path.name!r}")
-            if labels.setdefault(identity, label) != label:
-                raise ValueError(f"{index}: identity {identity} has the labels {labels[identity]} and {label}")
             unnumbered.append(Record(path, identity, kind, int(match[1]), 0))
         if len({record.path for record in unnumbered}) < len(unnumbered):
             raise ValueError(f"{index} lists a file twice")
         records += _numbered_by_name(unnumbered)
-    if len(set(labels.values())) < len(labels):
-        raise ValueError(f"{root / 'idx'}: the training lists give one label to several identities")
     return records
 
 

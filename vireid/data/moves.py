@@ -11,8 +11,6 @@ from vireid._checks import check_size, check_tensor
 from vireid._ops import at_least_float32
 from vireid.nn.skeleton import PERSON_13, Skeleton
 
-__all__ = ["move_heatmaps", "move_keypoints"]
-
 
 def move_keypoints(
     keypoints: Tensor, *, corner: Tensor, size: tuple[int, int], flipped: Tensor, skeleton: Skeleton = PERSON_13

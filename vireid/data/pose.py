@@ -9,9 +9,8 @@ NeurIPS 2022) has the same 17 key points of COCO, which are merged to the paper'
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_number, check_path, check_size
+from vireid._checks import check_count, check_number, check_path, check_size, extra
+from vireid._ops import evaluated
 from vireid.data._layouts import MAX_PIXELS, decode_image
 from vireid.data.dataset import ImageDataset
 from vireid.data.keypoints import HeatmapFolder, heatmap_path, image_digest, load_heatmaps, save_heatmaps
@@ -29,8 +29,6 @@ from vireid.data.regdb import RegDBDataset
 from vireid.data.sysu import SYSUMM01Dataset
 from vireid.data.transforms import check_images, normalize, unit_range
 from vireid.nn.heatmaps import merge_coco_heatmaps
-
-__all__ = ["cache_heatmaps", "estimate_heatmaps"]
 
 _MODEL = "usyd-community/vitpose-base-simple"
 
@@ -53,7 +51,7 @@ def estimate_heatmaps(
     Args:
         images: (B, 3, H, W); uint8 in 0 … 255, or floating point in 0 … 1. RGB, not normalized.
         model: a name or folder that ``transformers`` loads a ``VitPoseForPoseEstimation`` from (only from safetensors;
-            a name is downloaded at the first use), or a loaded one. It runs in evaluation mode; its mode is restored.
+            a name is downloaded at the first use), or a loaded one. It is evaluated, whatever its own mode.
         size: (h, w) of the heatmaps. For images twice as high as wide the default is at least as fine as the network's.
         margin: enlargement of the image's frame that the network sees; the estimator is trained with 1.25.
         batch: images per forward pass.
@@ -71,10 +69,10 @@ def estimate_heatmaps(
     """
     check_images(images)
     size, margin, batch = _check_settings(size, margin, batch)
-    estimator = _load(model, device)
+    estimator = evaluated(_load(model, device))
     lengths = torch.tensor([images.shape[2:]])
     maps = [images.new_zeros(0, 13, *size, dtype=torch.float32)]
-    with _evaluating(estimator):
+    with torch.no_grad():  # inference_mode's tensors cannot take part in training
         for part in images.split(min(batch, max(1, len(images)))):
             pixels = _to_network(part, _input_size(estimator), margin)
             maps.append(_predict(estimator, pixels, lengths.expand(len(part), 2), size, margin).to(images.device))
@@ -134,13 +132,10 @@ def cache_heatmaps(
         heatmap_path(folder, path, root)  # raises for an image that lies elsewhere
     if missing := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} images do not exist, first {missing[0]}")
-    if progress:
-        try:
-            from tqdm import tqdm
-        except ImportError as error:
-            raise ImportError("progress=True needs tqdm: pip install 'vireid[pose]'") from error
+    with extra("pose", "cache_heatmaps needs tqdm"):
+        from tqdm import tqdm
     paths = list(dict.fromkeys(paths))  # two threads must not write one file
-    estimator = _load(model, device)
+    estimator = evaluated(_load(model, device))
     source = {"model": _fingerprint(estimator), "size": list(size), "margin": margin}
     network = _input_size(estimator)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +150,8 @@ def cache_heatmaps(
             return path, digest, _to_network(image, network, margin)[0], (image.shape[2], image.shape[3])
         return None
 
-    bar = tqdm(total=len(paths), desc="key points", unit="image") if progress else None
-    with _evaluating(estimator), ThreadPoolExecutor() as pool:
+    bar = tqdm(total=len(paths), desc="key points", unit="image", disable=not progress)
+    with torch.no_grad(), bar, ThreadPoolExecutor() as pool:
         try:
             ahead = [pool.submit(read, path) for path in paths[:batch]]
             for start in range(0, len(paths), batch):
@@ -169,12 +164,9 @@ def cache_heatmaps(
                         for name, x, digest in zip(names, maps, digests, strict=True)
                     ]:
                         saved.result()
-                if bar is not None:
-                    bar.update(len(current))
+                bar.update(len(current))
         finally:
             pool.shutdown(cancel_futures=True)
-            if bar is not None:
-                bar.close()
     return folder
 
 
@@ -224,18 +216,14 @@ def _load(model: str | nn.Module, device: torch.device | str | None) -> nn.Modul
         if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "backbone_config"):
             raise TypeError(f"model must be a name or a VitPoseForPoseEstimation, got {type(model).__name__}")
         return model
-    try:
+    with extra("pose", "pose estimation needs transformers"):
         from transformers import VitPoseForPoseEstimation
-    except ImportError as error:
-        raise ImportError("pose estimation needs transformers: pip install 'vireid[pose]'") from error
     loaded: nn.Module
     try:
         loaded, found = VitPoseForPoseEstimation.from_pretrained(model, use_safetensors=True, output_loading_info=True)
     except OSError as error:
-        raise OSError(
-            "model must be a folder with a config.json and a model.safetensors, or a name that can be downloaded or "
-            f"has been, got {model!r}: {error}"
-        ) from error
+        expected = "a folder with a config.json and a model.safetensors, or a name that can be downloaded or has been"
+        raise OSError(f"model must be {expected}, got {model!r}: {error}") from error
     except Exception as error:  # transformers raises errors of many kinds for other or damaged models
         raise ValueError(f"model must be a VitPoseForPoseEstimation, cannot load {model!r}: {error}") from error
     if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
@@ -264,19 +252,6 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without its origin, which saving and loading a model changes."""
     origin = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     return {k: _settings(v) if isinstance(v, dict) else v for k, v in config.items() if k not in origin}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block without gradients and in evaluation mode, then restore the model's mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():  # inference_mode's tensors cannot take part in training
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _seen(lengths: Tensor, network: tuple[int, int], margin: float) -> Tensor:

@@ -7,8 +7,6 @@ from vireid._checks import check_count
 from vireid.data._layouts import MAX_PIXELS, read_index
 from vireid.data.dataset import ImageDataset, Record
 
-__all__ = ["RegDBDataset"]
-
 
 class RegDBDataset(ImageDataset):
     """RegDB (Nguyen et al., Sensors 2017) in its published layout; other arguments as in `ImageDataset`.
@@ -58,14 +56,13 @@ class RegDBDataset(ImageDataset):
             counts: dict[int, int] = {}
             for part in parts:
                 index = self.root / "idx" / f"{part}_{folder.lower()}_{self.trial}.txt"
-                entries = read_index(index, self.root, folder)
-                for path, identity, _ in entries:
+                of_identity: dict[int, int] = {}
+                for path, identity in read_index(index, self.root, folder, of_identity):
                     if path in seen:
                         raise ValueError(f"{path} is listed twice, in {seen[path]} and {index}")
                     seen[path] = index
                     counts[identity] = counts.get(identity, 0) + 1
                     records.append(Record(path, identity, kind, kind + 1, counts[identity]))
-                of_identity = {identity: label for _, identity, label in entries}
                 if kind == VISIBLE:
                     labels[part] = of_identity
                 elif differing := sorted(dict(labels[part].items() ^ of_identity.items())):

@@ -9,9 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from vireid._checks import check_count, check_modality, check_tensor, check_values
-
-__all__ = ["CrossModalIdentitySampler"]
+from vireid._checks import check_count, check_modality, check_tensor
 
 
 class CrossModalIdentitySampler(Sampler[list[int]]):
@@ -213,7 +211,6 @@ def _integers(name: str, values: Tensor | np.ndarray | Sequence[int]) -> np.ndar
     """Return ``values`` as an int64 array (N,)."""
     if isinstance(values, Tensor):
         check_tensor(name, values, "N", kind="integer")
-        check_values(name, values)
         values = values.cpu().numpy()
     array = np.asarray(values)
     if array.ndim != 1:

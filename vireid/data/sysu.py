@@ -7,8 +7,6 @@ from vireid import INFRARED, VISIBLE
 from vireid.data._layouts import image_files, numbered_folders, read_identities
 from vireid.data.dataset import ImageDataset, Record
 
-__all__ = ["SYSUMM01Dataset"]
-
 
 class SYSUMM01Dataset(ImageDataset):
     """SYSU-MM01 (Wu et al., ICCV 2017) in its published layout, with the arguments and attributes of `ImageDataset`.

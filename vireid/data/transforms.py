@@ -14,26 +14,16 @@ from torch import Tensor, nn
 from vireid import VISIBLE
 from vireid._checks import (
     check_count,
-    check_finite,
     check_fraction,
     check_modality,
     check_number,
     check_option,
     check_size,
     check_tensor,
+    extra,
 )
 from vireid.data.moves import check_skeleton, move_heatmaps, move_keypoints
 from vireid.nn.skeleton import PERSON_13, Skeleton
-
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "ChannelExchange",
-    "EvalTransform",
-    "TrainAugmentation",
-    "channel_exchange",
-    "normalize",
-]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -288,10 +278,8 @@ def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> tuple[T
 
 
 def _kornia(name: str, **settings: object) -> nn.Module:
-    try:
+    with extra("train", "augmentation needs kornia"):
         import kornia.augmentation
-    except ImportError as error:
-        raise ImportError("augmentation needs kornia: pip install 'vireid[train]'") from error
     module: nn.Module = getattr(kornia.augmentation, name)(**settings)
     return module
 
@@ -314,7 +302,6 @@ def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Te
     for name, x in (("mean", mean), ("std", std)):
         if isinstance(x, Tensor):
             check_tensor(name, x, "3", kind="any")
-            check_finite(name, x)
         values = x.tolist() if isinstance(x, Tensor | np.ndarray) else x
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
             raise ValueError(f"{name} must be three numbers, got {x!r}")

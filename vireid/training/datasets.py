@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vireid._checks import extra
 from vireid.data import KeypointSample, LLCMDataset, RegDBDataset, SYSUMM01Dataset, generate_synthetic
 from vireid.nn import PERSON_13, gaussian_heatmaps
 from vireid.protocols import dataset_name
-
-__all__ = ["open_dataset"]
 
 Dataset = SYSUMM01Dataset | RegDBDataset | LLCMDataset
 
@@ -90,8 +89,6 @@ def draw_heatmaps(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
 
 def progress_bar(values: Iterable[Any], what: str, shown: bool | None, **options: Any) -> Any:
     """Return the values with a bar of tqdm on standard error; ``shown`` None: only on a terminal."""
-    try:
+    with extra("train", "training and its features need tqdm"):
         from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("training and its features need tqdm: pip install 'vireid[train]'") from error
     return tqdm(values, desc=what, disable=None if shown is None else not shown, **options)

@@ -26,8 +26,6 @@ from vireid.rerank import AfterTransfer
 from vireid.training.checkpoint import trained_on
 from vireid.training.datasets import Dataset, draw_heatmaps, progress_bar
 
-__all__ = ["Distance", "evaluate", "extract_features", "ranking_ways", "write_results"]
-
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(query (Nq, d), gallery (Ng, d)) -> distance (Nq, Ng)."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from vireid._checks import extra
 from vireid.data import CrossModalIdentitySampler, KeypointSample
 from vireid.training.checkpoint import resumable, save_checkpoint
 from vireid.training.datasets import Dataset, draw_heatmaps, progress_bar
@@ -19,8 +20,6 @@ from vireid.training.recipe import Recipe, make_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-__all__ = ["fit", "launch"]
 
 
 class Step(nn.Module):
@@ -55,13 +54,11 @@ def launch(
     Raises:
         ImportError: if Lightning Fabric or TensorBoard, of the extra ``train``, is not installed.
     """
-    try:
+    with extra("train", "training needs Lightning Fabric"):
         from lightning_fabric import Fabric
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         loggers = [] if output is None else [TensorBoardLogger(output, name="", version="logs")]
-    except ImportError as error:
-        raise ImportError("training needs Lightning Fabric: pip install 'vireid[train]'") from error
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)  # a folder that cannot be is named at once
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=recipe.precision, loggers=loggers)  # type: ignore[arg-type]  # a text that Fabric checks

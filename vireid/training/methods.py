@@ -15,8 +15,6 @@ from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream, resnet50
 from vireid.nn import part_grid as grid_of_parts
 from vireid.training.recipe import RECIPES, Recipe
 
-__all__ = ["METHODS", "Method", "build", "settings_of"]
-
 Built = tuple[nn.Module, nn.Module]
 
 CIFT_ROWS = {

@@ -13,8 +13,6 @@ from vireid._checks import check_at_least_zero, check_count, check_fraction, che
 from vireid.data import TrainAugmentation
 from vireid.nn import DualBNNeck
 
-__all__ = ["RECIPES", "Recipe"]
-
 _AUGMENTATION = (
     *("flip", "erasing", "erasing_area", "erasing_aspect"),
     *("grayscale", "exchange", "exchange_visible", "exchange_infrared"),
@@ -88,7 +86,8 @@ class Recipe:
         object.__setattr__(self, "size", check_size("size", self.size))
         for name in ("milestones", "erasing_area"):
             object.__setattr__(self, name, tuple(check_number(name, x) for x in getattr(self, name)))
-        object.__setattr__(self, "lr_shares", dict(self.lr_shares))
+        shares = {key: check_at_least_zero(f"lr_shares[{key!r}]", x) for key, x in dict(self.lr_shares).items()}
+        object.__setattr__(self, "lr_shares", shares)
         for name, minimum in (("epochs", 0), ("seed", 0), ("identities", 1), ("per_modality", 1)):
             object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
         for name, minimum in (("batches", 1), ("padding", 0)):
@@ -99,8 +98,6 @@ class Recipe:
         for name in ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared"):
             object.__setattr__(self, name, check_fraction(name, getattr(self, name)))
         object.__setattr__(self, "erasing_aspect", check_fraction("erasing_aspect", self.erasing_aspect, zero=False))
-        for name, share in self.lr_shares.items():
-            self.lr_shares[name] = check_at_least_zero(f"lr_shares[{name!r}]", share)  # type: ignore[index]
         check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_option("schedule", self.schedule, ("cosine", "steps", "constant"))
         if not all(0 < share < 1 for share in self.milestones):
