@@ -1,9 +1,6 @@
 """RankingMetric against `rank_metrics` of all blocks stacked, on one process, on two and inside torchmetrics."""
 
-import importlib.util
 import itertools
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -12,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from places import ROOT
-from reference.metrics import draw_images as images
+from processes import run_in_two
+from reference.metrics import assert_same as same
+from reference.metrics import draw_images, of_images
 from vireid.metrics import RankingMetric, rank_metrics
-from vireid.neighbors._scores import cosine_distance
 
 
 def scene(seed=0, nq=40, ng=60):
@@ -23,12 +20,6 @@ def scene(seed=0, nq=40, ng=60):
     distance = torch.from_numpy(r.integers(0, 40, (nq, ng)) / 7).float()  # with ties
     draw = lambda high, n: torch.from_numpy(r.integers(high, size=n))  # noqa: E731
     return distance, draw(9, nq), draw(8, ng), draw(3, nq), draw(3, ng)
-
-
-def same(a, b):
-    for name in ("cmc", "average_precision", "inverse_negative_penalty", "first_match"):
-        np.testing.assert_array_equal(np.asarray(getattr(a, name)), np.asarray(getattr(b, name)))
-    assert (a.mAP, a.mINP, a.queries, a.valid_queries) == (b.mAP, b.mINP, b.queries, b.valid_queries)
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,25 +110,20 @@ def test_bad_input_is_named_and_adds_nothing():
 def test_torchmetrics_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.delitem(sys.modules, "vireid.metrics._torchmetrics", raising=False)
-    with pytest.raises(ImportError, match="pip install torchmetrics"):
+    with pytest.raises(ImportError, match=r"pip install 'vireid\[train\]'"):
         RankingMetric(torch.tensor([1])).as_torchmetrics()
 
 
-WORKER = """
-import os
-import sys
-import numpy as np
-import torch
-import torch.distributed as dist
+PROCESS = """
+import importlib.util
+import pytest
 from vireid.metrics import RankingMetric, RetrievalMetric
 
-rank, folder, with_torchmetrics = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-distance, q, g, qc, gc, x, ids, m, c = (torch.from_numpy(a) for a in np.load(folder + "/scene.npz").values())
-ranking = lambda: RankingMetric(g, gc, exclude="same_camera"), (distance, q, qc), "ranking", 40
-kinds = [ranking]
-for dtype in (torch.bfloat16, torch.float64):
-    kinds.append((lambda: RetrievalMetric(exclude="same_camera"), (x.to(dtype), ids, m, c), "retrieval", 48))
+(distance, q, g, qc, gc), (x, ids, m, c) = torch.load(folder + "/scenes.pt")
+makes = {"ranking": lambda: RankingMetric(g, gc, exclude="same_camera")}
+makes["retrieval"] = makes["double"] = lambda: RetrievalMetric(exclude="same_camera")
+cases = {"ranking": (distance, q, qc), "retrieval": (x.bfloat16(), ids, m, c), "double": (x.double(), ids, m, c)}
+forms = importlib.util.find_spec("torchmetrics") is not None
 
 def add(metric, inputs, cut):
     mine = slice(0, cut) if rank == 0 else slice(cut, len(inputs[0]))
@@ -145,67 +131,35 @@ def add(metric, inputs, cut):
         metric.update(*(t[part] for t in inputs))
     return metric
 
-for make, inputs, name, n in kinds:
-    wanted = np.load(f"{folder}/{name}.npz")
+found = []
+for name, inputs in cases.items():
+    make, n = makes[name], len(inputs[0])
     for cut in (n // 2, n - 11, n):  # equal and unequal shares, one of them empty
         metric = add(make(), inputs, cut)
-        for _ in range(2):
-            found = metric.compute()
-            for field in wanted:
-                np.testing.assert_array_equal(np.asarray(getattr(found, field)), wanted[field])
-        if with_torchmetrics:
-            assert float(add(make().as_torchmetrics(), inputs, cut).compute()["mAP"]) == wanted["mAP"]
-    if with_torchmetrics:
+        results = [metric.compute(), metric.compute()]
+        found.append((name, results))
+        if forms:
+            assert float(add(make().as_torchmetrics(), inputs, cut).compute()["mAP"]) == results[0].mAP
+    if forms:
         assert make().as_torchmetrics().compute()["mAP"].isnan()  # no process has any
-    try:
+    with pytest.raises(RuntimeError, match=r"call update\\(\\) first"):
         make().compute()
-    except RuntimeError as error:
-        assert "call update() first" in str(error), error
-    else:
-        raise SystemExit("no error without queries")
 metric = RetrievalMetric()
 metric.update(x[:, : 3 + rank], ids, m)
-try:
+with pytest.raises(ValueError, match="features must have one dimension"):
     metric.compute()
-except ValueError as error:
-    assert "features must have one dimension" in str(error), error
-else:
-    raise SystemExit("no error for features of two dimensions")
-dist.destroy_process_group()
-os._exit(0)  # gloo's threads still release tensors, which aborts an interpreter that is being taken down
+torch.save(found, f"{folder}/{rank}.pt")
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_equal_one(tmp_path):
-    distance, q, g, qc, gc = scene(4)
-    x, ids, m, c = images(5)
-    np.savez(tmp_path / "scene.npz", *(t.numpy() for t in (distance, q, g, qc, gc, x, ids, m, c)))
-    visible = m == 0
-    between = cosine_distance(x[visible], x[~visible])
-    wholes = {
-        "ranking": rank_metrics(distance, q, g, qc, gc, exclude="same_camera"),
-        "retrieval": rank_metrics(between, ids[visible], ids[~visible], c[visible], c[~visible], exclude="same_camera"),
-    }
-    names = ("cmc", "mAP", "mINP", "queries", "average_precision", "inverse_negative_penalty", "first_match")
-    for kind, whole in wholes.items():
-        np.savez(tmp_path / f"{kind}.npz", **{name: np.asarray(getattr(whole, name)) for name in names})
-    with_torchmetrics = importlib.util.find_spec("torchmetrics") is not None
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", WORKER]
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path), str(with_torchmetrics)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    blocks, images = scene(4), draw_images(5)
+    torch.save((blocks, images), tmp_path / "scenes.pt")
+    run_in_two(PROCESS, tmp_path)
+    whole = of_images(*images, exclude="same_camera")
+    wholes = {"ranking": rank_metrics(*blocks, exclude="same_camera"), "retrieval": whole, "double": whole}
+    for rank in range(2):
+        for name, results in torch.load(tmp_path / f"{rank}.pt", weights_only=False):
+            for found in results:
+                same(found, wholes[name])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reference.metrics import draw_images as images
+from reference.metrics import of_images
 from vireid.metrics import RankingMetric, RetrievalMetric, rank_metrics
 from vireid.neighbors._scores import cosine_distance
 
@@ -16,10 +17,7 @@ torchmetrics = pytest.importorskip("torchmetrics")
 NAMES = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 
 
-def wanted(features, labels, modality, cameras, direction="visible_to_infrared", **options):
-    q = modality == (direction == "infrared_to_visible")
-    distance = cosine_distance(features[q], features[~q])  # exact products, whatever the batches
-    m = rank_metrics(distance, labels[q], labels[~q], cameras[q], cameras[~q], **options)
+def named(m):
     return {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}
 
 
@@ -50,8 +48,7 @@ def test_metrics_of_one_collection_stay_apart_although_their_first_states_agree(
         collection.update(distance=distance[part], query_ids=q[part], query_cameras=qc[part], other="not for these")
     found = collection.compute()
     for name, (ids, options) in kinds.items():
-        m = rank_metrics(distance, q, ids, qc, gc, **options)
-        expected = {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}
+        expected = named(rank_metrics(distance, q, ids, qc, gc, **options))
         assert_same({key: found[f"{name}_{key}"] for key in NAMES}, expected)
 
 
@@ -73,7 +70,7 @@ def test_both_directions_in_a_collection_fed_as_lightning_does():
         found = collection.compute()
         for name, direction in directions.items():
             values = {key: found[f"val/{name}_{key}"] for key in NAMES}
-            assert_same(values, wanted(x, y, m, c, direction, **options))
+            assert_same(values, named(of_images(x, y, m, c, direction, **options)))
         collection.reset()
 
 
@@ -86,7 +83,7 @@ def test_life_of_a_metric(kind):
         metric, inputs = RankingMetric(y[~q]).as_torchmetrics(), (distance, y[q])
     else:
         metric, inputs = RetrievalMetric().as_torchmetrics(), (x, y, m)
-    expected = wanted(x, y, m, c)
+    expected = named(of_images(x, y, m, c))
     with pytest.warns(UserWarning, match="was called before"):
         assert_same(metric.compute(), dict.fromkeys(NAMES, np.nan))
     batch = metric(*(t[:5] for t in inputs))  # forward: the batch's own values

@@ -183,8 +183,6 @@ class Gallery:
         """Return the gallery on ``device``."""
         if device == self.ids.device:
             return self
-        if device.type == "meta":
-            raise TypeError("distance must hold values, got a tensor on the device meta")
         cameras = None if self.cameras is None else self.cameras.to(device)
         return Gallery(self.ids.to(device), cameras, exclude=self.exclude, cmc_over=self.cmc_over)
 

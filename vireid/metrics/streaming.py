@@ -1,11 +1,11 @@
 """Ranking metrics of distances in blocks, or of features in batches, on one process or on many."""
 
-import copy
-import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Generic, Literal, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
@@ -16,11 +16,12 @@ from vireid._checks import (
     check_modality,
     check_option,
     check_tensor,
+    check_values,
+    extra,
     to_integers,
     to_matrix,
     to_tensor,
 )
-from vireid.metrics._rows import gather_rows, stack_rows
 from vireid.metrics.ranking import (
     CMCOver,
     Exclude,
@@ -30,7 +31,6 @@ from vireid.metrics.ranking import (
     check_matches,
     check_options,
     summary,
-    widest,
 )
 from vireid.neighbors._scores import cosine_distance
 
@@ -44,13 +44,12 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Streaming(Generic[ArrayT]):
-    """Base of the metrics: what their updates add, as bytes, and its exchange between processes."""
+    """Base of the metrics: rows of bytes, which hold numbers of any dtype and are gathered over processes alike."""
 
-    _states: ClassVar[tuple[str, ...]]
     _exclude: Exclude
     _given: ArrayT  # arrays of the result are NumPy if this is
     _device: torch.device
-    _kept: list[list[Tensor]]
+    _kept: list[Tensor]  # (n, w) each
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +59,7 @@ class _Streaming(Generic[ArrayT]):
     def to(self, device: torch.device | str) -> Self:
         """Move the state to ``device``, as each update does, and return the object."""
         self._device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
-        self._kept = [[part.to(self._device) for part in parts] for parts in self._kept]
+        self._kept = [part.to(self._device) for part in self._kept]
         return self
 
     def compute(self) -> RankMetrics[ArrayT]:
@@ -70,8 +69,8 @@ class _Streaming(Generic[ArrayT]):
             RuntimeError: if nothing to rank was added yet.
             ValueError: if no query has a true match.
         """
-        self._kept = [[stack_rows(parts, self._device)] for parts in self._kept]
-        results, length = self._results(*(stack_rows(gather_rows(x), self._device) for (x,) in self._kept))
+        self._kept = [stack_rows(self._kept, self._device)]
+        results, length = self._results(stack_rows(_gather(self._kept[0]), self._device))
         if len(results) == 0:
             raise RuntimeError("compute() needs queries and a gallery, got none so far: call update() first")
         check_matches(results, self._exclude)
@@ -79,32 +78,14 @@ class _Streaming(Generic[ArrayT]):
 
     def reset(self) -> None:
         """Forget all updates."""
-        self._kept = [[] for _ in self._states]
+        self._kept = []
 
-    def _rows(self, *inputs: Array | None) -> list[Tensor]:
-        """Return what an update adds to the states: bytes (n, w) each."""
+    def _add(self, rows: Tensor) -> None:
+        self.to(rows.device)._kept.append(rows)
+
+    def _results(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Return the results (Nq, 3) of ``rows``, as in `Gallery.rank`, and the number of ranks."""
         raise NotImplementedError
-
-    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
-        """Return the results (Nq, 3) of all rows and the number of ranks."""
-        raise NotImplementedError
-
-    def _add(self, *inputs: Array | None) -> list[Tensor]:
-        rows = self._rows(*inputs)
-        for parts, part in zip(self.to(rows[0].device)._kept, rows, strict=True):
-            parts.append(part)
-        return rows
-
-    def _form(self, name: str) -> "torchmetrics.Metric":
-        """Return the form for torchmetrics of that name, of a copy without updates."""
-        try:
-            forms = importlib.import_module("vireid.metrics._torchmetrics")
-        except ImportError as error:
-            raise ImportError("as_torchmetrics() needs torchmetrics: pip install torchmetrics") from error
-        core = copy.copy(self)
-        core.reset()
-        form: torchmetrics.Metric = getattr(forms, name)(core)
-        return form
 
 
 class RankingMetric(_Streaming[ArrayT]):
@@ -131,8 +112,6 @@ class RankingMetric(_Streaming[ArrayT]):
         >>> metric.compute().cmc.tolist()
         [0.5, 1.0, 1.0]
     """
-
-    _states = ("ranks",)
 
     def __init__(
         self,
@@ -165,11 +144,12 @@ class RankingMetric(_Streaming[ArrayT]):
             ValueError: for sizes that do not match, ``exclude`` without cameras, NaN or an infinity. Nothing is added.
             TypeError: for a ``distance`` that is not floating point or labels that are not integers.
         """
-        self._add(distance, query_ids, query_cameras)
+        self._add(self._rows(distance, query_ids, query_cameras))
 
     def forward(self, distance: Array, query_ids: Array, query_cameras: Array | None = None) -> RankMetrics[ArrayT]:
         """Update, and return the metrics of only this block (NaN if none of its queries has a true match)."""
-        return summary(*self._results(*self._add(distance, query_ids, query_cameras)), self._given)
+        self.update(distance, query_ids, query_cameras)
+        return summary(*self._results(self._kept[-1]), self._given)
 
     __call__ = forward
 
@@ -184,23 +164,20 @@ class RankingMetric(_Streaming[ArrayT]):
         Raises:
             ImportError: if torchmetrics is not installed.
         """
-        return self._form("TorchRankingMetric")
+        return _forms().TorchRankingMetric(self)
 
-    def _rows(self, *inputs: Array | None) -> list[Tensor]:
+    def _rows(self, distance: Array, query_ids: Array, query_cameras: Array | None) -> Tensor:
         """Return the results of a block as bytes."""
-        distance, query_ids, query_cameras = inputs
         d = to_matrix("distance", distance, columns=len(self._gallery.ids))
+        check_values("distance", d)
         q_ids = to_integers("query_ids", query_ids, len(d), d.device)
         q_cameras = check_cameras("query_cameras", query_cameras, self._exclude, q_ids)
         self._gallery = self._gallery.to(d.device)
-        return [self._gallery.rank(d, q_ids, q_cameras).view(torch.uint8)]
+        return self._gallery.rank(d, q_ids, q_cameras).view(torch.uint8)
 
-    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
-        """Return all results and the number of ranks."""
-        (ranks,) = states
-        if not len(ranks):
-            return _nothing(ranks.device), self._gallery.length
-        return ranks.view(torch.float32 if ranks.shape[1] == 12 else torch.float64), self._gallery.length
+    def _results(self, rows: Tensor) -> tuple[Tensor, int]:
+        dtype = torch.float32 if rows.shape[1] == 12 else torch.float64
+        return rows.view(dtype), self._gallery.length
 
 
 class RetrievalMetric(_Streaming[Array]):
@@ -228,8 +205,6 @@ class RetrievalMetric(_Streaming[Array]):
         >>> metric.compute().mAP
         1.0
     """
-
-    _states = ("features", "annotations")
 
     def __init__(
         self,
@@ -266,7 +241,7 @@ class RetrievalMetric(_Streaming[Array]):
                 Nothing is added.
             TypeError: for ``features`` that are not floating point or other arrays that are not integers.
         """
-        self._add(features, labels, modality, cameras)
+        self._add(self._rows(features, labels, modality, cameras))
         self._given = features
 
     def as_torchmetrics(self) -> "torchmetrics.Metric":
@@ -277,59 +252,65 @@ class RetrievalMetric(_Streaming[Array]):
         Raises:
             ImportError: if torchmetrics is not installed.
         """
-        return self._form("TorchRetrievalMetric")
+        return _forms().TorchRetrievalMetric(self)
 
-    def _rows(self, *inputs: Array | None) -> list[Tensor]:
-        """Return features and annotations as bytes."""
-        features, labels, modality, cameras = inputs
+    def _rows(self, features: Array, labels: Array, modality: Array, cameras: Array | None) -> Tensor:
+        """Return features, then label, modality, camera and number of the dtype in 32 bytes."""
         x = to_matrix("features", features)
         if not x.shape[1]:
             raise ValueError(f"features must have at least one column, got shape {tuple(x.shape)}")
-        given = [to_integers(name, y, len(x), x.device) for name, y in (("labels", labels), ("modality", modality))]
-        places = check_cameras("cameras", cameras, self._exclude, given[0])
-        given.append(given[0] if places is None else places)
-        given.append(torch.full_like(given[0], _DTYPES.index(x.dtype)))
+        ids, kinds = (to_integers(n, y, len(x), x.device) for n, y in (("labels", labels), ("modality", modality)))
+        places = check_cameras("cameras", cameras, self._exclude, ids)
         check_finite("features", x)
-        check_modality("modality", given[1].cpu())
-        kept = (
-            x.clone(memory_format=torch.contiguous_format),
-            torch.stack(given, dim=1),
-        )  # x may be a buffer of the caller
-        return [y.view(torch.uint8) for y in kept]
+        check_modality("modality", kinds, wait=True)
+        dtype = torch.full_like(ids, _DTYPES.index(x.dtype))
+        annotations = torch.stack([ids, kinds, ids if places is None else places, dtype], dim=1)
+        return torch.cat([part.contiguous().view(torch.uint8) for part in (x, annotations)], dim=1)
 
-    def _results(self, *states: Tensor) -> tuple[Tensor, int]:
+    def _results(self, rows: Tensor) -> tuple[Tensor, int]:
         """Rank the queries of all rows against their gallery."""
-        features, annotations = states
-        if not len(features):
-            return _nothing(features.device), 1
-        ids, modality, cameras, dtypes = annotations.view(torch.int64).T
-        if bool((dtypes != dtypes[0]).any()):
+        ids, modality, places, dtype = rows[:, -32:].contiguous().view(torch.int64).reshape(-1, 4).T
+        query = modality == self._query
+        if query.all() or not query.any():
+            return torch.empty(0, 3), 1
+        if (dtype != dtype[0]).any():
             raise ValueError("features must have one dtype in all updates and processes, got several")
-        x, query = features.view(_DTYPES[int(dtypes[0])]), modality == self._query
-        if bool(query.all()) or not bool(query.any()):
-            return _nothing(features.device), 1
-        queries, places = x[query], cameras[query]
-        images = x[~query]
-        gallery = Gallery(
-            ids[~query],
-            None if self._exclude is None else cameras[~query],
-            exclude=self._exclude,
-            cmc_over=self._cmc_over,
-        )
-        blocks = torch.arange(len(queries), device=x.device).split(max(1, _BLOCK // len(images)))
-        found = [gallery.rank(self._compare(queries[b], images), ids[query][b], places[b]) for b in blocks]
+        queries, images = (rows[:, :-32][part].view(_DTYPES[int(dtype[0])]) for part in (query, ~query))
+        cameras = None if self._exclude is None else places[~query]
+        gallery = Gallery(ids[~query], cameras, exclude=self._exclude, cmc_over=self._cmc_over)
+        size = max(1, _BLOCK // len(images))
+        blocks = zip(queries.split(size), ids[query].split(size), places[query].split(size), strict=True)
+        found = [gallery.rank(self._compare(x, images), labels, at) for x, labels, at in blocks]
         return torch.cat(found), gallery.length
 
     def _compare(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Return the distance (n, Ng) of a block of queries."""
         if callable(self._distance):
-            distance = to_matrix("distance's result", self._distance(query, gallery), columns=len(gallery))
-            check_tensor("distance's result", distance, "n Ng", n=len(query))
+            distance = to_tensor("distance's result", self._distance(query, gallery))
+            check_tensor("distance's result", distance, f"{len(query)} {len(gallery)}")
             return distance.to(query.device)
         with torch.autocast(query.device.type, enabled=False):
             return cosine_distance(query, gallery)
 
 
-def _nothing(device: torch.device) -> Tensor:
-    """Return the results (0, 3) of no query."""
-    return torch.empty(0, 3, dtype=widest(device), device=device)
+def stack_rows(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Stack parts (n, w) of one w; those without rows may have another. It is (0, 24) on ``device`` without any row."""
+    parts = [part for part in parts if len(part)] or [torch.empty(0, 24, dtype=torch.uint8, device=device)]
+    if len({part.shape[1] for part in parts}) > 1:
+        raise ValueError("features must have one dimension and dtype in all updates and processes, got several")
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _gather(rows: Tensor) -> list[Tensor]:
+    """Gather ``rows`` of all processes, in their order."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [rows]
+    parts = [rows.cpu().numpy()] * dist.get_world_size()
+    dist.all_gather_object(parts, parts[0])
+    return [torch.from_numpy(part).to(rows.device) for part in parts]
+
+
+def _forms() -> ModuleType:
+    with extra("train", "as_torchmetrics() needs torchmetrics"):
+        from vireid.metrics import _torchmetrics
+    return _torchmetrics
