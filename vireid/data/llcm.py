@@ -1,6 +1,7 @@
 """Reader of LLCM."""
 
 import re
+from itertools import groupby
 from pathlib import Path
 
 from vireid import INFRARED, VISIBLE
@@ -53,7 +54,10 @@ def _train(root: Path) -> list[Record]:
             unnumbered.append(Record(path, identity, kind, int(match[1]), 0))
         if len({record.path for record in unnumbered}) < len(unnumbered):
             raise ValueError(f"{index} lists a file twice")
-        records += _numbered_by_name(unnumbered)
+        ordered = sorted(unnumbered, key=lambda x: (x.identity, x.camera, x.path.name))
+        groups = groupby(ordered, key=lambda x: (x.identity, x.camera))
+        numbers = {record.path: number for _, group in groups for number, record in enumerate(group, 1)}
+        records += [record._replace(number=numbers[record.path]) for record in unnumbered]
     return records
 
 
@@ -74,13 +78,3 @@ def _test(root: Path, passed: list[Path]) -> list[Record]:
     if missing := sorted(listed - {record.identity for record in records}):
         raise ValueError(f"{root} holds no test image of {len(missing)} listed identities, first {missing[0]:04d}")
     return sorted(records, key=lambda record: (record.modality, record.identity, record.camera, record.number))
-
-
-def _numbered_by_name(records: list[Record]) -> list[Record]:
-    """Return the records in the order given, numbered from 1 by name within identity and camera."""
-    counts: dict[tuple[int, int], int] = {}
-    numbers: dict[Path, int] = {}
-    for record in sorted(records, key=lambda record: record.path.name):
-        key = (record.identity, record.camera)
-        counts[key] = numbers[record.path] = counts.get(key, 0) + 1
-    return [record._replace(number=numbers[record.path]) for record in records]

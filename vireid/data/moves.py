@@ -31,8 +31,7 @@ def move_keypoints(
         ValueError: if a shape does not fit or a size is below 1.
         TypeError: if a tensor is of another kind or a size not an integer.
     """
-    check_skeleton(skeleton)
-    check_tensor("keypoints", keypoints, "B K 3", K=len(skeleton.names))
+    check_tensor("keypoints", keypoints, "B K 3", K=len(check_skeleton(skeleton).names))
     size = _check_moves(len(keypoints), corner, size, flipped)
     flip = flipped[:, None].to(keypoints.device)
     x = keypoints[..., 0] - corner[:, 1:].to(keypoints)
@@ -72,8 +71,7 @@ def move_heatmaps(
         ValueError: if a shape does not fit or a size is below 1.
         TypeError: if a tensor is of another kind or a size not an integer.
     """
-    check_skeleton(skeleton)
-    check_tensor("heatmaps", heatmaps, "B K h w", K=len(skeleton.names))
+    check_tensor("heatmaps", heatmaps, "B K h w", K=len(check_skeleton(skeleton).names))
     image_size = check_size("image_size", image_size)
     size = _check_moves(len(heatmaps), corner, size, flipped)
     maps = at_least_float32(heatmaps)
@@ -102,10 +100,11 @@ def sample(maps: Tensor, x: Tensor, y: Tensor, *, corners: bool = False) -> Tens
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=corners)
 
 
-def check_skeleton(skeleton: object) -> None:
-    """Raise unless ``skeleton`` is a `vireid.nn.Skeleton`."""
+def check_skeleton(skeleton: object) -> Skeleton:
+    """Return ``skeleton``; raise unless it is a `vireid.nn.Skeleton`."""
     if not isinstance(skeleton, Skeleton):
         raise TypeError(f"skeleton must be a vireid.nn.Skeleton, got {type(skeleton).__name__}")
+    return skeleton
 
 
 def _check_moves(count: int, corner: Tensor, size: tuple[int, int], flipped: Tensor) -> tuple[int, int]:

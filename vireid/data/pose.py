@@ -123,10 +123,9 @@ def cache_heatmaps(
     paths, root = _image_files(images, root)
     max_pixels = images.max_pixels if isinstance(images, ImageDataset) else MAX_PIXELS
     size, margin, batch = _check_settings(size, margin, batch)
-    folder = (
-        root.resolve().parent / f"{root.resolve().name}-heatmaps" if folder is None else check_path("folder", folder)
-    )
-    if folder.resolve() == root.resolve():
+    place = root.resolve()
+    folder = place.parent / f"{place.name}-heatmaps" if folder is None else check_path("folder", folder)
+    if folder.resolve() == place:
         raise ValueError(f"folder must be another one than the data set's, got {str(folder)!r}")
     for path in paths:
         heatmap_path(folder, path, root)  # raises for an image that lies elsewhere

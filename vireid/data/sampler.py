@@ -15,13 +15,10 @@ from vireid._checks import check_count, check_modality, check_tensor
 class CrossModalIdentitySampler(Sampler[list[int]]):
     """Batch sampler of P identities × (K visible + K infrared) images; pass it as ``DataLoader(batch_sampler=…)``.
 
-    A batch lists a visible and an infrared image of its first identity, of its second and so on to the P-th, and this
-    K times: (K, P, 2), visible first. So a part of consecutive images, as `torch.nn.DataParallel` gives each device or
-    as gradients are accumulated over, holds both modalities in equal numbers and as many identities as it can: with
-    n = 2, 4 or 8 parts of the default 8 × (4 + 4) images 8, 8 or 4 identities, each with 2, 1 or 1 image of each
-    modality (our choice: an identity's images one after another would leave a part with 4, 2 or 1 identities, and
-    losses without negatives). What needs more images of an identity in a part needs a larger K. Which image is of which
-    modality is to be read from ``modality``, never from its place.
+    A batch lists a visible and an infrared image of each of its P identities, and this K times: (K, P, 2). So a part of
+    consecutive images, as `torch.nn.DataParallel` gives each device or as gradients are accumulated over, holds both
+    modalities in equal numbers and as many identities as it can (our choice); a loss that needs more images of an
+    identity in a part needs a larger K. Read the modality of an image from ``modality``, never from its place.
 
     The P identities of a batch differ from each other. Within one epoch
 
@@ -29,21 +26,19 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
     - an identity's images of one modality are walked in a random order, drawn anew each epoch, and start over only when
       all were taken. So a batch repeats an image only where the identity has fewer than K, and only as often as needed.
 
-    An identity without an image of one of the modalities cannot fill its share and is left out (listed in
-    ``left_out``).
+    An identity without an image of one of the modalities is left out.
 
     **Epochs.** The order depends only on ``seed`` and the number of the epoch, and each iteration draws the next epoch:
-    0, 1, …. To resume, call `set_epoch`, or keep `state_dict`. An epoch counts as begun when its first batch is drawn,
-    however far the workers of a loader read ahead: from then on the state names the epoch after it. To go on within an
-    epoch, set that epoch and skip the batches that were trained. Lightning and Fabric announce their own count of
-    epochs to ``batch_sampler.sampler``: it is followed, but an epoch that was set or loaded since the last iteration
-    goes before it, and their count goes on from there (Fabric's starts at 0 in a resumed run too).
+    0, 1, …. To resume, call `set_epoch`, or load a `state_dict`: it names the epoch after the last one whose first
+    batch was drawn, however far the workers of a loader read ahead. To go on within an epoch, set it and skip the
+    batches that were trained. Lightning and Fabric announce their own count of epochs to ``sampler``: it is followed,
+    but an epoch that was set or loaded since the last iteration goes before it, and their count goes on from there.
 
     **Processes.** All ranks compute the same global order, and rank r takes its batches r, r + replicas, …: no batch
-    comes twice, and the number of batches is the same on every rank. By default ranks are those of
-    ``torch.distributed``, once it is initialized. Nothing may share out the batches again: Lightning and Fabric need
-    ``use_distributed_sampler=False`` (with True they stop with an error that says so), and where a framework does
-    share out whole batches, such as Accelerate, pass ``rank=0, replicas=1``.
+    comes twice, and all ranks have as many. By default ranks are those of ``torch.distributed``, once it is
+    initialized. Nothing may share out the batches again: Lightning and Fabric need ``use_distributed_sampler=False``
+    (with True they stop with an error that says so), and where a framework does share out whole batches, such as
+    Accelerate, pass ``rank=0, replicas=1``.
 
     Args:
         labels: (N,) integer identities; tensor, array or sequence.
@@ -51,8 +46,7 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         identities: P, the identities in a batch; 8 as in CIFT and AGW.
         per_modality: K, the images of an identity in each modality; 4 as in CIFT and AGW.
         batches: batches per epoch *on each rank*. By default the images of the larger modality, divided by P·K and by
-            ``replicas`` and rounded up: each of them is seen about once, exactly once if all identities have as
-            many and the divisions leave no remainder.
+            ``replicas`` and rounded up: each of them is seen about once.
         seed: of the sampler's own generator; neither NumPy's nor PyTorch's global state is used.
         rank: this process, 0 … replicas - 1. Goes with ``replicas``.
         replicas: number of processes.
@@ -98,10 +92,8 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         counts = np.stack([np.bincount(index[mode == m], minlength=len(ids)) for m in range(2)])
         complete = counts.min(0) > 0
         if complete.sum() < self.identities:
-            raise ValueError(
-                f"identities must be at most {complete.sum()}, the number with images of both modalities "
-                f"(of {len(ids)} in all), got {identities}"
-            )
+            most = f"{complete.sum()}, the number with images of both modalities (of {len(ids)} in all)"
+            raise ValueError(f"identities must be at most {most}, got {identities}")
         self.left_out: np.ndarray = ids[~complete]
         self._counts = counts[:, complete].ravel()  # group = modality * C + identity
         self._starts = np.cumsum(self._counts) - self._counts

@@ -4,6 +4,7 @@ All randomness comes from PyTorch's global CPU generator, on any device, so ``to
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import overload
 
 import numpy as np
@@ -178,9 +179,10 @@ class TrainAugmentation(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.padding = check_size("size", size), check_count("padding", padding, minimum=0, maximum=2**30)
-        names = ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared")
-        values = (flip, erasing, grayscale, exchange_visible, exchange_infrared)
-        flip, erasing, grayscale, exchange_visible, exchange_infrared = map(check_fraction, names, values)
+        flip, erasing = check_fraction("flip", flip), check_fraction("erasing", erasing)
+        grayscale = check_fraction("grayscale", grayscale)
+        visible = check_fraction("exchange_visible", exchange_visible)
+        infrared = check_fraction("exchange_infrared", exchange_infrared)
         if not isinstance(erasing_area, Sequence) or len(erasing_area) != 2:
             raise ValueError(f"erasing_area must be (low, high), got {erasing_area!r}")
         low, high = (check_fraction(f"erasing_area[{i}]", erasing_area[i], zero=False) for i in range(2))
@@ -188,16 +190,13 @@ class TrainAugmentation(nn.Module):
             raise ValueError(f"erasing_area must be (low, high) with 0 < low <= high <= 1, got {erasing_area!r}")
         erasing_aspect = check_fraction("erasing_aspect", erasing_aspect, zero=False)
         check_option("exchange", exchange, ("caj", "none"))
-        check_skeleton(skeleton)
-        self.skeleton = skeleton
+        self.skeleton = check_skeleton(skeleton)
         self.normalize = EvalTransform(mean=mean, std=std)
         self.grayscale = _kornia("RandomGrayscale", p=grayscale) if grayscale else None
         self.flip = _kornia("RandomHorizontalFlip", p=flip) if flip else None
         ratio = (erasing_aspect, 1 / erasing_aspect)
         self.erasing = _kornia("RandomErasing", p=erasing, scale=(low, high), ratio=ratio) if erasing else None
-        self.exchange = (
-            ChannelExchange(visible=exchange_visible, infrared=exchange_infrared) if exchange == "caj" else None
-        )
+        self.exchange = ChannelExchange(visible=visible, infrared=infrared) if exchange == "caj" else None
 
     @overload
     def forward(self, images: Tensor, modality: Tensor) -> Tensor: ...
@@ -247,16 +246,8 @@ class TrainAugmentation(nn.Module):
             images = self.exchange(images, modality)
         if keypoints is None:
             return images
-        if keypoints.ndim == 4:
-            return images, move_heatmaps(
-                keypoints,
-                image_size=image_size,
-                corner=corner,
-                size=self.size,
-                flipped=flipped,
-                skeleton=self.skeleton,
-            )
-        return images, move_keypoints(keypoints, corner=corner, size=self.size, flipped=flipped, skeleton=self.skeleton)
+        move = partial(move_heatmaps, image_size=image_size) if keypoints.ndim == 4 else move_keypoints
+        return images, move(keypoints, corner=corner, size=self.size, flipped=flipped, skeleton=self.skeleton)
 
 
 def _random_crop(images: Tensor, size: tuple[int, int], padding: int) -> tuple[Tensor, Tensor]:

@@ -230,9 +230,7 @@ class G2DASettings(Settings):
         check_option("ablation", self.ablation, G2DA_ROWS)
         row = list(G2DA_ROWS).index(self.ablation)
         network = build_backbone(self.backbone, self.weights)
-        heads = self.heads
-        if heads is None:
-            heads = 3 if isinstance(network, SmallBackbone) else 4
+        heads = (3 if isinstance(network, SmallBackbone) else 4) if self.heads is None else self.heads
         if self.two_stream and isinstance(network, SmallBackbone):
             network = TwoStream.from_sequential(network, shared_from="refinements")
         elif self.two_stream:

@@ -1,7 +1,7 @@
 """Recipes: how a model is trained, in plain values, and the optimizer and the schedule that follow from them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -83,21 +83,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         # Plain values: lists, as JSON has them, become tuples, and NumPy's numbers Python's.
-        object.__setattr__(self, "size", check_size("size", self.size))
-        for name in ("milestones", "erasing_area"):
-            object.__setattr__(self, name, tuple(check_number(name, x) for x in getattr(self, name)))
+        def keep(check: Callable[..., object], *names: str, **options: Any) -> None:
+            for name in names:
+                object.__setattr__(self, name, check(name, getattr(self, name), **options))
+
+        keep(check_size, "size")
+        keep(lambda name, values: tuple(check_number(name, x) for x in values), "milestones", "erasing_area")
+        keep(check_count, "epochs", "seed", *["padding"] * (self.padding is not None), minimum=0)
+        keep(check_count, "identities", "per_modality", *["batches"] * (self.batches is not None))
+        keep(check_at_least_zero, "lr", "momentum", "weight_decay", "gamma", "warmup")
+        keep(check_fraction, "flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared")
+        keep(check_fraction, "erasing_aspect", zero=False)
         shares = {key: check_at_least_zero(f"lr_shares[{key!r}]", x) for key, x in dict(self.lr_shares).items()}
         object.__setattr__(self, "lr_shares", shares)
-        for name, minimum in (("epochs", 0), ("seed", 0), ("identities", 1), ("per_modality", 1)):
-            object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
-        for name, minimum in (("batches", 1), ("padding", 0)):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_count(name, getattr(self, name), minimum=minimum))
-        for name in ("lr", "momentum", "weight_decay", "gamma", "warmup"):
-            object.__setattr__(self, name, check_at_least_zero(name, getattr(self, name)))
-        for name in ("flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared"):
-            object.__setattr__(self, name, check_fraction(name, getattr(self, name)))
-        object.__setattr__(self, "erasing_aspect", check_fraction("erasing_aspect", self.erasing_aspect, zero=False))
         check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_option("schedule", self.schedule, ("cosine", "steps", "constant"))
         if not all(0 < share < 1 for share in self.milestones):
