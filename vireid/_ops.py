@@ -3,6 +3,7 @@
 import copy
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -36,7 +37,7 @@ def normalize_rows(x: Tensor) -> Tensor:
 
 def scale_to_1(x: Tensor) -> Tensor:
     """Scale the rows of ``x`` (…, d) to a largest magnitude of 1; a zero row stays zero."""
-    largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(*x.shape[:-1], 1)
+    largest = largest_entries(x.detach())
     return x / torch.where(largest > 0, largest, 1)
 
 
@@ -62,8 +63,8 @@ def scale_rows(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def largest_entries(x: Tensor) -> Tensor:
-    """Return the largest magnitude (N, 1) of each row of ``x`` (N, d), 0 without entries."""
-    return torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True)) if x.shape[1] else x.new_zeros(len(x), 1)
+    """Return the largest magnitude (…, 1) of each row of ``x`` (…, d), 0 without entries."""
+    return torch.maximum(x.amax(-1, True), -x.amin(-1, True)) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
 
 
 def repeated_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +75,8 @@ def repeated_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
 
     def bits(rows: Tensor) -> Tensor:
-        rows = at_least_float32(rows)
-        largest = largest_entries(rows)
-        return (rows / torch.where(largest > 0, largest, 1)).add_(0).view(_BITS[rows.dtype][0])  # -0 is 0
+        scaled = scale_to_1(at_least_float32(rows))
+        return scaled.add_(0).view(_BITS[scaled.dtype][0])  # -0 is 0
 
     step = max(1, 2 ** (18 if x.device.type == "cpu" else 25) // max(1, x.shape[1]))  # fits a cache, or fills a GPU
     sums = torch.cat([bits(part).sum(1) for part in x.split(step)])
@@ -110,31 +110,31 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 
     The matrix product is avoided: its cancellation exceeds the distance of rows that nearly coincide.
     """
-    mode = "donot_use_mm_for_euclid_dist"
-    distance = torch.cdist(x, y, compute_mode=mode)
-    scale = 1.0 if _is_usual(distance) else into_range(x, y)
-    return distance if scale == 1 else torch.cdist(x * scale, y * scale, compute_mode=mode) / scale
+    return _of_any_size(partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist"), x, y)
 
 
 def norms(x: Tensor) -> Tensor:
     """Compute the lengths (N,) of the rows of ``x`` (N, d), with gradient 0 at length 0, as `euclidean` does."""
-    length = torch.linalg.vector_norm(x, dim=1)
-    scale = 1.0 if _is_usual(length) else into_range(x)
-    return length if scale == 1 else torch.linalg.vector_norm(x * scale, dim=1) / scale
+    return _of_any_size(partial(torch.linalg.vector_norm, dim=1), x)
 
 
-def _is_usual(distance: Tensor) -> bool:
-    """Return whether the largest ``distance`` is finite and not tiny, or not free to read: fewer numbers than rows."""
-    return not values_are_free(distance) or not distance.numel() or 1e-12 < distance.detach().amax().item() < math.inf
+def _of_any_size(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Compute lengths; again, with the tensors brought `into_range`, if the largest is tiny or infinite."""
+    length = compute(*tensors)
+    if not values_are_free(length) or not length.numel() or 1e-12 < length.detach().amax().item() < math.inf:
+        return length  # it has fewer numbers to read than the tensors
+    scale = into_range(*tensors)
+    return length if scale == 1 else compute(*(x * scale for x in tensors)) / scale
 
 
-def into_range(*tensors: Tensor, dtype: torch.dtype | None = None) -> float:
+def into_range(*tensors: Tensor, dtype: torch.dtype | None = None, wait: bool = False) -> float:
     """Return a power of two that takes the largest magnitude to where sums of squares neither overflow nor vanish.
 
-    1 if it is there, not finite or 0, and wherever reading it would cost: not `values_are_free`. Then rows have to be
-    about 1e-19 to 1e19 long in float32, and 1e-150 to 1e150 in float64. ``dtype`` is that of the sums, if another.
+    1 if it is there, not finite or 0, and, without ``wait``, wherever reading it would cost: not `values_are_free`.
+    Then rows have to be about 1e-19 to 1e19 long in float32, and 1e-150 to 1e150 in float64. ``dtype`` is that of the
+    sums, if another.
     """
-    if not values_are_free(tensors[0]):
+    if not (wait or values_are_free(tensors[0])):
         return 1.0
     ends = [end for x in tensors if x.numel() for end in x.detach().aminmax()]
     largest = max((abs(end.item()) for end in ends), default=0.0)
@@ -160,42 +160,37 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
 def evaluated(module: nn.Module) -> nn.Module:
     """Return ``module`` in evaluation mode: itself if it is, else a copy that shares its tensors and leaves it alone.
 
-    So threads may evaluate a module while it is trained. The modules are new objects, and references from one to
-    another lead to the copies; all else is shared. What a forward pass assigns to an attribute stays in the copy. A
-    part that `torch.compile` has wrapped runs as it would without.
+    So threads may evaluate a module while it is trained. Modules and the lists, dicts, partials and methods that they
+    hold are new, and lead to the copies; all else is shared. What a forward pass assigns to an attribute stays in the
+    copy. A part that `torch.compile` has wrapped runs as it would without.
     """
     parts = list(module.modules())
     if not any(part.training for part in parts):
         return module
-    copies: dict[int, nn.Module | None] = dict.fromkeys(map(id, parts))
+    copies: dict[int, Any] = dict.fromkeys(map(id, parts))
 
     def copied(value: Any) -> Any:
         if isinstance(value, nn.Module) and id(value) in copies:
             return copies[id(value)] or copied_module(value)
         if isinstance(value, MethodType):
-            owner = copied(value.__self__)
-            return value if owner is value.__self__ else MethodType(value.__func__, owner)
+            return MethodType(value.__func__, copied(value.__self__))
         if type(value) is partial:
             return partial(copied(value.func), *map(copied, value.args), **copied(value.keywords))
         if type(value) in (list, tuple):
-            entries = type(value)(map(copied, value))
-            return value if all(a is b for a, b in zip(entries, value, strict=True)) else entries
+            return type(value)(map(copied, value))
         if type(value) in (dict, OrderedDict):
-            items = type(value)((key, copied(item)) for key, item in value.items())
-            return value if all(items[key] is value[key] for key in value) else items
+            return type(value)((key, copied(item)) for key, item in value.items())
         return value
 
-    def copied_module(part: nn.Module) -> nn.Module:
-        twin: nn.Module
+    def copied_module(part: nn.Module) -> Any:
         if isinstance(part, torch.jit.ScriptModule):
-            twin = copies[id(part)] = copy.deepcopy(part).eval()
+            copies[id(part)] = copy.deepcopy(part).eval()
         elif "_orig_mod" in part._modules:  # compiled code is bound to the original
-            twin = copies[id(part)] = copied(part._modules["_orig_mod"])
+            copies[id(part)] = copied(part._modules["_orig_mod"])
         else:
             twin = copies[id(part)] = object.__new__(type(part))
             twin.__dict__.update({name: copied(value) for name, value in part.__dict__.copy().items()})
             twin.__dict__.update(training=False, _compiled_call_impl=None)
-        return twin
+        return copies[id(part)]
 
-    result: nn.Module = copied(module)
-    return result
+    return copied(module)

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.speed.measure import announce, figures, measure_in_turns, options_parser, parse, save, show
 from vireid.neighbors import ApproximateIndex, NeighborGraph, recall, topk
-from vireid.neighbors._exact import prepare, search
+from vireid.neighbors._exact import search
+from vireid.neighbors._scores import prepare
 
 MODULE = "benchmarks.speed.neighbors"
 SEED, BLOCK_BYTES = 0, 2**25

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from reference import neighbors as oracle
 from vireid._files import save_arrays
 from vireid.neighbors import NeighborGraph, _exact, graph
+from vireid.neighbors._scores import prepare
 
 
 def same(a, b):
@@ -73,7 +74,7 @@ def test_extending_in_steps_equals_building_in_every_dtype(dtype):
     assert same(grown, whole)
     assert grown.values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     again = grown.rows  # grown along, not made anew
-    fresh = _exact.prepare(x, "cosine", grown.values.dtype, gallery=True)
+    fresh = prepare(x, "cosine", grown.values.dtype, gallery=True)
     assert all(torch.equal(a, b) for a, b in zip(again, fresh, strict=True))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reference import neighbors as oracle
 from vireid.neighbors import _exact as neighbors
-from vireid.neighbors import _scores, topk
+from vireid.neighbors import _scores, _topk, topk
 
 METRICS = ("cosine", "euclidean", "dot")
 BACKENDS = ("torch", "faiss")
@@ -125,13 +125,13 @@ def test_a_low_precision_product_is_noticed(monkeypatch):
     r = torch.Generator().manual_seed(6)
     q, g = torch.randn(60, 8, generator=r), torch.randn(4000, 8, generator=r)
     wanted = topk(q, g, 5)
-    prepare = neighbors.prepare
+    prepare = _topk.prepare
 
     def coarse(*args, **settings):
         rows = prepare(*args, **settings)
         return rows._replace(proposal=(rows.proposal * 32).round() / 32)
 
-    monkeypatch.setattr(neighbors, "prepare", coarse)
+    monkeypatch.setattr(_topk, "prepare", coarse)
     monkeypatch.setattr(neighbors, "PAD", 1)
     got = topk(q, g, 5)
     assert torch.equal(got[0], wanted[0])

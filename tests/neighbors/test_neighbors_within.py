@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from reference import neighbors as oracle
 from vireid.neighbors import _exact as module
 from vireid.neighbors import topk
-from vireid.neighbors._exact import neighbors_within, prepare, search
+from vireid.neighbors._exact import neighbors_within, search
+from vireid.neighbors._scores import prepare
 
 
 def rows(x, gallery=True):

@@ -557,10 +557,7 @@ def test_queries_and_gallery_of_different_precision_are_compared_in_the_higher_o
 @pytest.mark.parametrize("kind", [H2FT, GFT])
 @pytest.mark.parametrize(
     ("dtype", "power"),
-    [
-        *((torch.float32, power) for power in (64, 120, -100)),
-        *((torch.float64, power) for power in (500, 1000, -500, -1000)),
-    ],
+    [(torch.float32, 64), (torch.float32, 120), (torch.float32, -100), (torch.float64, 190), (torch.float64, -190)],
     ids=str,
 )
 def test_distances_do_not_depend_on_the_unit_of_the_features(kind, dtype, power):
@@ -568,10 +565,9 @@ def test_distances_do_not_depend_on_the_unit_of_the_features(kind, dtype, power)
     module = kind(6, k=3, value=nn.Identity())
     tolerance = {"rtol": 0, "atol": 64 * torch.finfo(dtype).eps}
     assert_close(module.distance(q * unit, g * unit), module.distance(q, g), **tolerance)
-    if abs(power) > 200:
-        for call in (lambda: module.distance(q * 2.0**-500, g), lambda: module.embed("query", q * unit)):
-            with pytest.raises(ValueError, match=r"query must have entries from 2\*\*-200 to"):
-                call()
+    if dtype == torch.float64:
+        with pytest.raises(ValueError, match=r"query must have entries from 2\*\*-200 to"):
+            module.distance(q * unit * unit, g)
 
 
 # -- compilers -----------------------------------------------------------------------------------------------------

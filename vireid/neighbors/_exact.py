@@ -4,7 +4,7 @@ A fast float32 product proposes candidates; their scores are then computed again
 operations whose result depends only on the two rows. A bound on the product's rounding error says for which queries
 that settles the answer; the others (many ties, duplicates, zero rows) score each gallery row it cannot rule out.
 
-Four doors: `prepare` rows, `search` a gallery for queries, `neighbors_within` a set, `rescore` pairs.
+Two doors, for prepared rows: `search` a gallery for queries, and `neighbors_within` a set.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,30 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vireid.neighbors._scores import (
-    Metric,
-    Rows,
-    error_bound,
-    infinity,
-    prepare,
-    products,
-    rescore,
-    score_lists,
-    to_float,
-)
-
-__all__ = [
-    "PAD",
-    "SMALL",
-    "Found",
-    "Rows",
-    "best_per_row",
-    "neighbors_within",
-    "prepare",
-    "rescore",
-    "search",
-    "search_proposed",
-]
+from vireid.neighbors._scores import Metric, Rows, error_bound, infinity, products, rescore, score_lists, to_float
 
 PAD = 8  # candidates beyond k: enough to settle all queries without unusually many near ties
 _BLOCK_BYTES = 2**25  # size of one block of products

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GPU_MAX_K", "flat_proposer", "import_faiss", "on_gpu"]
-
 GPU_MAX_K = 2048  # most neighbors of a search on the GPU (faiss's GPU_MAX_SELECTION_K)
 
 

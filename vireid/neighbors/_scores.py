@@ -15,27 +15,12 @@ from torch import Tensor
 
 from vireid._ops import equalize_columns, has_float64, largest_entries, repeated_rows, rounding, scale_rows
 
-__all__ = [
-    "Metric",
-    "Rows",
-    "at_once",
-    "cosine_distance",
-    "error_bound",
-    "infinity",
-    "prepare",
-    "products",
-    "rescore",
-    "score_lists",
-    "to_float",
-    "to_scores",
-]
-
 Metric = Literal["cosine", "euclidean", "dot"]
 
 Wide: TypeAlias = Any
 """Float64 in a tensor or, for a device without, in a NumPy array."""
 
-_INFINITY, _ALL_BUT_SIGN = 0x7FF << 52, 2**63 - 1  # bits of a float64
+_ALL_BUT_SIGN = 2**63 - 1  # bits of a float64
 _FEW = 4  # queries up to which a product on the CPU is bound by reading the gallery
 
 
@@ -200,11 +185,9 @@ def to_scores(x: Tensor) -> Tensor:
     return _stored(_fill(_wide_buffer(tuple(x.shape), x.device), x), x.device)
 
 
-def infinity(scores: Tensor, *, sign: Literal[1, -1] = 1) -> float:
-    """Return what stands for infinity, or minus infinity, among ``scores``."""
-    if scores.is_floating_point():
-        return sign * torch.inf
-    return _INFINITY if sign > 0 else ~_INFINITY
+def infinity(scores: Tensor) -> float:
+    """Return a number above all ``scores``, whose negative is below all."""
+    return torch.inf if scores.is_floating_point() else 0x7FF << 52
 
 
 def _wide_buffer(shape: tuple[int, ...], device: torch.device) -> Wide:

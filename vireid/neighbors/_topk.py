@@ -1,6 +1,5 @@
 """Exact search for the nearest neighbors, for tensors and NumPy arrays."""
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -8,11 +7,10 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
-from vireid.neighbors._exact import PAD, prepare, search, search_proposed
+from vireid._ops import into_range
+from vireid.neighbors._exact import PAD, search, search_proposed
 from vireid.neighbors._faiss import flat_proposer
-from vireid.neighbors._scores import Metric, to_float
-
-__all__ = ["topk"]
+from vireid.neighbors._scores import Metric, prepare, to_float
 
 
 def topk(
@@ -64,13 +62,12 @@ def topk(
     q, g = check_pair(query, gallery)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         scales = _scales(q, g, metric)
-        if scales == (1, 1):
-            values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
-        else:
-            q, g = (x.double() * scale for x, scale in zip((q, g), scales, strict=True))
-            values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+        if scales != (1, 1):
+            q, g = q.double() * scales[0], g.double() * scales[1]
+        values, indices = _topk(q, g, min(k, len(g)), metric, backend, block)
+        if scales != (1, 1):
             values = values / scales[0] / (scales[1] if metric == "dot" else 1)
-            if not bool(values.isfinite().all()):
+            if not values.isfinite().all():
                 raise ValueError(f"query and gallery must have a {metric} value in the range of float64, got infinity")
     return same_kind(values, query), same_kind(indices, query)
 
@@ -97,8 +94,6 @@ def _scales(q: Tensor, g: Tensor, metric: Metric) -> tuple[float, float]:
     """Return powers of two that take float64 rows of extreme size into the range of squares; 1 for all others."""
     if metric == "cosine" or torch.float64 not in (q.dtype, g.dtype):
         return 1, 1  # a cosine does not depend on them, and the squares of smaller types are in range
-    sizes = [float(torch.stack(x.aminmax()).abs().max()) if x.numel() else 0.0 for x in (q, g)]
-    if metric == "euclidean":
-        sizes = [max(sizes)] * 2
-    left, right = (2.0 ** min(1000, -math.frexp(s)[1]) if s and not 1e-60 < s < 1e60 else 1 for s in sizes)
+    groups = [(q,), (g,)] if metric == "dot" else [(q, g)] * 2
+    left, right = (into_range(*group, dtype=torch.float64, wait=True) for group in groups)
     return left, right

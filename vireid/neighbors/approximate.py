@@ -12,17 +12,13 @@ from vireid._checks import (
     check_finite,
     check_option,
     check_tensor,
-    check_values,
     same_kind,
     to_matrix,
     to_tensor,
 )
-from vireid.neighbors._exact import Rows, prepare, rescore
 from vireid.neighbors._faiss import GPU_MAX_K, import_faiss, on_gpu
-from vireid.neighbors._scores import Metric, infinity, to_float
+from vireid.neighbors._scores import Metric, Rows, infinity, prepare, rescore, to_float
 from vireid.neighbors._topk import topk
-
-__all__ = ["ApproximateIndex", "recall"]
 
 _CANDIDATES = 1 << 20  # scored at once
 
@@ -128,7 +124,7 @@ class ApproximateIndex:
         found = found.sort(dim=1).values  # by gallery index, so that a stable sort by score keeps ties in that order
         row = torch.arange(len(found), device=found.device)[:, None].expand_as(found)
         score = rescore(q, self._gallery, row.reshape(-1), found.clamp_min(0).flatten(), self.metric).view_as(found)
-        best = score.masked_fill(found < 0, infinity(score, sign=-1)).sort(dim=1, descending=True, stable=True)
+        best = score.masked_fill(found < 0, -infinity(score)).sort(dim=1, descending=True, stable=True)
         values = to_float(best.values[:, :k], root=self.metric == "euclidean")
         return values, found.gather(1, best.indices[:, :k])
 
@@ -154,7 +150,6 @@ def recall(approximate: Array, exact: Array) -> float:
     found, true = to_tensor("approximate", approximate), to_tensor("exact", exact)
     for name, x in (("approximate", found), ("exact", true)):
         check_tensor(name, x, "Nq k", kind="integer")
-        check_values(name, x)
         if not x.numel():
             raise ValueError(f"{name} must have shape (Nq, k) with at least one entry, got {tuple(x.shape)}")
     if len(found) != len(true):

@@ -12,10 +12,8 @@ from torch.nn.functional import embedding_bag
 from vireid._checks import Array, ArrayT, check_count, check_finite, check_path, check_tensor, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32, has_float64
-from vireid.neighbors._exact import Found, Rows, best_per_row, neighbors_within, prepare, rescore, search
-from vireid.neighbors._scores import error_bound, infinity, to_float, to_scores
-
-__all__ = ["NeighborGraph"]
+from vireid.neighbors._exact import Found, best_per_row, neighbors_within, search
+from vireid.neighbors._scores import Rows, error_bound, infinity, prepare, rescore, to_float, to_scores
 
 _KIND, _VERSION = "vireid neighbor graph", 1
 _PAIRS = 1 << 22  # new neighbors that `extend` collects before it merges them into the lists

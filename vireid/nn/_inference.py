@@ -16,8 +16,8 @@ from torch.nn.functional import embedding_bag
 
 from vireid._ops import equalize_columns, normalize_rows, repeated_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Found, Rows, rescore, search
-from vireid.neighbors._scores import error_bound, products, to_float
+from vireid.neighbors._exact import Found, search
+from vireid.neighbors._scores import Rows, error_bound, products, rescore, to_float
 
 _BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
 _TINY = 1e-30  # below any squared length that is not 0, where the largest of the summed terms is 1 long

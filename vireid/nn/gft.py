@@ -47,7 +47,7 @@ class GFT(FeatureTransfer):
         The group of query q is {q} ∪ other modality. A pair (q, g) stands for the row of gallery image g in that group,
         whose neighbors are the images of g's modality and q.
         """
-        check_batch(values, modality)
+        check_batch("values", values, modality)
         cosine, itself = cosines(values)
         if not self.unbalanced:
             affinity = topk_affinity(cosine, torch.ones_like(itself), itself, self.k, self.tau)

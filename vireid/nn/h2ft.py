@@ -45,7 +45,7 @@ class H2FT(FeatureTransfer):
 
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute A_het over {itself} ∪ other modality and A_hom over the own modality, both (B, B)."""
-        check_batch(values, modality)
+        check_batch("values", values, modality)
         cosine, itself = cosines(values)
         same = modality[:, None] == modality
         het = topk_affinity(cosine, ~same | itself, itself, self.k, self.tau_het)

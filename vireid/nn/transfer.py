@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_finite, check_modality, check_module, check_tensor, check_values
+from vireid._checks import check_count, check_finite, check_modality, check_module, check_tensor
 from vireid._ops import at_least_float32, evaluated, largest_entries, normalize_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, prepare
+from vireid.neighbors._scores import Rows, prepare
 from vireid.nn._inference import PreparedGallery
 from vireid.nn.necks import BNNeck
 
@@ -91,8 +91,7 @@ class FeatureTransfer(nn.Module, ABC):
             ValueError: if a shape is wrong, or, on the CPU, if ``modality`` holds another number.
             TypeError: if ``x`` is not floating point or ``modality`` does not hold integers.
         """
-        check_tensor("x", x, "B d", d=self.dim)
-        _check_modality(modality, x)
+        check_batch("x", x, modality, self.dim)
         values = self.value(x)
         het, hom, gallery_index = self.affinities(values, modality)
         return H2FTOutput(*propagate(het, hom, values), het, hom, values, gallery_index)
@@ -114,7 +113,7 @@ class FeatureTransfer(nn.Module, ABC):
 
         Raises:
             ValueError: if a shape is wrong, the gallery is empty, a feature is not finite or, in float64, out of the
-                range of `embed`; `distance` asks only that the rows' sizes differ by less than 2²⁰⁰.
+                range of `embed`.
             TypeError: if a feature is not floating point.
         """
         with self._inference(query, gallery) as (rows, prepared):
@@ -130,7 +129,7 @@ class FeatureTransfer(nn.Module, ABC):
         Returns:
             (Nq, Ng) in [0, 2]: 1 - cos(f_q, F_G).
         """
-        with self._inference(query, gallery, any_unit=True) as (rows, prepared):
+        with self._inference(query, gallery) as (rows, prepared):
             return prepared.distance(rows)
 
     def embed(self, name: str, x: Tensor) -> Tensor:
@@ -141,45 +140,29 @@ class FeatureTransfer(nn.Module, ABC):
                 or, in float64, the largest entry of a row not 0 and not between 2⁻²⁰⁰ and 2²⁰⁰.
             TypeError: if ``x`` is not floating point.
         """
-        values = self._embed(name, x)
-        _check_range(name, values)
-        return values
-
-    def _embed(self, name: str, x: Tensor) -> Tensor:
         check_tensor(name, x, "N d", d=self.dim)
         own = next(self.value.parameters(), x)
         if x.device != own.device:
             raise ValueError(f"{name} must be on the module's device, {own.device}, got {x.device}")
-        check_values(name, x)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             # without autocast, v takes its own dtype only
             values = at_least_float32(evaluated(self.value)(x.to(own.dtype)))
         check_finite(name, values)
+        # in this range the search leaves rows of float64 as they are
+        if values.dtype == torch.float64 and (torch.frexp(largest_entries(values)).exponent.abs() > 200).any():
+            raise ValueError(f"{name} must have entries from 2**-200 to 2**200 by magnitude, got others")
         return values
 
     @contextmanager
-    def _inference(
-        self, query: Tensor, gallery: Tensor, *, any_unit: bool = False
-    ) -> Iterator[tuple[Rows, PreparedGallery]]:
-        """Yield the rows v(q) and the prepared gallery, in a context without gradient and autocast.
-
-        With ``any_unit``, both may be divided by one power of 2.
-        """
-        q, g = self._embed("query", query), self._embed("gallery", gallery)
+    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Rows, PreparedGallery]]:
+        """Yield the rows v(q) and the prepared gallery, in a context without gradient and autocast."""
+        q, g = self.embed("query", query), self.embed("gallery", gallery)
         if query.device != gallery.device:
             raise ValueError(f"query and gallery must be on one device, got {query.device} and {gallery.device}")
         dtype = torch.promote_types(q.dtype, g.dtype)  # a v without parameters keeps that of its input
-        q, g = q.to(dtype), g.to(dtype)
-        if any_unit and dtype == torch.float64 and len(g):
-            power = -int(torch.frexp(torch.cat([largest_entries(x) for x in (q, g)]).max()).exponent)
-            if abs(power) > 100:
-                for half in (power // 2, power - power // 2):  # the whole may overflow
-                    q, g = q * 2.0**half, g * 2.0**half
-        _check_range("query", q)
-        _check_range("gallery", g)
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            rows = prepare(q, "cosine", q.dtype, gallery=False)
-            yield rows, self.prepare_gallery(NeighborGraph.build(g, self.k))
+            rows = prepare(q.to(dtype), "cosine", dtype, gallery=False)
+            yield rows, self.prepare_gallery(NeighborGraph.build(g.to(dtype), self.k))
 
 
 def propagate(het: Tensor, hom: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,19 +173,9 @@ def propagate(het: Tensor, hom: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
         return query, query if hom is het else (hom @ v).to(values.dtype)
 
 
-def check_batch(values: Tensor, modality: Tensor) -> None:
-    """Raise unless ``values`` are (B, d) and ``modality`` (B,) holds the codes of their images."""
-    check_tensor("values", values, "B d")
-    _check_modality(modality, values)
-
-
-def _check_range(name: str, x: Tensor) -> None:
-    """Raise unless the search, which scales rows of float64 that are out of this range, leaves ``x`` as it is."""
-    if x.dtype == torch.float64 and (torch.frexp(largest_entries(x)).exponent.abs() > 200).any():
-        raise ValueError(f"{name} must have entries from 2**-200 to 2**200 by magnitude, got others")
-
-
-def _check_modality(modality: Tensor, rows: Tensor) -> None:
+def check_batch(name: str, rows: Tensor, modality: Tensor, dim: int | str = "d") -> None:
+    """Raise unless ``rows`` are (B, ``dim``) and ``modality`` (B,) holds the codes of their images."""
+    check_tensor(name, rows, f"B {dim}")
     check_tensor("modality", modality, "B", kind="integer", B=rows.shape[0])  # `len` would fix B in an export
     check_modality("modality", modality)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import Array, check_count, check_finite, check_option, to_integers, to_matrix
+from vireid._checks import Array, check_count, check_finite, check_modality, check_option, to_integers, to_matrix
 from vireid.data.features import Features
-from vireid.metrics import RankMetrics, rank_metrics
+from vireid.metrics import rank_metrics
 from vireid.neighbors._scores import cosine_distance
 from vireid.protocols._report_row import Parameter, check_text
 from vireid.protocols.names import Direction, dataset_name
@@ -116,7 +116,16 @@ class Protocol:
                     cmc_over=self._cmc_over,
                 )
             )
-        return _make_report(self.name, self.direction, results, rerank, features_name, rerank_name)
+        name, uses, parameters = _describe(rerank)
+        return Report.from_metrics(
+            results,
+            self.name,
+            direction=self.direction,
+            features_name=features_name,
+            rerank_name=name if rerank_name is None else rerank_name,
+            uses=uses,
+            parameters=parameters,
+        )
 
     def query(self, modality: Array | None = None, cameras: Array | None = None) -> Tensor:
         """Return the indices (Nq,), on the CPU, of the query images, in the order given.
@@ -192,10 +201,7 @@ class Protocol:
                 strided = isinstance(x, np.ndarray) or (isinstance(x, Tensor) and not x.is_nested)
                 length = len(x) if strided and x.ndim else 0
             arrays[name] = _integers(name, x, length)
-        codes = np.unique(arrays["modality"]).tolist()
-        if not {VISIBLE, INFRARED}.issuperset(codes):
-            hint = "vireid.modality(x, visible=…, infrared=…) converts other codes"
-            raise ValueError(f"modality must be {VISIBLE} (visible) or {INFRARED} (infrared), got {codes}; {hint}")
+        check_modality("modality", torch.from_numpy(arrays["modality"]))
         if len(self._cameras):
             unknown = np.setdiff1d(arrays["cameras"], self._cameras)
             if len(unknown):
@@ -277,27 +283,6 @@ def compare(query: Tensor, gallery: Tensor, rerank: Rerank | None = None) -> Ten
         return distance.to(query.device)
     with torch.autocast(query.device.type, enabled=False):
         return cosine_distance(query, gallery)
-
-
-def _make_report(
-    dataset: str,
-    direction: Direction,
-    results: Sequence[RankMetrics],
-    rerank: Rerank | None,
-    features_name: str,
-    rerank_name: str | None,
-) -> Report:
-    """Return the report of one row; ``results`` are one per trial, all of the same queries."""
-    name, uses, parameters = _describe(rerank)
-    return Report.from_metrics(
-        results,
-        dataset,
-        direction=direction,
-        features_name=features_name,
-        rerank_name=name if rerank_name is None else rerank_name,
-        uses=uses,
-        parameters=parameters,
-    )
 
 
 def _describe(rerank: Rerank | None) -> tuple[str, str, dict[str, Parameter]]:

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_pair, same_kind
-from vireid.neighbors._exact import Rows, prepare
-
-__all__ = ["blocks", "collect", "joined", "nearest_first", "uses"]
+from vireid.neighbors._scores import Rows, prepare
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -8,18 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Sparse",
-    "accumulate",
-    "from_coo",
-    "mean_of_rows",
-    "parts",
-    "product",
-    "reciprocal",
-    "rows_of",
-    "subtract_product",
-]
-
 _ENTRIES = 2**19  # per block: few enough for a cache, enough to keep a GPU busy
 _DENSE = 64  # terms of a matrix product, zeros included, that cost as much as one term added by its index
 

@@ -9,13 +9,11 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid._ops import equalize_columns, rounding
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import SMALL, Rows, neighbors_within, prepare, rescore, search
-from vireid.neighbors._scores import products, to_float
+from vireid.neighbors._exact import SMALL, neighbors_within, search
+from vireid.neighbors._scores import Rows, prepare, products, rescore, to_float
 from vireid.rerank._blocks import blocks, uses
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
-
-__all__ = ["AIM", "AIM_SETTINGS", "aim"]
 
 Variant = Literal["paper", "released"]
 
@@ -125,8 +123,7 @@ def aim(
         >>> aim(torch.tensor([[1.0, 0.0]]), gallery, k1=2, k2=1).round(decimals=2)  # 1 - A - (1.0 Ã_0 + 0.6 Ã_1)
         tensor([[-1.0000, -0.8000,  0.5200]])
     """
-    if not isinstance(use_query_relations, bool):
-        raise TypeError(f"use_query_relations must be a bool, got {use_query_relations!r}")
+    check_option("use_query_relations", use_query_relations, (False, True))
     ranker = AIM(k1=k1, k2=k2, variant=variant)
     if not use_query_relations:
         return ranker(query, gallery)

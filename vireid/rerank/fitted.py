@@ -14,10 +14,8 @@ from vireid._checks import Array, ArrayT, check_count, check_finite, check_pair,
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import repeated_rows
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, prepare
+from vireid.neighbors._scores import Rows, prepare
 from vireid.rerank._blocks import blocks, nearest_first
-
-__all__ = ["GalleryReranker"]
 
 _VERSION = 1
 
@@ -39,7 +37,7 @@ class GalleryReranker(ABC):
     """Data that a ranking depends on besides the query; reports print it."""
 
     _fitted: Self | None = None  # a copy of the object that holds what was fitted; only such a copy has a `_graph`
-    _graph: NeighborGraph | None = None
+    _graph: NeighborGraph
     _repeated: tuple[Tensor, Tensor]  # gallery rows of equal directions, as of `repeated_rows`
     _neighbors: int
     """Number of neighbors needed of each gallery image, the image itself included."""
@@ -68,13 +66,11 @@ class GalleryReranker(ABC):
         Raises:
             RuntimeError: before `fit`.
         """
-        graph = self._state()._graph
-        assert graph is not None
-        return graph
+        return self._state()._graph
 
     def _state(self) -> Self:
         """Return the copy that `_distance` and all else about the fitted gallery is called on."""
-        state = self if self._graph is not None else self._fitted
+        state = self if hasattr(self, "_graph") else self._fitted
         if state is None:
             raise RuntimeError(f"{type(self).__name__} must be fitted first: call fit(gallery)")
         return state

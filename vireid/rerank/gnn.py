@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
-from vireid.neighbors._exact import Rows, neighbors_within
+from vireid.neighbors._exact import neighbors_within
+from vireid.neighbors._scores import Rows
 from vireid.rerank._blocks import collect, joined, uses
 from vireid.rerank._sparse import Sparse, accumulate, from_coo, parts, product, rows_of
-
-__all__ = ["gnn"]
 
 _ENTRIES = 2**23  # of the last layer's rows per block
 _WIDTH = 16  # queries per block on the CPU: a row of a block fills one line of the cache

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_finite, check_pair, same_kind
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows
+from vireid.neighbors._scores import Rows
 from vireid.nn.h2ft import H2FT
 from vireid.nn.transfer import FeatureTransfer
 from vireid.rerank._blocks import uses
 from vireid.rerank.fitted import GalleryReranker
-
-__all__ = ["AfterTransfer", "GraphTransfer", "graph_transfer"]
 
 
 class GraphTransfer(GalleryReranker):

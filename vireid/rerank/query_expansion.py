@@ -6,12 +6,10 @@ from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_at_least_zero, check_count
 from vireid._ops import equalize_columns, normalize_rows
-from vireid.neighbors._exact import Rows, search
-from vireid.neighbors._scores import products, to_float
+from vireid.neighbors._exact import search
+from vireid.neighbors._scores import Rows, products, to_float
 from vireid.rerank._blocks import uses
 from vireid.rerank.fitted import GalleryReranker
-
-__all__ = ["QueryExpansion", "query_expansion"]
 
 
 class QueryExpansion(GalleryReranker):

@@ -6,12 +6,11 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_fraction
 from vireid._ops import equalize_columns
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import Rows, search
+from vireid.neighbors._exact import search
+from vireid.neighbors._scores import Rows
 from vireid.rerank._blocks import uses
 from vireid.rerank._sparse import Sparse, reciprocal, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
-
-__all__ = ["SIM", "sim"]
 
 
 class SIM(GalleryReranker):
