@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from vireid.metrics import rank_metrics
-from vireid.protocols import SYSUMM01, RegDB, Report, ReportRow, _report_file
+from vireid.protocols import SYSUMM01, RegDB, Report, ReportRow
 from vireid.protocols import _report_row as module
 from vireid.protocols.report import METRICS, QueryResults
 
@@ -334,18 +334,21 @@ def spoiled(change, per_query=True):
         (spoiled(lambda r: r.pop("uses")), "'uses' is missing"),
         (spoiled(lambda r: r.update(rerank=None)), "'rerank' must not be null"),
         (spoiled(lambda r: r.update(parameters=[])), "'parameters' must not be"),
-        (spoiled(lambda r: r.update(parameters={"k1": [4]})), "'parameters' must hold only numbers and text"),
+        (spoiled(lambda r: r.update(parameters={"k1": [4]})), r"parameters must be numbers or str, got k1=\[4\]"),
         (spoiled(lambda r: r.update(trials=2)), "'per_trial' must hold the values of 2 trials, got 1"),
-        (spoiled(lambda r: r.update(per_trial=[], trials=0)), "'per_trial' must hold the values of 0 trials, got 0"),
+        (
+            spoiled(lambda r: r.update(per_trial=[], trials=0, queries=None)),
+            "trials and cmcs must hold one or more, got 0",
+        ),
         (spoiled(lambda r: r["per_trial"][0].pop("mAP")), "'mAP' is missing"),
-        (spoiled(lambda r: r["per_trial"][0].update(mAP="12")), "'mAP' must not be \"12\""),
-        (spoiled(lambda r: r["per_trial"][0].update(mAP=True)), "'mAP' must hold one number or more, got .*true"),
+        (spoiled(lambda r: r["per_trial"][0].update(mAP="12")), "mAP must be a number, got '12'"),
+        (spoiled(lambda r: r["per_trial"][0].update(mAP=True)), "mAP must be a number, got True"),
         (spoiled(lambda r: r["per_trial"][0].update(mAP=math.nan)), "expected a finite number, got NaN"),
-        (spoiled(lambda r: r["per_trial"][0].update(mAP=10**400)), "too large"),
-        (spoiled(lambda r: r.update(cmc=[])), "'cmc' must hold one number or more, got "),
-        (spoiled(lambda r: r.update(cmc=[0.5, "1"])), "'cmc' must hold one number or more, got "),
-        (spoiled(lambda r: r.update(uses="magic")), "'uses' must be one of 'query', .* got 'magic'"),
-        (spoiled(lambda r: r.update(direction="up")), "'direction' must be one of .* got 'up'"),
+        (spoiled(lambda r: r["per_trial"][0].update(mAP=10**400)), "mAP must be a number within float64"),
+        (spoiled(lambda r: r.update(cmc=[])), "cmcs must be curves of one finite number or more"),
+        (spoiled(lambda r: r.update(cmc=[0.5, "1"])), "cmcs must be curves of one finite number or more"),
+        (spoiled(lambda r: r.update(uses="magic")), "uses must be one of 'query', .* got 'magic'"),
+        (spoiled(lambda r: r.update(direction="up")), "direction must be one of .* got 'up'"),
         (spoiled(lambda r: r.update(queries=[12, 12])), "'queries' must hold 1 number, got "),
         (spoiled(lambda r: r.update(valid_queries=["12"])), "'valid_queries' must hold 1 number, got "),
         *(
@@ -379,13 +382,6 @@ def test_files_that_hold_no_report_are_named(text, fault, tmp_path):
         Report.load(path)
 
 
-def test_a_file_too_large_is_refused(tmp_path, monkeypatch):
-    regdb(0).save(tmp_path / "r.json")
-    monkeypatch.setattr(_report_file, "_JSON_BYTES", 100)
-    with pytest.raises(ValueError, match=r"must be a report saved as JSON, .*: must be of at most 100 bytes, got "):
-        Report.load(tmp_path / "r.json")
-
-
 def test_other_files_and_folders_are_named(tmp_path):
     path = tmp_path / "r.json"
     path.write_bytes(b"\xff\xfe\x00")
@@ -395,46 +391,6 @@ def test_other_files_and_folders_are_named(tmp_path):
         Report.load(tmp_path / "no.json")
     with pytest.raises(FileNotFoundError, match=r"path must be a saved report, got .*: is a folder"):
         Report.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (lambda r: r.rows[0].interval("map"), ValueError, "metric must be one of 'rank1', .* got 'map'"),
-        (lambda r: r.rows[0].interval(level=95), ValueError, "level must be between 0 and 1, got 95"),
-        (lambda r: r.rows[0].interval(level=math.nan), ValueError, "level must be between 0 and 1, got nan"),
-        (lambda r: r.rows[0].interval(resamples=0), ValueError, "resamples must be at least 1, got 0"),
-        (lambda r: r.rows[0].interval(resamples=10.0), TypeError, "resamples must be an integer, got 10.0"),
-        (lambda r: r.rows[0].interval(seed=-1), ValueError, "seed must be at least 0, got -1"),
-        (lambda r: r.rows[0].to_latex(["map"]), ValueError, "metrics must be one of 'rank1'"),
-        (lambda r: r.to_latex(["map"]), ValueError, "metrics must be one of 'rank1'"),
-        (lambda r: r.to_latex("mAP"), TypeError, "metrics must be a sequence of names, got 'mAP'"),
-        (lambda r: r.save("r.csv", per_query=True), ValueError, "per_query must be False unless path ends in .json"),
-        (
-            lambda r: QueryResults(np.ones((1, 3)), np.ones((1, 2)), np.ones((1, 3))),
-            ValueError,
-            r"one shape \(T, Nq\), got \(1, 3\), \(1, 2\)",
-        ),
-        (
-            lambda r: QueryResults(np.ones(3), np.ones(3), np.ones(3)),
-            ValueError,
-            r"one shape \(T, Nq\), got \(3,\)",
-        ),
-        (
-            lambda r: QueryResults(np.array([[1], [0]]), np.ones((2, 1)), np.ones((2, 1))),
-            ValueError,
-            "first_match must hold a query with a true match in each trial",
-        ),
-        (
-            lambda r: dataclasses.replace(r.rows[0], queries=(results(2, 3),)),
-            ValueError,
-            "queries must be of the 1 trials, got results of 2",
-        ),
-    ],
-)
-def test_bad_input_is_named(call, error, text):
-    with pytest.raises(error, match=text):
-        call(regdb(0))
 
 
 PLAIN = {"direction": "visible_to_infrared", "features": "x", "rerank": "none", "uses": "query"}
@@ -472,19 +428,6 @@ def test_values_of_numpy_are_saved(tmp_path):
     assert Report.load(tmp_path / "r.json").rows == (row,)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ((3, ()), "dataset must be a str, got 3"),
-        (("x", 3), "rows must be a sequence of ReportRow, got int"),
-        (("x", ["a"]), "rows must be a sequence of ReportRow, got str"),
-    ],
-)
-def test_reports_of_other_things_are_refused(arguments, text):
-    with pytest.raises(TypeError, match=text):
-        Report(*arguments)
-
-
 def ranked(queries=12, seed=0):
     r = np.random.default_rng(seed)
     ids = np.arange(queries) // 2
@@ -516,43 +459,52 @@ def test_trials_of_different_queries_are_told_apart():
     assert row.intervals == (Report.from_metrics(trials[:1]) + Report.from_metrics(trials[1:])).rows[0].intervals
 
 
+ONES = np.ones((1, 3))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda m: Report("SYSU", [m]), TypeError, "got RankMetrics; Report.from_metrics takes RankMetrics"),
-        (lambda m: Report.from_metrics(m), TypeError, "a sequence of RankMetrics, got RankMetrics"),
-        (lambda m: Report.from_metrics("SYSU", [m]), TypeError, "metrics must be a sequence of RankMetrics"),
-        (lambda m: Report.from_metrics([m, 3]), TypeError, "metrics must be a sequence of RankMetrics"),
-        (lambda m: Report.from_metrics(None), TypeError, "metrics must be a sequence of RankMetrics, got NoneType"),
-        (lambda m: Report.from_metrics([]), ValueError, "trials and cmcs must hold one or more"),
-        (lambda m: Report.from_metrics([m], 3), TypeError, "dataset must be a str, got 3"),
-        (lambda m: Report.from_metrics([m], uses="magic"), ValueError, "uses must be one of"),
-        (lambda m: Report.from_metrics([m], direction="up"), ValueError, "direction must be one of"),
-        (lambda m: Report.from_metrics([m], rerank_name=3), TypeError, "rerank_name must be a str, got 3"),
-        (
-            lambda m: Report.from_metrics([m], parameters={"a": math.nan}),
-            ValueError,
-            r"parameters\['a'\] must be finite",
-        ),
-        (lambda m: Report.from_metrics([m]).rows[0].interval(level="a"), TypeError, "level must be a number, got 'a'"),
-        (lambda m: Report.from_metrics([m]).rows[0].to_latex(name=0), TypeError, "name must be a str, got 0"),
-        (lambda m: Report.from_metrics([m]).save(None), TypeError, "path must be a path, got None"),
-        (lambda m: Report.load(5), TypeError, "path must be a path, got 5"),
-        (
-            lambda m: QueryResults(np.ones((1, 3)), np.ones((1, 3)), np.ones((1, 3))),
-            TypeError,
-            "first_match must be an array of integers, got float64",
-        ),
-        (
-            lambda m: QueryResults(np.ones((1, 3), int), [[1.0] * 3], np.ones((1, 3))),
-            TypeError,
-            "average_precision must be an array of floats, got list",
-        ),
+        (lambda r, m: r.rows[0].interval("map"), ValueError, "metric must be one of 'rank1', .* got 'map'"),
+        (lambda r, m: r.rows[0].interval(level=95), ValueError, "level must be between 0 and 1, got 95"),
+        (lambda r, m: r.rows[0].interval(level=math.nan), ValueError, "level must be between 0 and 1, got nan"),
+        (lambda r, m: r.rows[0].interval(level="a"), TypeError, "level must be a number, got 'a'"),
+        (lambda r, m: r.rows[0].interval(resamples=0), ValueError, "resamples must be at least 1, got 0"),
+        (lambda r, m: r.rows[0].interval(resamples=10.0), TypeError, "resamples must be an integer, got 10.0"),
+        (lambda r, m: r.rows[0].interval(seed=-1), ValueError, "seed must be at least 0, got -1"),
+        (lambda r, m: r.rows[0].to_latex(["map"]), ValueError, "metrics must be one of 'rank1'"),
+        (lambda r, m: r.rows[0].to_latex(name=0), TypeError, "name must be a str, got 0"),
+        (lambda r, m: r.to_latex(["map"]), ValueError, "metrics must be one of 'rank1'"),
+        (lambda r, m: r.to_latex("mAP"), TypeError, "metrics must be a sequence of str, got str"),
+        (lambda r, m: r.save("r.csv", per_query=True), ValueError, "per_query must be False unless path ends in .json"),
+        (lambda r, m: QueryResults(ONES, ONES[:, :2], ONES), ValueError, r"one shape \(T, Nq\), got \(1, 3\), \(1, 2"),
+        (lambda r, m: QueryResults(ONES[0], ONES[0], ONES[0]), ValueError, r"one shape \(T, Nq\), got \(3,\)"),
+        (lambda r, m: QueryResults(np.array([[1], [0]]), ONES[:, :2].T, ONES[:, :2].T), ValueError,
+         "first_match must hold a query with a true match in each trial"),
+        (lambda r, m: QueryResults(ONES, ONES, ONES), TypeError, "first_match must be an array of integers, got"),
+        (lambda r, m: QueryResults(ONES.astype(int), [[1.0] * 3], ONES), TypeError,
+         "average_precision must be an array of floats, got list"),
+        (lambda r, m: dataclasses.replace(r.rows[0], queries=(results(2, 3),)), ValueError,
+         "queries must be of the 1 trials, got results of 2"),
+        (lambda r, m: Report(3, ()), TypeError, "dataset must be a str, got 3"),
+        (lambda r, m: Report("x", 3), TypeError, "rows must be a sequence of ReportRow, got int"),
+        (lambda r, m: Report("SYSU", [m]), TypeError, "got RankMetrics; Report.from_metrics takes RankMetrics"),
+        (lambda r, m: Report.from_metrics(m), TypeError, "a sequence of RankMetrics, got RankMetrics"),
+        (lambda r, m: Report.from_metrics("SYSU", [m]), TypeError, "metrics must be a sequence of RankMetrics"),
+        (lambda r, m: Report.from_metrics([m, 3]), TypeError, "metrics must be a sequence of RankMetrics, got int"),
+        (lambda r, m: Report.from_metrics([]), ValueError, "trials and cmcs must hold one or more"),
+        (lambda r, m: Report.from_metrics([m], 3), TypeError, "dataset must be a str, got 3"),
+        (lambda r, m: Report.from_metrics([m], uses="magic"), ValueError, "uses must be one of"),
+        (lambda r, m: Report.from_metrics([m], direction="up"), ValueError, "direction must be one of"),
+        (lambda r, m: Report.from_metrics([m], rerank_name=3), TypeError, "rerank_name must be a str, got 3"),
+        (lambda r, m: Report.from_metrics([m], parameters={"a": math.nan}), ValueError, "parameters.* must be finite"),
+        (lambda r, m: r.save(None), TypeError, "path must be a path, got None"),
+        (lambda r, m: Report.load(5), TypeError, "path must be a path, got 5"),
     ],
-)
-def test_bad_arguments_of_reports_are_named(call, error, text):
+)  # fmt: skip
+def test_bad_arguments_are_named(call, error, text):
     with pytest.raises(error, match=text):
-        call(ranked())
+        call(regdb(0), ranked())
 
 
 def test_csv_leaves_unknown_intervals_empty(tmp_path):

@@ -20,32 +20,26 @@ def read_mat(path: Path, name: str) -> Any:
     Raises:
         ValueError: if there is none, or the file is damaged, of another version, or too large.
     """
-    with open(path, "rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
+    if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"it must be of at most {_MOST_BYTES} bytes")
+    content = path.read_bytes()
     order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(content[124:128])
     if order is None:
         raise ValueError("it is no MATLAB 5.0 MAT-file")
     for kind, data in _elements(content[128:], order):
         if kind == _COMPRESSED:
-            kind, data = next(_elements(_inflated(data), order), (0, b""))
-        if kind == _MATRIX:
-            found, value = _read(data, order, name)
-            if found:
-                return value
+            inflater = zlib.decompressobj()
+            try:
+                inflated = inflater.decompress(data, _MOST_BYTES)
+            except zlib.error as error:
+                raise ValueError(f"it is damaged: {error}") from error
+            if not inflater.eof:
+                raise ValueError(f"it is cut short, or inflates to more than {_MOST_BYTES} bytes")
+            kind, data = next(_elements(inflated, order), (0, b""))
+        value = _read(data, order, name) if kind == _MATRIX else None
+        if value is not None:
+            return value
     raise ValueError(f"it must hold {name}")
-
-
-def _inflated(data: bytes) -> bytes:
-    inflater = zlib.decompressobj()
-    try:
-        content = inflater.decompress(data, _MOST_BYTES)
-    except zlib.error as error:
-        raise ValueError(f"it is damaged: {error}") from error
-    if not inflater.eof:
-        raise ValueError(f"it is cut short, or inflates to more than {_MOST_BYTES} bytes")
-    return content
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -66,23 +60,23 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         start += 4 if small else size if kind == _COMPRESSED else size + -size % 8
 
 
-def _read(data: bytes, order: str, name: str | None = None, depth: int = 0) -> tuple[bool, Any]:
-    """Return whether an array has this ``name``, and its value, which is read only then."""
+def _read(data: bytes, order: str, name: str | None = None, depth: int = 0) -> Any:
+    """Return the value of an array; None if it has not the ``name``."""
     if not data:  # an empty cell
-        return True, np.empty((0, 0))
+        return np.empty((0, 0))
     elements = _elements(data, order)
     (_, flags), (_, sizes), (_, text) = (next(elements, (0, b"")) for _ in range(3))
     if len(flags) != 8 or not sizes or len(sizes) % 4 or depth > 3:
         raise ValueError("it is cut short, or damaged")
     if name is not None and text != name.encode():
-        return False, []
+        return None
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
     if flags[0 if order == "<" else 3] == _CELL:
-        cells = [_read(part, order, depth=depth + 1)[1] for _, part in elements]
+        cells = [_read(part, order, depth=depth + 1) for _, part in elements]
         if len(cells) != math.prod(shape):
             raise ValueError(f"{len(cells)} cells cannot have the shape {shape}")
-        return True, cells
+        return cells
     kind, part = next(elements, (0, b""))
     if not _DTYPES.get(kind):
         raise ValueError(f"it holds an array of type {kind}, which are not numbers")
-    return True, np.frombuffer(part, order + _DTYPES[kind]).reshape(shape, order="F")
+    return np.frombuffer(part, order + _DTYPES[kind]).reshape(shape, order="F")

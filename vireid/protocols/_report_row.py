@@ -97,7 +97,7 @@ class ReportRow:
     uses: str
     trials: tuple[dict[str, float], ...]
     cmcs: tuple[tuple[float, ...], ...]
-    parameters: dict[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
     queries: tuple[QueryResults, ...] = field(default=(), compare=False, repr=False)
     saved_intervals: dict[str, tuple[float, float]] | None = field(default=None, compare=False, repr=False)
     saved_counts: tuple[tuple[int, int], ...] | None = field(default=None, compare=False, repr=False)
@@ -291,9 +291,7 @@ def _finite(name: str, value: object) -> float:
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise unless ``metrics`` are some of `METRICS`."""
-    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
-        raise TypeError(f"metrics must be a sequence of names, got {metrics!r}")
-    for name in metrics:
+    for name in check_all("metrics", metrics, str):
         check_option("metrics", name, METRICS)
 
 

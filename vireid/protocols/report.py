@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from vireid._checks import check_path
-from vireid._files import check_file, check_parent, written_whole
+from vireid._files import check_file, check_parent, parse_json, written_whole
 from vireid.metrics import RankMetrics
-from vireid.protocols._report_file import part, read_json, read_row
+from vireid.protocols._report_file import part, read_row
 from vireid.protocols._report_row import (
     METRICS,
     Parameter,
@@ -92,8 +92,6 @@ class Report:
         check_all("metrics", metrics, RankMetrics)
         check_text("features_name", features_name)
         check_text("rerank_name", rerank_name)
-        if not isinstance(parameters, Mapping | None):
-            raise TypeError(f"parameters must map names to values, got {type(parameters).__name__}")
         trials = tuple(
             {f"rank{r}": 100 * m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": 100 * m.mAP, "mINP": 100 * m.mINP}
             for m in metrics
@@ -108,7 +106,7 @@ class Report:
         queries = tuple(QueryResults(*(np.stack(x) for x in zip(*group, strict=True))) for group in groups)
         uses = ("query" if rerank_name == "none" else "unknown") if uses is None else uses
         names = (direction, features_name, rerank_name, uses)
-        return Report(dataset, (ReportRow(*names, trials, cmcs, dict(parameters or {}), queries),))
+        return Report(dataset, (ReportRow(*names, trials, cmcs, {} if parameters is None else parameters, queries),))
 
     @staticmethod
     def merge(reports: Sequence["Report"]) -> "Report":
@@ -232,7 +230,7 @@ class Report:
         path = check_path("path", path)
         check_file(path, "path must be a saved report")
         try:
-            content = read_json(path)
+            content = parse_json(path.read_text(encoding="utf-8"))
             rows = part(content, "rows", list)
             return Report(part(content, "dataset", str), tuple(read_row(row) for row in rows))
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
