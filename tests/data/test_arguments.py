@@ -42,18 +42,7 @@ WRONG = {
     "integer": (True, np.True_, "3", 2.0, np.float32(2), math.nan, -10, [2], np.array([2]), torch.tensor(2)),
     "fraction": (None, True, "0.5", math.nan, math.inf, -0.1, 1.5, 10**400, 1j, [0.5], torch.tensor(0.5)),
     "size": (
-        None,
-        8,
-        "86",
-        (8,),
-        (8, 6, 3),
-        (8, math.nan),
-        (8.0, 6),
-        (0, 6),
-        (8, -1),
-        (True, 6),
-        ("8", 6),
-        (10**30, 6),
+        *(None, 8, "86", (8,), (8, 6, 3), (8, math.nan), (8.0, 6), (0, 6), (8, -1), (True, 6), ("8", 6), (10**30, 6)),
     ),
     "area": (None, 0.5, "ab", (0.1,), (0.2, 0.1), (0, 0.1), (0.1, math.nan), (0.1, 2), ("0", 1)),
     "statistics": (
@@ -76,14 +65,8 @@ WRONG = {
     "model": (None, True, 3, torch.nn.Linear(1, 1)),
     "images or paths": (None, True, 3, "x", [3], [None], {"x": 1}),
 }
-READER = {
-    "root": "path",
-    "split": "option",
-    "modality": "integer",
-    "size": "size",
-    "keypoints": "path",
-    "max_pixels": "integer",
-}
+READER = dict.fromkeys(("root", "keypoints"), "path") | dict.fromkeys(("modality", "max_pixels"), "integer")
+READER |= {"split": "option", "size": "size"}
 PROBABILITIES = dict.fromkeys(("visible", "infrared"), "fraction")
 STATISTICS = dict.fromkeys(("mean", "std"), "statistics")
 MOVES = {"corner": "corner", "size": "size", "flipped": "flipped", "skeleton": "skeleton"}
@@ -188,8 +171,9 @@ def test_integers_of_numpy_are_those_of_python(kind, regdb, tmp_path):
     root = generate_synthetic(tmp_path / "a", identities=four, images_per_camera=one, size=side, seed=one)
     # The very same call, as the manifest says.
     assert generate_synthetic(root, identities=4, images_per_camera=1, size=(32, 16), seed=1) == root
-    data = RegDBDataset(regdb, trial=one, modality=one, size=side)
+    data = RegDBDataset(regdb, trial=one, modality=one, size=side, max_pixels=kind(99))
     assert (type(data.trial), data.size, set(data.modality.tolist())) == (int, (32, 16), {1})
+    assert data[0].image.shape == (3, 32, 16)
     augment = TrainAugmentation(side, padding=kind(2), flip=np.float32(0.5), mean=np.zeros(3), std=torch.ones(3))
     assert augment(torch.zeros(2, 3, 32, 16), torch.tensor([0, 1])).shape == (2, 3, 32, 16)
     assert repr(augment.normalize) == "EvalTransform(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))"

@@ -215,14 +215,10 @@ def test_bad_key_points_are_named():
     augment = TrainAugmentation((8, 6), padding=1)
     images, modality = torch.zeros(2, 3, 8, 6), torch.zeros(2, dtype=torch.int64)
     for keypoints, error, text in (
-        (torch.zeros(3, 13, 3), ValueError, "keypoints must have shape (2, 13, 3), got (3, 13, 3)"),
         (torch.zeros(2, 17, 3), ValueError, "keypoints must have shape (2, 13, 3), got (2, 17, 3)"),
-        (torch.zeros(2, 13, 2), ValueError, "keypoints must have shape (2, 13, 3), got (2, 13, 2)"),
         (torch.zeros(2, 13), ValueError, "keypoints must have shape (2, 13, 3), got (2, 13)"),
         (torch.zeros(2, 12, 4, 4), ValueError, "keypoints must have shape (2, 13, h, w), got (2, 12, 4, 4)"),
         (torch.zeros(2, 13, 3).long(), TypeError, "keypoints must be floating point, got torch.int64"),
-        (torch.zeros(2, 13, 4, 4).byte(), TypeError, "keypoints must be floating point, got torch.uint8"),
-        (np.zeros((2, 13, 3)), TypeError, "keypoints must be a torch.Tensor, got ndarray"),
     ):
         with pytest.raises(error, match=re.escape(text)):
             augment(images, modality, keypoints)
@@ -231,19 +227,11 @@ def test_bad_key_points_are_named():
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"corner": torch.zeros(2)}, ValueError, "corner must have shape (2, 2), got (2,)"),
         ({"corner": torch.zeros(3, 2)}, ValueError, "corner must have shape (2, 2), got (3, 2)"),
-        ({"corner": torch.zeros(1, 2)}, ValueError, "corner must have shape (2, 2), got (1, 2)"),
-        ({"corner": (0, 0)}, TypeError, "corner must be a torch.Tensor, got tuple"),
         ({"flipped": torch.tensor([True])}, ValueError, "flipped must have shape (2,), got (1,)"),
-        ({"flipped": torch.zeros(2, 1).bool()}, ValueError, "flipped must have shape (2,), got (2, 1)"),
         ({"flipped": torch.zeros(2).long()}, TypeError, "flipped must be bool, got torch.int64"),
-        ({"flipped": [True, False]}, TypeError, "flipped must be a torch.Tensor, got list"),
         ({"size": (0, 6)}, ValueError, "size[0] must be at least 1, got 0"),
-        ({"size": (8, 6, 3)}, ValueError, "size must be (H, W), got (8, 6, 3)"),
-        ({"size": (8, 6.5)}, TypeError, "size[1] must be an integer, got 6.5"),
         ({"image_size": (0, 4)}, ValueError, "image_size[0] must be at least 1, got 0"),
-        ({"image_size": 8}, ValueError, "image_size must be (H, W), got 8"),
     ],
 )
 def test_bad_moves_are_named(change, error, text):

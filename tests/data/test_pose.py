@@ -103,15 +103,8 @@ def test_a_mixture_of_experts_and_half_precision():
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"images": np.zeros((1, 3, 4, 4))}, TypeError, "images must be a torch.Tensor, got ndarray"),
         ({"images": torch.zeros(3, 4, 4)}, ValueError, "images must have shape (B, 3, H, W), got (3, 4, 4)"),
-        ({"images": torch.zeros(2, 3, 0, 4)}, ValueError, "images must have shape (B, 3, H, W)"),
-        ({"images": torch.zeros(1, 3, 4, 4).long()}, TypeError, "images must be uint8 or floating point"),
-        ({"size": (0, 4)}, ValueError, "size[0] must be at least 1, got 0"),
-        ({"size": 4}, ValueError, "size must be (H, W), got 4"),
         ({"margin": 0.5}, ValueError, "margin must be at least 1 and at most 1e6, got 0.5"),
-        ({"margin": "1"}, TypeError, "margin must be a number, got '1'"),
-        ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),
         ({"model": nn.Linear(2, 2)}, TypeError, "model must be a name or a VitPoseForPoseEstimation, got Linear"),
         ({"model": StandIn(keypoints=14)}, ValueError, "(B, 17, H, W)"),
     ],

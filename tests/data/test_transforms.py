@@ -242,16 +242,10 @@ def test_erased_and_padded_pixels_stay_the_mean_through_the_exchange():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"size": (8,)}, "size must be (H, W), got (8,)"),
-        ({"size": (0, 4)}, "size[0] must be at least 1, got 0"),
-        ({"padding": -1}, "padding must be at least 0, got -1"),
         ({"flip": 1.5}, "flip must be at least 0 and at most 1, got 1.5"),
-        ({"erasing": -0.1}, "erasing must be at least 0"),
-        ({"grayscale": float("nan")}, "grayscale must be at least 0"),
         ({"erasing_area": (0.5, 0.2)}, "erasing_area must be (low, high)"),
         ({"erasing_aspect": 0.0}, "erasing_aspect must be above 0"),
         ({"exchange": "CAJ"}, "exchange must be one of 'caj', 'none', got 'CAJ'"),
-        ({"exchange_visible": 2}, "exchange_visible must be at least 0 and at most 1, got 2"),
         ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"mean": (1.0, 0.0)}, "mean must be three numbers, got (1.0, 0.0)"),
     ],
@@ -264,12 +258,6 @@ def test_bad_settings_are_named(change, text):
 def test_bad_batches_are_named():
     augment, images = TrainAugmentation((8, 6), padding=1), random_images(4)
     modality = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(ValueError, match=re.escape("images must have shape (B, 3, H, W), got (4, 8, 6)")):
-        augment(images[:, 0], modality)
-    with pytest.raises(ValueError, match=re.escape("modality must have shape (4,)")):
-        augment(images, modality[:3])
-    with pytest.raises(TypeError, match="modality must hold integers"):
-        augment(images, modality.float())
     with pytest.raises(TypeError, match=re.escape("images must be uint8 or floating point, got torch.int64")):
         augment(images.long(), modality)
     with pytest.raises(TypeError, match="images must be floating point"):

@@ -366,15 +366,8 @@ def test_learning_rates_follow_the_recipe_group_by_group(regdb, recipe, monkeypa
         return step(self, *rest, **options)
 
     monkeypatch.setattr(torch.optim.SGD, "step", recorded)
-    recipe = recipe.replace(
-        optimizer="sgd",
-        lr=0.1,
-        lr_shares={"backbone": 0.5},
-        warmup=1 / 4,
-        schedule="steps",
-        milestones=[3 / 4],
-        epochs=4,
-    )
+    rate = {"lr": 0.1, "lr_shares": {"backbone": 0.5}, "warmup": 1 / 4, "schedule": "steps", "milestones": [3 / 4]}
+    recipe = recipe.replace(optimizer="sgd", epochs=4, **rate)
     fit(Own(), Entropy(), open_dataset("regdb", root=regdb, size=recipe.size), recipe=recipe)
     factors = [1 / 2, 1, 1, 1, 1, 1, 0.1, 0.1]
     for found, factor in zip(rates, factors, strict=True):

@@ -18,6 +18,7 @@ SAAI = IDENTITY | {"part_diversity", "center_separation"}
 G2DA_BASE = {"ce", "triplet", "total"}
 G2DA = G2DA_BASE | {"transport", "contrastive", "graph"}
 GRID = {"part_grid": (2, 2)}
+LENGTHS = ("normalize_nodes", "normalize_triplet")
 
 
 def losses_of(method, **settings):
@@ -59,11 +60,7 @@ def test_settings_of_the_transfer_reach_it():
     ("settings", "losses", "parts"),
     [
         ({"ablation": "baseline"}, IDENTITY, 0),
-        (
-            {"ablation": "baseline", "affinity_loss": 1, "transfer": True},
-            IDENTITY | GRAPH | {"affinity", "tie"},
-            0,
-        ),
+        ({"ablation": "baseline", "affinity_loss": 1, "transfer": True}, IDENTITY | GRAPH | {"affinity", "tie"}, 0),
         ({}, SAAI, 7),
         ({"parts": 3, "position_in_values": True}, SAAI, 3),
         ({"parts": 0}, SAAI - {"part_diversity"}, 0),
@@ -123,10 +120,7 @@ def test_a_backbone_without_a_grid_has_six_parts_in_the_baseline_and_none_beside
         ({"transport": 0}, G2DA - {"transport"}),
         ({"contrastive": 0, "graph": 0}, G2DA - {"contrastive", "graph"}),
         ({"base": 0}, G2DA - {"ce", "triplet"}),
-        (
-            {"heads": 5, "threshold": 2, "two_stream": False, "normalize_nodes": False, "normalize_triplet": False},
-            G2DA,
-        ),
+        ({"heads": 5, "threshold": 2, "two_stream": False} | dict.fromkeys(LENGTHS, False), G2DA),
         ({"phi": 0.25, "structure": "square", "pairs": "one_to_one", "epsilon": 1.5}, G2DA),
     ],
 )
@@ -177,7 +171,6 @@ def test_alignment_is_the_weight_times_the_transport():
         ("cift", {"ablation": "best"}, ValueError, "ablation must be one of 'baseline', .*, got 'best'"),
         ("cift", {"k": 0}, ValueError, "k must be at least 1, got 0"),
         ("cift", {"tau_het": 0}, ValueError, "tau_het must be above 0"),
-        ("cift", {"samples": 0}, ValueError, "samples must be at least 1, got 0"),
         ("cift", {"weights": "x.pth"}, ValueError, "weights goes with backbone torchvision or timm, not with small"),
         ("cift", {"backbone": "vgg"}, ValueError, "backbone must be one of 'small', 'torchvision', 'timm', got 'vgg'"),
         ("cift", {"parts": 3}, TypeError, "parts"),
@@ -189,15 +182,12 @@ def test_alignment_is_the_weight_times_the_transport():
         ("saai", {"parts": -1}, ValueError, "parts must be at least 0, got -1"),
         ("saai", {"part_diversity": -0.5}, ValueError, "part_diversity must be at least 0 and finite, got -0.5"),
         ("saai", {"center_separation": float("nan")}, ValueError, "center_separation must be at least 0"),
-        ("saai", {"affinity_loss": -1}, ValueError, "affinity_loss must be at least 0 and finite, got -1"),
         ("saai", {"amend": False}, ValueError, "amend=False goes with affinity_loss, which is 0"),
-        ("saai", {"transfer": True, "k": 0}, ValueError, "k must be at least 1, got 0"),
         ("g2da", {"part_grid": (0, 2)}, ValueError, r"part_grid\[0\] must be at least 1, got 0"),
         ("g2da", {"phi": 2}, ValueError, "phi must be at least 0 and at most 1, got 2"),
         ("g2da", {"epsilon": 0}, ValueError, "epsilon must be"),
         ("g2da", {"transport": -1}, ValueError, "transport must be at least 0"),
         ("g2da", {"heads": 4}, ValueError, "dim must be a multiple of heads = 4, got 945"),
-        ("g2da", {"heads": 0}, ValueError, "heads must be at least 1, got 0"),
         ("agw", {}, ValueError, "method must be one of 'cift', 'saai', 'g2da', got 'agw'"),
     ],
 )

@@ -50,15 +50,10 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
     ("changes", "error", "text"),
     [
         ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"batches": 0}, ValueError, "batches must be at least 1, got 0"),
         ({"identities": 0}, ValueError, "identities must be at least 1, got 0"),
         ({"size": (0, 16)}, ValueError, r"size\[0\] must be at least 1, got 0"),
-        ({"size": 64}, ValueError, r"size must be \(H, W\), got 64"),
         ({"lr": float("nan")}, ValueError, "lr must be at least 0 and finite, got nan"),
-        ({"lr": "1e-3"}, TypeError, "lr must be a number, got '1e-3'"),
         ({"lr_shares": {"backbone": -1}}, ValueError, r"lr_shares\['backbone'\] must be at least 0 and finite, got -1"),
-        ({"momentum": -0.1}, ValueError, "momentum must be at least 0"),
         ({"optimizer": "lion"}, ValueError, "optimizer must be one of 'adamw', 'adam', 'sgd', got 'lion'"),
         ({"schedule": "step"}, ValueError, "schedule must be one of 'cosine', 'steps', 'constant', got 'step'"),
         ({"milestones": (1 / 2, 3 / 2)}, ValueError, "milestones must be shares of the training between 0 and 1"),
@@ -66,7 +61,6 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
         ({"epoch": 3}, TypeError, "epoch"),
         ({"erasing_aspect": float("nan")}, ValueError, "erasing_aspect must be above 0 and at most 1, got nan"),
         ({"padding": 1j}, TypeError, "padding must be an integer, got 1j"),
-        ({"erasing": float("inf")}, ValueError, "erasing must be at least 0 and at most 1, got inf"),
         ({"exchange_visible": b"1"}, TypeError, "exchange_visible must be a number, got b'1'"),
     ],
 )
