@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vireid import INFRARED, VISIBLE
 from vireid.cli.options import InputFile, OutputFile, bar, device_option, progress_option, read_features
 from vireid.cli.rerankers import Reranking, rerank_options
+from vireid.protocols.names import Direction
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
@@ -63,13 +63,10 @@ def rerank(
     import numpy as np
     import torch
 
-    asked = INFRARED if query == "infrared" else VISIBLE
-    query_rows, gallery_rows = np.flatnonzero(found.modality == asked), np.flatnonzero(found.modality != asked)
-    if not len(query_rows) or not len(gallery_rows):
-        raise ValueError(
-            f"modality must hold both, got {int((found.modality == VISIBLE).sum())} visible (0) and "
-            f"{int((found.modality == INFRARED).sum())} infrared (1) images in {file}"
-        )
+    from vireid.protocols._protocol import split_modalities
+
+    direction: Direction = "infrared_to_visible" if query == "infrared" else "visible_to_infrared"
+    query_rows, gallery_rows = split_modalities(found.modality, direction)
     x = torch.from_numpy(found.features).to(device)
     q, g = x[query_rows], x[gallery_rows]
     del x

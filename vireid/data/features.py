@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid import INFRARED, VISIBLE
-from vireid._checks import Array, check_finite, check_path, to_integers, to_matrix
+from vireid._checks import Array, check_finite, check_modality, check_path, to_integers, to_matrix
 from vireid._files import check_file, check_parent, parse_json, read_npz, write_npz, written_whole
 
 __all__ = ["Features", "load_features", "save_features"]
 
 _NEEDED = ("features", "ids", "modality", "cameras")
 _NEEDS_SAFETENSORS = "a .safetensors file needs safetensors: pip install 'vireid[safetensors]'"
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def save_features(
         given["image_numbers"] = image_numbers
     arrays = {name: x.cpu().contiguous() for name, x in _check_arrays(given).items()}
     listed = None if names is None else _check_names(names, len(arrays["features"]))
-    notes = _check_metadata({} if metadata is None else dict(metadata) if isinstance(metadata, Mapping) else metadata)
+    notes = _check_metadata({} if metadata is None else metadata)
     if path.suffix == ".safetensors":
         _write_safetensors(path, arrays, notes if listed is None else notes | {"names": json.dumps(listed)})
         return
@@ -178,25 +176,15 @@ def _check_ending(path: Path) -> None:
 
 def _check_arrays(given: Mapping[str, Array]) -> dict[str, Tensor]:
     """Return ``features`` and the integer arrays of ``given`` as tensors, all checked."""
-    features = given["features"]
-    dtype = getattr(features, "dtype", None)
-    named = getattr(dtype, "name", str(dtype).removeprefix("torch."))  # NumPy's has a name in any byte order
-    if named.startswith(("float", "bfloat", "longdouble")) and named not in _DTYPES:
-        raise TypeError(f"features must be float16, bfloat16, float32 or float64, got {dtype}")
-    x = to_matrix("features", features)
+    x = to_matrix("features", given["features"])
     if not x.numel():
         raise ValueError(f"features must hold at least one image and one column, got shape {tuple(x.shape)}")
     check_finite("features", x)
-    arrays = {"features": x}
-    for name, y in given.items():
-        if name != "features":
-            arrays[name] = to_integers(name, y, len(x), torch.device("cpu"))
-            if str(y.dtype).endswith("uint64") and (arrays[name] < 0).any():
-                raise ValueError(f"{name} must be below 2**63")
-    unknown = set(arrays["modality"].unique().tolist()) - {VISIBLE, INFRARED}
-    if unknown:
-        raise ValueError(f"modality must be 0 (visible) or 1 (infrared), got {min(unknown)}")
-    return arrays
+    arrays = {
+        name: to_integers(name, y, len(x), torch.device("cpu")) for name, y in given.items() if name != "features"
+    }
+    check_modality("modality", arrays["modality"])
+    return arrays | {"features": x}
 
 
 def _check_names(names: object, length: int) -> list[str]:
@@ -210,11 +198,11 @@ def _check_names(names: object, length: int) -> list[str]:
 
 
 def _check_metadata(metadata: object) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(x, str) for item in metadata.items() for x in item):
+    if not isinstance(metadata, Mapping) or not all(isinstance(x, str) for item in metadata.items() for x in item):
         raise TypeError("metadata must map str to str")
     if "names" in metadata:
         raise ValueError("metadata must not have the key 'names', where .safetensors keeps the names of the images")
-    return metadata
+    return dict(metadata)
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], object, object]:

@@ -151,14 +151,13 @@ def _read_permutations(path: Path, trials: int) -> list[list[np.ndarray]]:
     """Return [camera][identity] -> (trials, n) image numbers."""
     check_file(path, "permutations must be the path of rand_perm_cam.mat")
     try:
-        cells = read_mat(path, "rand_perm_cam")
-        if not all(isinstance(cell, np.ndarray) and cell.ndim == 2 for camera in cells for cell in camera):
+        table: list[list[np.ndarray]] = read_mat(path, "rand_perm_cam")
+        if not all(isinstance(cell, np.ndarray) and cell.ndim == 2 for camera in table for cell in camera):
             raise ValueError("it must hold cells of cells of matrices")
     except ValueError as error:
         raise ValueError(
             f"permutations must be the data set's rand_perm_cam.mat, cannot read {str(path)!r}: {error}"
         ) from error
-    table: list[list[np.ndarray]] = [list(camera) for camera in cells]
     if len(table) != 6:
         raise ValueError(f"permutations must hold 6 cameras, got {len(table)} in {str(path)!r}")
     rows = min((cell.shape[0] for camera in table for cell in camera if cell.size), default=0)
