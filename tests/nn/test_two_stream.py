@@ -93,7 +93,7 @@ def test_the_memory_format_is_kept(device):
 
 def test_bad_input():
     net, images = two_streams(), torch.rand(3, 3, 9, 8).double()
-    with pytest.raises(ValueError, match=r"modality must hold 0.*1.* got another number in 2 of 3 rows"):
+    with pytest.raises(ValueError, match=r"modality must be 0 .* or 1 .*, got -1; .*vireid\.modality"):
         net(images, torch.tensor([2, 0, -1]))
     with pytest.raises(TypeError, match=r"trunk must be a torch\.nn\.Module, got function"):
         TwoStream(stem(), lambda x: x)

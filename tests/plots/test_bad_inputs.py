@@ -145,7 +145,7 @@ MAPS = random(2, 3, 4, 2)
             ValueError,
             r"points_infrared must .*\(2, 2\) or \(2, 3\)",
         ),
-        ("transport_plan", {"kept": 1.5}, ValueError, r"kept must lie in \[0, 1\], got 1.5"),
+        ("transport_plan", {"kept": 1.5}, ValueError, "kept must be at least 0 and at most 1, got 1.5"),
         ("transport_plan", {"kept": "all"}, TypeError, "kept must be a number"),
         ("tsne", {"features": torch.ones(24, 16).long()}, TypeError, "features must be floating point"),
         ("tsne", {"features": {"a": torch.rand(24)}}, ValueError, r"features\['a'\] must have shape \(N, d\)"),

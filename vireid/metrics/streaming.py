@@ -1,7 +1,6 @@
 """Ranking metrics of distances in blocks, or of features in batches, on one process or on many."""
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Generic, Literal, Self
 
 import torch
@@ -164,7 +163,9 @@ class RankingMetric(_Streaming[ArrayT]):
         Raises:
             ImportError: if torchmetrics is not installed.
         """
-        return _forms().TorchRankingMetric(self)
+        with extra("train", "as_torchmetrics() needs torchmetrics"):
+            from vireid.metrics._torchmetrics import TorchRankingMetric
+        return TorchRankingMetric(self)
 
     def _rows(self, distance: Array, query_ids: Array, query_cameras: Array | None) -> Tensor:
         """Return the results of a block as bytes."""
@@ -252,7 +253,9 @@ class RetrievalMetric(_Streaming[Array]):
         Raises:
             ImportError: if torchmetrics is not installed.
         """
-        return _forms().TorchRetrievalMetric(self)
+        with extra("train", "as_torchmetrics() needs torchmetrics"):
+            from vireid.metrics._torchmetrics import TorchRetrievalMetric
+        return TorchRetrievalMetric(self)
 
     def _rows(self, features: Array, labels: Array, modality: Array, cameras: Array | None) -> Tensor:
         """Return features, then label, modality, camera and number of the dtype in 32 bytes."""
@@ -308,9 +311,3 @@ def _gather(rows: Tensor) -> list[Tensor]:
     parts = [rows.cpu().numpy()] * dist.get_world_size()
     dist.all_gather_object(parts, parts[0])
     return [torch.from_numpy(part).to(rows.device) for part in parts]
-
-
-def _forms() -> ModuleType:
-    with extra("train", "as_torchmetrics() needs torchmetrics"):
-        from vireid.metrics import _torchmetrics
-    return _torchmetrics

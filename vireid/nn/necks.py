@@ -7,7 +7,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_fraction, check_modality, check_positive, check_tensor
@@ -15,26 +14,15 @@ from vireid._ops import at_least_float32
 from vireid.nn._functions import SumOverProcesses
 
 
-class _Standin(_BatchNorm):
-    """Batch normalization without tensors, for tools of PyTorch that change batch normalizations by their type.
+class _Neck(nn.Module):
+    """Scale and running statistics of a batch normalization, or of several as rows of the tensors.
 
-    A neck is none by its type: `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would replace it by a layer that is none
-    of its kind. It has a stand-in as a child, and reads what the tools did to it: whether it became a
-    `torch.nn.SyncBatchNorm`, its momentum, its mode, and whether its statistics were reset.
+    A neck is no batch normalization by its type: `torch.nn.SyncBatchNorm.convert_sync_batchnorm` would replace it by a
+    layer of another kind. It has one without tensors as a child, and reads there what such tools of PyTorch change: its
+    type, momentum and mode. If they reset its statistics, those of the neck are reset.
     """
 
-    def __init__(self, momentum: float | None) -> None:
-        super().__init__(1, momentum=momentum, affine=False, track_running_stats=False)
-        self.reset = False
-
-    def reset_running_stats(self) -> None:
-        self.reset = True
-
-
-class _Neck(nn.Module):
-    """Scale and running statistics of a batch normalization, or of several as rows of the tensors."""
-
-    standin: _Standin | nn.SyncBatchNorm
+    standin: nn.BatchNorm1d | nn.SyncBatchNorm
     weight: nn.Parameter
     running_mean: Tensor
     running_var: Tensor
@@ -43,7 +31,9 @@ class _Neck(nn.Module):
     def __init__(self, dim: int, eps: float, momentum: float, *several: int) -> None:
         super().__init__()
         self.dim, self.eps = check_count("dim", dim), check_positive("eps", eps)
-        self.standin = _Standin(check_fraction("momentum", momentum))
+        momentum = check_fraction("momentum", momentum)
+        self.standin = nn.BatchNorm1d(1, momentum=momentum, affine=False, track_running_stats=False)
+        self.standin.__dict__["reset_running_stats"] = self.reset_running_stats
         self.weight = nn.Parameter(torch.empty(*several, self.dim))
         self.register_buffer("running_mean", torch.empty(*several, self.dim))
         self.register_buffer("running_var", torch.empty(*several, self.dim))
@@ -66,21 +56,9 @@ class _Neck(nn.Module):
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
-    def extra_repr(self) -> str:
-        """Show the settings in ``repr``."""
-        return f"{self.dim}, eps={self.eps}, momentum={self.momentum}"
-
     def __repr__(self) -> str:
         """Return the settings, without the stand-in."""
-        return f"{self._get_name()}({self.extra_repr()})"
-
-    def _training(self) -> bool:
-        """Return whether a batch is normalized by its own statistics."""
-        standin = self.standin
-        if isinstance(standin, _Standin) and standin.reset:
-            self.reset_running_stats()
-            standin.reset = False
-        return self.training and standin.training
+        return f"{self._get_name()}({self.dim}, eps={self.eps}, momentum={self.momentum})"
 
     def _processes(self) -> ProcessGroup | None:
         """Return the processes whose rows are one batch, if there are others than this one."""
@@ -97,11 +75,10 @@ class _Neck(nn.Module):
             branch: (B,) int64, 0 … M - 1, or M: the row becomes NaN and enters no statistics.
             count: (M, 1) rows of each branch.
         """
-        training, length = self._training(), x.shape[0]
+        training, length = self.training and self.standin.training, x.shape[0]
         group = self._processes() if training else None
-        if group is not None and length == 0:  # a row of no branch: every process must take part, in backward as well
+        if training and length == 0:  # a row of no branch: `_sums` needs one, and other processes wait, in backward too
             x, branch = F.pad(x, (0, 0, 0, 1)), branch.new_full((1,), count.shape[0])
-        training = training and x.shape[0] > 0  # the gradient of `_sums` does not take an empty batch
         tables = self.weight, self.running_mean, self.running_var, self.num_batches_tracked
         weight, *running = tables if self.weight.ndim == 2 else [table[None] for table in tables]
         with torch.autocast(x.device.type, enabled=False):
@@ -121,8 +98,7 @@ class _Neck(nn.Module):
                 var = torch.where(count > 1, squares / count.clamp_min(1), var)
                 self._track(running, mean.detach(), var.detach(), count)  # an export drops `no_grad`
             scale = weight.to(rows.dtype) * (var + self.eps).rsqrt()
-            out = (centered * _of_rows(scale, branch, torch.nan)).to(x.dtype)
-            return out if group is None else out[:length]
+            return (centered * _of_rows(scale, branch, torch.nan)).to(x.dtype)[:length]
 
     @torch.no_grad()
     def _track(self, running: list[Tensor], mean: Tensor, var: Tensor, count: Tensor) -> None:
@@ -174,7 +150,7 @@ class BNNeck(_Neck):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the rows of ``x`` (B, d) per feature."""
         check_tensor("x", x, "B d", d=self.dim)
-        training, dtype = self._training(), self.weight.dtype
+        training, dtype = self.training and self.standin.training, self.weight.dtype
         fits = x.dtype == dtype or (x.itemsize == 2 and dtype == torch.float32)  # for PyTorch's own function
         if not fits or (training and self._processes() is not None):
             branch = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)

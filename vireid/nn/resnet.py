@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_option
+from vireid._checks import check_option, extra
 from vireid._files import check_not_compressed
 
 _TORCHVISION = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")  # members of its ResNet50_Weights
@@ -86,10 +86,8 @@ def _published(source: str, weights: object) -> str | None:
 
 
 def _from_torchvision(weights: str | None) -> Any:
-    try:
+    with extra("backbones", "source='torchvision' needs torchvision"):
         from torchvision import models
-    except ImportError as error:
-        raise ImportError("source='torchvision' needs torchvision: pip install 'vireid[backbones]'") from error
     net = models.resnet50(weights=None)
     if weights is not None:
         chosen = models.ResNet50_Weights[weights]
@@ -98,10 +96,8 @@ def _from_torchvision(weights: str | None) -> Any:
 
 
 def _from_timm(pretrained: bool) -> Any:
-    try:
+    with extra("backbones", "source='timm' needs timm"):
         import timm
-    except ImportError as error:
-        raise ImportError("source='timm' needs timm: pip install 'vireid[backbones]'") from error
     net = timm.create_model("resnet50", pretrained=pretrained)
     return _trunk(net, net.act1)
 
@@ -131,11 +127,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> Any:
-    try:
+    with extra("backbones", "a .safetensors file needs safetensors"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError("a .safetensors file needs safetensors: pip install 'vireid[backbones]'") from error
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count, check_module, check_option, check_size, check_tensor
+from vireid._checks import check_count, check_modality, check_module, check_option, check_size, check_tensor
 
 _RESNET_END = "layer4"  # pooling and classifier come after it
 
@@ -162,14 +162,12 @@ class TwoStream(nn.Module):
         """
         check_tensor("images", images, "B C H W")
         check_tensor("modality", modality, "B", kind="integer", B=images.shape[0])
-        counts = torch.stack([(modality == VISIBLE).sum(), (modality == INFRARED).sum()]).tolist()
-        if sum(counts) != len(images):
-            raise ValueError(
-                f"modality must hold {VISIBLE}, visible, or {INFRARED}, infrared, got another number in "
-                f"{len(images) - sum(counts)} of {len(images)} rows; vireid.modality converts other codes"
-            )
+        modality = modality.cpu()
+        check_modality("modality", modality, wait=True)
+        infrared = int(modality.sum())
+        counts = [len(images) - infrared, infrared]
         if 0 in counts:  # one modality, or no image
-            return self.trunk(self.stems[int(counts[VISIBLE] == 0 and counts[INFRARED] > 0)](images))
+            return self.trunk(self.stems[int(infrared > 0)](images))
         order = modality.argsort(stable=True)
         grouped, back = images[order.to(images.device)].split(counts), order.argsort().to(images.device)
         maps = torch.cat([stem(part) for stem, part in zip(self.stems, grouped, strict=True)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_number, check_tensor
+from vireid._checks import check_number, check_tensor, extra
 from vireid._files import check_parent, written_whole
 
 if TYPE_CHECKING:
@@ -137,10 +137,8 @@ def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
     """Return a figure of ``width`` × ``height`` inches."""
-    try:
+    with extra("plots", "vireid.plots needs matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("vireid.plots needs matplotlib: pip install 'vireid[plots]'") from error
     return Figure(figsize=(width, height), layout=layout, dpi=150)
 
 

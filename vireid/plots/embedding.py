@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count, check_finite, check_positive, to_matrix
+from vireid._checks import check_count, check_finite, check_positive, extra, to_matrix
 from vireid._ops import normalize_rows
 from vireid.plots._drawing import COLORS, GRAY, MODALITIES, finish, new_figure, to_array, to_modality
 
@@ -62,8 +62,7 @@ def tsne(
     """
     check_count("identities", identities)
     check_positive("perplexity", perplexity)
-    if check_count("seed", seed, minimum=0) >= 2**32:
-        raise ValueError(f"seed must be below 2**32, got {seed}")
+    check_count("seed", seed, minimum=0, maximum=2**32 - 1)
     given = dict(features) if isinstance(features, Mapping) else {"": features}
     labels = to_array("labels", labels, "N", "integer")
     modality = to_modality(modality, len(labels))
@@ -153,10 +152,8 @@ def _in_range(points: np.ndarray) -> np.ndarray:
 
 def _project(argument: str, rows: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     """Return the t-SNE (N, 2) of ``rows`` (N, d)."""
-    try:
+    with extra("plots", "vireid.plots.tsne needs scikit-learn"):
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ImportError("vireid.plots.tsne needs scikit-learn: pip install 'vireid[plots]'") from error
     # Without spread there are no principal components to start from: scikit-learn's tree then ends the process.
     if np.ptp(rows, axis=0).max() < _LEAST_SPREAD:
         raise ValueError(f"{argument} must differ between images, the directions of all that are shown are equal")

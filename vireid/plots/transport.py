@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from vireid._checks import check_number
+from vireid._checks import check_fraction
 from vireid.plots._drawing import (
     BLUE,
     GRAY,
@@ -77,9 +77,7 @@ def transport_plan(
     """
     pictures = [to_images("visible", visible, "3 H W"), to_images("infrared", infrared, "3 H W")]
     values = check_plan(plan)
-    check_number("kept", kept)
-    if not 0 <= kept <= 1:
-        raise ValueError(f"kept must lie in [0, 1], got {kept}")
+    check_fraction("kept", kept)
     given = ("points_visible", points_visible), ("points_infrared", points_infrared)
     nodes = [
         _check_points(name, points, count, image.shape[1:])
