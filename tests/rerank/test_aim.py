@@ -138,7 +138,6 @@ def test_blocks_of_every_size_give_the_same(monkeypatch, variant, use_query_rela
     whole = aim(q, g, **options)
     for entries in (1, 5, 100):
         monkeypatch.setattr(_sparse, "_ENTRIES", entries)
-        monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 50 * 4 * entries)
         monkeypatch.setattr("vireid.neighbors._exact._BLOCK_BYTES", 50 * 4 * entries)
         torch.testing.assert_close(aim(q, g, **options), whole, rtol=0, atol=1e-6)
 

@@ -308,13 +308,12 @@ def test_blocks_change_nothing_and_bound_the_memory(name, monkeypatch):
     q, g = features(150, 700, seed=1)
     fitted = METHODS[name].new().fit(g)
     expected = fitted.distance(q)
-    for limit in ("vireid.rerank._blocks._BLOCK_BYTES", "vireid.neighbors._exact._BLOCK_BYTES"):
-        monkeypatch.setattr(limit, 700 * 4 * 15)
+    monkeypatch.setattr("vireid.neighbors._exact._BLOCK_BYTES", 700 * 4 * 15)
     with LargestTensor() as largest:
         values, _ = fitted.topk(q, 10)
     assert 700 * 15 <= largest.elements < 150 * 700 / 4
     assert_close(values, expected.sort(dim=1).values[:, :10], rtol=0, atol=1e-5)
-    monkeypatch.setattr("vireid.rerank._blocks._BLOCK_BYTES", 1)
+    monkeypatch.setattr("vireid.neighbors._exact._BLOCK_BYTES", 1)
     assert_close(fitted.distance(q[:20]), expected[:20], rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from benchmarks.speed import postprocessing
 from measuring import Sizes
 from reference import reranking as oracle
 from vireid.neighbors import _exact
-from vireid.rerank import _blocks, _sparse
+from vireid.rerank import _sparse
 from vireid.rerank._blocks import nearest_first
 from vireid.rerank.gnn import gnn
 from vireid.rerank.k_reciprocal import k_reciprocal
@@ -90,7 +90,7 @@ def test_the_size_of_blocks_does_not_matter(monkeypatch, method):
     q, g = clustered(60, 240, 16, per=10)
     wanted = method(q, g, k1=8, k2=4)
     monkeypatch.setattr(_sparse, "_ENTRIES", 7)
-    monkeypatch.setattr(_blocks, "_BLOCK_BYTES", 3000)
+    monkeypatch.setattr(_exact, "_BLOCK_BYTES", 3000)
     monkeypatch.setattr(k_reciprocal_module, "_CANDIDATES", 300)
     monkeypatch.setattr(gnn_module, "_ENTRIES", 100)
     monkeypatch.setattr(gnn_module, "_WIDTH", 3)
@@ -132,7 +132,6 @@ def test_nearest_first_is_a_stable_sort(seed, rows, columns, kinds, n):
 @pytest.mark.parametrize("method", [k_reciprocal, gnn])
 def test_top_never_makes_all_distances(monkeypatch, method):
     for module, name, size in (
-        (_blocks, "_BLOCK_BYTES", 2**16),
         (_sparse, "_ENTRIES", 2**12),
         (_exact, "_BLOCK_BYTES", 2**16),
         (k_reciprocal_module, "_CANDIDATES", 2**11),

@@ -28,6 +28,11 @@ class Found(NamedTuple):
     scores: Tensor  # (b, k) float64 or their bits, descending: cosine, inner product, or minus the squared distance
     indices: Tensor  # (b, k)
 
+    def error(self, queries: Rows, gallery: Rows) -> Tensor:
+        """Return bounds (b,) on the errors of the cosines in ``product``, those of TF32 and the like included."""
+        seen = (self.product.gather(1, self.indices) - to_float(self.scores)).abs().amax(1)
+        return torch.maximum(error_bound(queries, gallery, "cosine")[0], 4 * seen)
+
 
 def search(
     queries: Rows,
@@ -37,6 +42,7 @@ def search(
     *,
     block: int | None = None,
     ordered: bool = True,
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Iterator[Found]:
     """Find the exact k nearest of each query, block by block.
 
@@ -49,12 +55,17 @@ def search(
         ordered: False if only the set of the k nearest matters, not their order (cosine). The set is exact; the
             scores may be those of the product, unless all of a query's are so small that scaling them to length 1
             would scale rounding. Saves most of the scoring in float64 on the CPU.
+        propose: takes proposals (b, d) to the values and indices of their min(k + PAD, Ng) largest products, in place
+            of the products, which are then empty.
     """
     m = min(k + PAD, len(gallery.given))
-    for part in _blocks(queries, gallery, block):
+    for part in blocks(len(queries.given), len(gallery.given), gallery.proposal.dtype.itemsize, block):
         some = queries.select(part)
-        product = products(some.proposal, gallery.proposal)
-        proposed, candidates = product.topk(m, dim=1)
+        if propose is None:
+            product = products(some.proposal, gallery.proposal)
+            proposed, candidates = product.topk(m, dim=1)
+        else:
+            product, (proposed, candidates) = some.proposal[:0], propose(some.proposal)
         if ordered or some.given.device.type != "cpu" or not some.square.is_floating_point():
             scores, indices = _exact(some, gallery, proposed, candidates, product, k, metric)
         else:
@@ -64,24 +75,6 @@ def search(
                 again = proposed[rest], candidates[rest], product[rest]
                 scores[rest], indices[rest] = _exact(some.select(rest), gallery, *again, k, metric)
         yield Found(part, product, scores, indices)
-
-
-def search_proposed(
-    queries: Rows,
-    gallery: Rows,
-    k: int,
-    metric: Metric,
-    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
-    *,
-    block: int | None = None,
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Find the same as `search` from given candidates, without the products: (rows, scores, indices) of each block.
-
-    ``propose`` takes proposals (b, d) to the values and indices of their min(k + PAD, Ng) largest products.
-    """
-    for part in _blocks(queries, gallery, block):
-        some = queries.select(part)
-        yield part, *_exact(some, gallery, *propose(some.proposal), None, k, metric)
 
 
 def neighbors_within(
@@ -134,7 +127,7 @@ def neighbors_within(
     for start in range(0, n, step):
         part = slice(start, min(start + step, n))
         itself = torch.arange(part.start, part.stop, device=device)
-        found = _exact(rows.select(part), rows, best[part], index[part], None, k, "cosine", itself)
+        found = _exact(rows.select(part), rows, best[part], index[part], best[:0], k, "cosine", itself)
         scores[part], indices[part] = to_float(found[0], scores.dtype), found[1]
     scores[:, 0] = 1
     return scores, indices
@@ -151,11 +144,11 @@ def best_per_row(score: Tensor, row: Tensor, rows: int, k: int) -> Tensor:
     return order[(count.cumsum(0) - count)[:, None] + torch.arange(k, device=row.device)]
 
 
-def _blocks(queries: Rows, gallery: Rows, block: int | None) -> Iterator[slice]:
-    n = len(queries.given)
-    block = block or max(1, _BLOCK_BYTES // (len(gallery.given) * gallery.proposal.dtype.itemsize))
-    for start in range(0, n, block):
-        yield slice(start, min(start + block, n))
+def blocks(n: int, width: int, itemsize: int, step: int | None = None) -> Iterator[slice]:
+    """Cut ``n`` rows of ``width`` entries into slices of ``step``, by default of at most 32 MiB or of one row."""
+    step = step or max(1, _BLOCK_BYTES // (itemsize * width))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
 
 
 def _tile(device: torch.device, m: int) -> int:
@@ -172,26 +165,49 @@ def _exact(
     gallery: Rows,
     proposed: Tensor,
     candidates: Tensor,
-    product: Tensor | None,
+    product: Tensor,
     k: int,
     metric: Metric,
     itself: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return scores and indices (b, k) of the k best: of the candidates, or of all rows if these do not settle it."""
-    scores, indices, limit = _settle(queries, gallery, proposed, candidates, k, metric, itself)
-    rest = (limit < torch.inf).nonzero().flatten()
+    """Return scores and indices (b, k) of the k best: of the candidates, or of all rows if these do not settle it.
+
+    ``proposed`` and ``candidates`` (b, m) are the values and indices of the largest in ``product``, which may be empty.
+    """
+    order = candidates.sort(dim=1)  # by gallery index, so that a stable sort by score keeps ties in that order
+    proposed, candidates = proposed.gather(1, order.indices), order.values.clamp_min(0)
+    score = score_lists(queries, gallery, candidates, metric)
+    bound, finite = error_bound(queries, gallery, metric)
+    proposed = proposed.to(bound.dtype)
+    expected = to_float(score, bound.dtype)
+    if metric == "euclidean":
+        expected = (expected + to_float(queries.square, bound.dtype)[:, None]) / 2
+    # the bound leaves out TF32 and the like: the error seen here stands in for them
+    difference = (expected - proposed).abs()
+    if itself is not None:
+        mine = candidates == itself[:, None]
+        score, difference = score.masked_fill(mine, infinity(score)), difference.masked_fill(mine, 0)
+    error = torch.maximum(bound, 4 * difference.amax(1))
+    kth, last = proposed.topk(k, dim=1).values[:, -1], proposed.amin(1)
+    best = score.sort(dim=1, descending=True, stable=True)
+    scores, indices = best.values[:, :k], candidates.gather(1, best.indices[:, :k])
+    if candidates.shape[1] == len(gallery.given):
+        return scores, indices
+    # from this limit on, a row's product leaves it a chance to be among the k best
+    limit = torch.where(finite, kth - 2 * error, -torch.inf)
+    rest = (~(last < limit)).nonzero().flatten()
     # all gallery rows may be scored for so many queries: pairs take many times the memory of products
     for part in rest.split(max(1, _BLOCK_BYTES // (32 * len(gallery.given)))):
         few = queries.select(part)
-        within = ~((products(few.proposal, gallery.proposal) if product is None else product[part]) < limit[part, None])
+        within = ~((product[part] if len(product) else products(few.proposal, gallery.proposal)) < limit[part, None])
         if itself is not None:
             within.scatter_(1, itself[part, None], True)
         row, column = within.nonzero().T  # row by row, gallery indices ascending: ties stay in that order
         score = rescore(few, gallery, row, column, metric)
         if itself is not None:
             score = score.masked_fill(column == itself[part][row], infinity(score))
-        best = best_per_row(score, row, len(part), k)
-        scores[part], indices[part] = score[best], column[best]
+        best_of_all = best_per_row(score, row, len(part), k)
+        scores[part], indices[part] = score[best_of_all], column[best_of_all]
     return scores, indices
 
 
@@ -206,40 +222,3 @@ def _open_sets(queries: Rows, gallery: Rows, proposed: Tensor, kth: Tensor, k: i
     seen = (score - proposed[:, k - 1]).abs().max()
     gap = proposed[:, k - 1].double() - proposed[:, k]
     return (small | ~finite | ~(gap > 2 * torch.maximum(bound, 4 * seen))).nonzero().flatten()
-
-
-def _settle(
-    queries: Rows,
-    gallery: Rows,
-    proposed: Tensor,
-    candidates: Tensor,
-    k: int,
-    metric: Metric,
-    itself: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Score the candidates (b, m) of a product, with values ``proposed``, exactly.
-
-    Returns:
-        The k best scores (b, k), float64 or their bits, their indices, and the limits (b,) from which on a gallery
-        row's product leaves it a chance to be among them: +inf if no other row has one, -inf if every row has.
-    """
-    m = candidates.shape[1]
-    order = candidates.sort(dim=1)  # by gallery index, so that a stable sort by score keeps ties in that order
-    proposed, candidates = proposed.gather(1, order.indices), order.values.clamp_min(0)
-    score = score_lists(queries, gallery, candidates, metric)
-    bound, finite = error_bound(queries, gallery, metric)
-    proposed = proposed.to(bound.dtype)
-    product = to_float(score, bound.dtype)
-    if metric == "euclidean":
-        product = (product + to_float(queries.square, bound.dtype)[:, None]) / 2
-    # the bound leaves out TF32 and the like: the error seen here stands in for them
-    difference = (product - proposed).abs()
-    if itself is not None:
-        mine = candidates == itself[:, None]
-        score, difference = score.masked_fill(mine, infinity(score)), difference.masked_fill(mine, 0)
-    error = torch.maximum(bound, 4 * difference.amax(1))
-    kth, last = proposed.topk(k, dim=1).values[:, -1], proposed.amin(1)
-    settled = (finite & (last < kth - 2 * error)) if m < len(gallery.given) else torch.ones_like(finite)
-    best = score.sort(dim=1, descending=True, stable=True)
-    limit = torch.where(finite, kth - 2 * error, -torch.inf).masked_fill(settled, torch.inf)
-    return best.values[:, :k], candidates.gather(1, best.indices[:, :k]), limit

@@ -29,7 +29,7 @@ def on_gpu(argument: str) -> Any:
 
 
 def flat_proposer(gallery: Tensor, m: int) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
-    """Return a function for `search_proposed`: (b, d) -> values and indices (b, m) of the largest products.
+    """Return a function for `search`: (b, d) -> values and indices (b, m) of the largest products.
 
     The gallery is searched in place, on the CPU or a GPU, without an index.
 

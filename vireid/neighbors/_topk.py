@@ -1,6 +1,5 @@
 """Exact search for the nearest neighbors, for tensors and NumPy arrays."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid._ops import into_range
-from vireid.neighbors._exact import PAD, search, search_proposed
+from vireid.neighbors._exact import PAD, search
 from vireid.neighbors._faiss import flat_proposer
 from vireid.neighbors._scores import Metric, prepare, to_float
 
@@ -79,14 +78,9 @@ def _topk(q: Tensor, g: Tensor, k: int, metric: Metric, backend: str, block: int
     propose = flat_proposer(rows.proposal, min(k + PAD, len(g))) if backend == "faiss" else None
     values = torch.empty(len(q), k, dtype=dtype, device=q.device)
     indices = torch.empty(len(q), k, dtype=torch.int64, device=q.device)
-    found: Iterator[tuple[slice, Tensor, Tensor]]
-    if propose is None:
-        found = ((x.rows, x.scores, x.indices) for x in search(queries, rows, k, metric, block=block))
-    else:
-        found = search_proposed(queries, rows, k, metric, propose, block=block)
-    for part, best, index in found:
-        values[part] = to_float(best, dtype, root=metric == "euclidean")
-        indices[part] = index
+    for found in search(queries, rows, k, metric, block=block, propose=propose):
+        values[found.rows] = to_float(found.scores, dtype, root=metric == "euclidean")
+        indices[found.rows] = found.indices
     return values, indices
 
 

@@ -12,8 +12,8 @@ from torch.nn.functional import embedding_bag
 from vireid._checks import Array, ArrayT, check_count, check_finite, check_path, check_tensor, same_kind, to_matrix
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import at_least_float32, has_float64
-from vireid.neighbors._exact import Found, best_per_row, neighbors_within, search
-from vireid.neighbors._scores import Rows, error_bound, infinity, prepare, rescore, to_float, to_scores
+from vireid.neighbors._exact import best_per_row, neighbors_within, search
+from vireid.neighbors._scores import Rows, infinity, prepare, rescore, to_float, to_scores
 
 _KIND, _VERSION = "vireid neighbor graph", 1
 _PAIRS = 1 << 22  # new neighbors that `extend` collects before it merges them into the lists
@@ -284,7 +284,8 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
         if k == 1:
             continue
         block = new.select(found.rows)
-        near = _may_enter(block, rows, found, values[:n, -1] - rounding)
+        error = found.error(block, rows).to(values.dtype)[:, None]
+        near = found.product[:, :n] >= values[:n, -1] - rounding - error
         column, row = near.nonzero().T  # new images one by one, so that the new neighbors of a row are by index
         score = rescore(block, rows, column, row)
         rounded = to_float(score, values.dtype)
@@ -298,14 +299,6 @@ def _extended(rows: Rows, new: Rows, indices: Tensor, values: Tensor) -> tuple[T
             _take_in(rows, indices, values, pending)
     _take_in(rows, indices, values, pending)
     return values, indices
-
-
-def _may_enter(block: Rows, rows: Rows, found: Found, threshold: Tensor) -> Tensor:
-    """Return a mask (b, N) of the products that may stand for a cosine above the threshold (N,) of an old row."""
-    # the bound leaves out TF32 and the like: the error seen at the neighbors stands in for them
-    seen = (found.product.gather(1, found.indices) - to_float(found.scores)).abs().amax(1)
-    error = torch.maximum(error_bound(block, rows, "cosine")[0], 4 * seen)
-    return found.product[:, : len(threshold)] >= threshold - error.to(found.product.dtype)[:, None]
 
 
 def _itself_first(itself: Tensor, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

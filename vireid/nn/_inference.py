@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from vireid._ops import equalize_columns, normalize_rows, repeated_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found, search
-from vireid.neighbors._scores import Rows, error_bound, products, rescore, to_float
+from vireid.neighbors._scores import Rows, products, rescore, to_float
 
 _BLOCK = 2**21  # entries of a block of queries with the gallery on the CPU: 8 MiB in float32
 _TINY = 1e-30  # below any squared length that is not 0, where the largest of the summed terms is 1 long
@@ -176,11 +176,9 @@ class GFTGallery(PreparedGallery):
 
         A product too close to the limit to decide is computed again as the neighbors' cosines were.
         """
-        product, limit = found.product, self.threshold
-        cosine = product.T.contiguous()
+        cosine, limit = found.product.T.contiguous(), self.threshold
         enters = cosine >= limit[:, None]
-        seen = 4 * (product.gather(1, found.indices) - to_float(found.scores)).abs().amax(1)
-        error = torch.maximum(seen, error_bound(query, self.graph.rows, "cosine")[0]).to(cosine.dtype)
+        error = found.error(query, self.graph.rows).to(cosine.dtype)
         column, row = ((cosine - limit[:, None]).abs() <= error).nonzero().T
         exact = to_float(rescore(query, self.graph.rows, row, column), limit.dtype)
         enters[column, row] = exact >= limit[column]

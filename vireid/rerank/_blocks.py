@@ -1,6 +1,6 @@
-"""Shared helpers of the re-rankers: blocks of queries, queries and gallery joined, the nearest of a block."""
+"""Shared helpers of the re-rankers: queries and gallery joined, the nearest of a block."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -10,15 +10,6 @@ from vireid._checks import Array, ArrayT, check_count, check_pair, same_kind
 from vireid.neighbors._scores import Rows, prepare
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-_BLOCK_BYTES = 2**25  # size of one block of distances
-
-
-def blocks(n: int, width: int, itemsize: int) -> Iterator[slice]:
-    """Cut ``n`` rows of ``width`` entries into slices of at most 32 MiB, or of one row."""
-    step = max(1, _BLOCK_BYTES // (itemsize * max(1, width)))
-    for first in range(0, n, step):
-        yield slice(first, min(first + step, n))
 
 
 def joined(query: Array, gallery: Array, top: int | None) -> tuple[Rows, int]:

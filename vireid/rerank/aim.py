@@ -9,9 +9,9 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_option, check_pair, same_kind
 from vireid._ops import equalize_columns, rounding
 from vireid.neighbors import NeighborGraph
-from vireid.neighbors._exact import SMALL, neighbors_within, search
+from vireid.neighbors._exact import SMALL, blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows, prepare, products, rescore, to_float
-from vireid.rerank._blocks import blocks, uses
+from vireid.rerank._blocks import uses
 from vireid.rerank._sparse import Sparse, mean_of_rows, rows_of, subtract_product
 from vireid.rerank.fitted import GalleryReranker
 

@@ -14,8 +14,9 @@ from vireid._checks import Array, ArrayT, check_count, check_finite, check_pair,
 from vireid._files import load_arrays, save_arrays
 from vireid._ops import repeated_rows
 from vireid.neighbors import NeighborGraph
+from vireid.neighbors._exact import blocks
 from vireid.neighbors._scores import Rows, prepare
-from vireid.rerank._blocks import blocks, nearest_first
+from vireid.rerank._blocks import nearest_first
 
 _VERSION = 1
 

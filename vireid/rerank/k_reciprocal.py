@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_fraction
 from vireid._ops import equalize_columns, repeated_rows
-from vireid.neighbors._exact import neighbors_within
+from vireid.neighbors._exact import blocks, neighbors_within
 from vireid.neighbors._scores import Rows
-from vireid.rerank._blocks import blocks, collect, joined, uses
+from vireid.rerank._blocks import collect, joined, uses
 from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
 
 _CANDIDATES = 2**20  # neighbors of neighbors per block
