@@ -35,7 +35,7 @@ def test_an_array_is_answered_with_an_array(codes, options):
 
 def test_a_sequence_is_answered_with_a_list():
     assert vireid.modality(("ir", "rgb"), visible="rgb", infrared="ir") == [1, 0]
-    assert vireid.modality(range(1, 7), visible=(1, 2, 4, 5), infrared=(3, 6)) == [0, 0, 1, 0, 0, 1]
+    assert vireid.modality(range(1, 7), visible=np.array([1, 2, 4, 5]), infrared=(3, 6)) == [0, 0, 1, 0, 0, 1]
     assert vireid.modality([]) == []
 
 
@@ -55,7 +55,7 @@ def test_codes_of_neither_modality_are_listed(kind):
         (([1, 2], 1, 1), ValueError, "visible and infrared must be different codes, got 1 and 1"),
         (([1, 2], (1, 2), (2, 3)), ValueError, "visible and infrared must be different codes"),
         (([1, 2], None), TypeError, "visible must be a number, a str or several of them, got None"),
-        (([1, 2], 1, np.array(2)), TypeError, "infrared must be a number, a str or several of them"),
+        (([1, 2], 1, len), TypeError, "infrared must be a number, a str or several of them"),
         (([1, 2], 1, float("nan")), ValueError, "x must hold visible=1 or infrared=nan only, got 2 as well"),
         ((["1", "2"],), ValueError, "only, got '1', '2' as well"),
     ],

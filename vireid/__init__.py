@@ -6,6 +6,7 @@ need the extras ``train`` and ``plots``, whose packages are imported where they 
 
 import importlib
 from collections.abc import Collection, Sequence
+from numbers import Real
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -63,9 +64,33 @@ def modality(x: object, visible: Codes = 1, infrared: Codes = 2) -> object:
         >>> vireid.modality(torch.tensor([1, 2, 3, 6]), visible=(1, 2, 4, 5), infrared=(3, 6))  # cameras of SYSU-MM01
         tensor([0, 0, 1, 1])
     """
-    from vireid._checks import recode
+    import numpy as np
+    import torch
 
-    return recode(x, visible, infrared)
+    from vireid._checks import check_tensor
+
+    if isinstance(x, str | bytes) or not isinstance(x, torch.Tensor | np.ndarray | Sequence):
+        raise TypeError(f"x must be a torch.Tensor, a numpy.ndarray or a sequence of codes, got {type(x).__name__}")
+    if isinstance(x, torch.Tensor):
+        check_tensor("x", x, " ".join(["N"] * x.ndim), kind="any")
+    of_0, of_1 = _codes("visible", visible), _codes("infrared", infrared)
+    if any(code in of_1 for code in of_0):
+        raise ValueError(f"visible and infrared must be different codes, got {visible!r} and {infrared!r}")
+    codes = np.array(x if isinstance(x, Sequence) else x.tolist(), dtype=object)
+    if others := list(dict.fromkeys(repr(code) for code in codes.flat if code not in [*of_0, *of_1])):
+        got = ", ".join([*others[:9], *["…"] * (len(others) > 9)])
+        raise ValueError(f"x must hold visible={visible!r} or infrared={infrared!r} only, got {got} as well")
+    result = np.array([code in of_1 for code in codes.flat], dtype=np.int64)
+    if isinstance(x, Sequence):
+        return result.reshape(codes.shape).tolist()
+    return result.reshape(x.shape) if isinstance(x, np.ndarray) else torch.from_numpy(result).view(x.shape).to(x.device)
+
+
+def _codes(name: str, code: object) -> list[object]:
+    code = getattr(code, "tolist", lambda: code)()
+    if not isinstance(code, str | Real | Collection):
+        raise TypeError(f"{name} must be a number, a str or several of them, got {code!r}")
+    return [code] if isinstance(code, str | Real) else [*code]
 
 
 def __getattr__(name: str) -> ModuleType:

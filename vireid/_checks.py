@@ -22,7 +22,7 @@ Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 ArrayT = TypeVar("ArrayT", bound=Array)
 
 _MAX_SIDE = 2**31 - 1  # of an image
-_KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be bool"}
+_KINDS = {"float": "be floating point", "integer": "hold integers", "bool": "be bool", "any": "hold real numbers"}
 
 
 def check_tensor(
@@ -41,7 +41,7 @@ def check_tensor(
         x: the argument.
         shape: one word per axis: a number ("3"), or a name ("B", "K+1") whose size is free unless ``sizes`` has it.
             Axes named h, w, H and W must not be empty.
-        kind: kind of its dtype.
+        kind: kind of its dtype; none is complex.
         like: another argument, whose device it must be on.
         sizes: sizes that are known, by the axis' name.
 
@@ -61,7 +61,7 @@ def check_tensor(
         expected = f"({', '.join(axes)}{',' * (len(axes) == 1)}){' with at least one pixel' * empty}"
         raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
     found = "bool" if x.dtype == torch.bool else "float" if x.is_floating_point() else "integer"
-    if kind != "any" and (found != kind or x.is_complex()):
+    if x.is_complex() or kind not in (found, "any"):
         raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
     if like is not None and x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the other arguments, got {x.device}")
@@ -105,35 +105,6 @@ def check_modality(name: str, modality: Tensor, *, wait: bool = False) -> None:
         if low < 0 or high > 1:
             hint = "labels come before modality, and vireid.modality(x, visible=…, infrared=…) converts other codes"
             raise ValueError(f"{name} must be 0 (visible) or 1 (infrared), got {low if low < 0 else high}; {hint}")
-
-
-def recode(x: object, visible: object, infrared: object) -> Tensor | Array | list[int]:
-    """Return the codes ``x`` as 0 and 1; see `vireid.modality`."""
-    if isinstance(x, str | bytes) or not isinstance(x, Tensor | np.ndarray | Sequence):
-        raise TypeError(f"x must be a torch.Tensor, a numpy.ndarray or a sequence of codes, got {type(x).__name__}")
-    if isinstance(x, Tensor):
-        check_tensor("x", x, " ".join(["N"] * x.ndim), kind="any")
-        check_values("x", x)
-        codes = (x.detach().double() if x.is_floating_point() else x).cpu().numpy()
-    else:
-        codes = x if isinstance(x, np.ndarray) else np.array(x, dtype=object)
-    known = []
-    for name, code in (("visible", visible), ("infrared", infrared)):
-        one = isinstance(code, str | Real)
-        if not one and not (isinstance(code, Collection) and getattr(code, "ndim", True)):
-            raise TypeError(f"{name} must be a number, a str or several of them, got {code!r}")
-        known.append([code] if one else list(cast(Collection[object], code)))
-    of_0, of_1 = ((codes[None] == np.array(c, dtype=object).reshape(-1, *[1] * codes.ndim)).any(0) for c in known)
-    if (of_0 & of_1).any() or any(c in known[1] for c in known[0]):
-        raise ValueError(f"visible and infrared must be different codes, got {visible!r} and {infrared!r}")
-    if not (of_0 | of_1).all():
-        others = list(dict.fromkeys(map(repr, codes[~(of_0 | of_1)].tolist())))
-        got = f"{', '.join(others[:9])}{', …' * (len(others) > 9)}"
-        raise ValueError(f"x must hold visible={visible!r} or infrared={infrared!r} only, got {got} as well")
-    result = np.asarray(of_1, dtype=np.int64)
-    if isinstance(x, Tensor):
-        return torch.from_numpy(result).to(x.device)
-    return result if isinstance(x, np.ndarray) else cast(list[int], result.tolist())
 
 
 def check_count(name: str, value: object, *, minimum: int = 1, maximum: int | None = None) -> int:
@@ -194,6 +165,12 @@ def check_option(name: str, value: object, options: Collection[object]) -> None:
     alike = [x for x in options if isinstance(value, type(x)) and isinstance(value, bool) == isinstance(x, bool)]
     if value not in alike:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return ``value``; raise unless it is True or False."""
+    check_option(name, value, (True, False))
+    return value
 
 
 def check_path(name: str, value: object) -> Path:

@@ -29,7 +29,6 @@ class Case:
 
     name: str
     options: tuple[dict[str, Any], ...]
-    bad: tuple[tuple[dict[str, Any], type[Exception], str], ...]  # settings, error, its text
     loop: Callable[..., Tensor | None]  # (module, x, labels, modality) -> the value, None where there is no loop
     row: tuple[int, ...] = (DIM,)
     first: tuple[str, str] = ("x", r"\(B, d\)")  # name and shape of the first argument
@@ -113,19 +112,11 @@ CASES = [
     Case(
         "AffinityInferenceLoss",
         ({}, *grid(k1=(3,), k2=(2,), variant=("paper", "released"), amend=(True, False))),
-        (
-            ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
-            ({"k2": 1.5}, TypeError, r"k2 must be an integer, got 1\.5"),
-            ({"variant": "other"}, ValueError, "variant must be one of 'paper', 'released', got 'other'"),
-            ({"temperature": 0}, ValueError, "temperature must be above 0 and finite, got 0"),
-            ({"temperature": "low"}, TypeError, "temperature must be a number, got 'low'"),
-        ),
         lambda m, *b: saai.affinity_inference(*b, **attributes("k1", "k2", "variant", "temperature", "amend")(m)),
     ),
     Case(
         "CRILoss",
         grid(samples=(1, 2), detach_values=(False, True)),
-        (({"samples": 0}, ValueError, "samples must be at least 1, got 0"),),
         lambda *_: None,
         sizes=(DIM,),
         first=("x", r"\(B, 5\)"),
@@ -136,23 +127,12 @@ CASES = [
     Case(
         "CenterSeparationLoss",
         ({}, {"rho1": 0.0, "rho2": 2.0}, {"rho1": 0.2, "normalize": True}),
-        (
-            ({"rho1": -0.1}, ValueError, r"rho1 must be at least 0 and finite, got -0\.1"),
-            ({"rho2": math.nan}, ValueError, "rho2 must be at least 0 and finite, got nan"),
-            ({"rho2": math.inf}, ValueError, "rho2 must be at least 0 and finite, got inf"),
-            ({"rho1": "0.1"}, TypeError, r"rho1 must be a number, got '0\.1'"),
-        ),
         lambda m, x, y, _: saai.center_separation(x, y, **attributes("rho1", "rho2", "normalize")(m)),
         uses=("labels",),
     ),
     Case(
         "CrossModalityTripletLoss",
         ({}, {"margin": 2.0}, {"normalize": True}),
-        (
-            ({"margin": 0}, ValueError, "margin must be above 0 and finite, got 0"),
-            ({"margin": math.inf}, ValueError, "margin must be above 0 and finite, got inf"),
-            ({"margin": "1"}, TypeError, "margin must be a number, got '1'"),
-        ),
         lambda m, *b: g2da.triplet(*b, margin=m.margin, normalize=m.normalize),
     ),
     Case(
@@ -162,15 +142,6 @@ CASES = [
             {"loss": "square", "phi": 0.3, "restarts": 2},
             {"pairs": "one_to_one"},
             {"solver": "entropic"},
-        ),
-        (
-            ({"phi": 1.5}, ValueError, r"phi must be at least 0 and at most 1, got 1\.5"),
-            ({"phi": "1"}, TypeError, "phi must be a number, got '1'"),
-            ({"loss": "kl"}, ValueError, "loss must be one of 'abs', 'square', got 'kl'"),
-            ({"solver": "emd"}, ValueError, "solver must be one of 'auto', 'exact', 'entropic', got 'emd'"),
-            ({"pairs": "some"}, ValueError, "pairs must be one of 'all', 'one_to_one', got 'some'"),
-            ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
-            ({"restarts": -1}, ValueError, "restarts must be at least 0, got -1"),
         ),
         transport_loop,
         row=(3, 4),
@@ -187,22 +158,11 @@ CASES = [
             {"distance": "kl", "centers": "cross", "negatives": "sum"},
             {"margin": 1.5},
         ),
-        (
-            ({"margin": 0}, ValueError, "margin must be above 0 and finite, got 0"),
-            ({"distance": "cosine"}, ValueError, "distance must be one of .*, got 'cosine'"),
-            ({"centers": "own"}, ValueError, "centers must be one of .*, got 'own'"),
-            ({"negatives": "max"}, ValueError, "negatives must be one of .*, got 'max'"),
-        ),
         hcc_loop,
     ),
     Case(
         "MutualIdentityLoss",
         ({}, {"specific_weight": 0.5, "mutual_weight": 2.0}),
-        (
-            ({"specific_weight": math.nan}, ValueError, "specific_weight must be at least 0 and finite, got nan"),
-            ({"mutual_weight": -1}, ValueError, "mutual_weight must be at least 0 and finite, got -1"),
-            ({"mutual_weight": None}, TypeError, "mutual_weight must be a number, got None"),
-        ),
         identity_loop,
         sizes=(DIM, CLASSES),
         first=("x", r"\(B, 5\)"),
@@ -213,11 +173,6 @@ CASES = [
     Case(
         "PartContrastiveLoss",
         ({}, {"epsilon": 4.0}, {"normalize": True}),
-        (
-            ({"epsilon": 0}, ValueError, "epsilon must be above 0 and finite, got 0"),
-            ({"epsilon": math.inf}, ValueError, "epsilon must be above 0 and finite, got inf"),
-            ({"epsilon": "2"}, TypeError, "epsilon must be a number, got '2'"),
-        ),
         lambda m, *b: g2da.part_contrastive(*b, epsilon=m.epsilon, normalize=m.normalize),
         row=(3, 4),
         first=("nodes", r"\(B, K\+1, d\)"),
@@ -225,7 +180,6 @@ CASES = [
     Case(
         "PartDiversityLoss",
         ({}, {"maps": "logits"}),
-        (({"maps": "soft"}, ValueError, "maps must be one of 'sigmoid', 'logits', got 'soft'"),),
         lambda m, x, *_: saai.part_diversity(x, m.maps),
         row=(3, 4),
         first=("attention", r"\(B, p, n\)"),
@@ -550,7 +504,7 @@ def test_arguments_that_are_not_used_are_checked_too(case):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"transfer": nn.Linear(5, 5)}, r"transfer must be a vireid\.nn\.H2FT or vireid\.nn\.GFT, got Linear"),
+        ({"transfer": nn.Linear(5, 5)}, r"transfer must be a FeatureTransfer, got Linear"),
         ({"classifier": 3}, r"classifier must be a torch\.nn\.Module, got int"),
         ({"output": "x"}, r"output must be a vireid\.nn\.H2FTOutput, got str"),
     ],
@@ -584,31 +538,41 @@ def test_losses_of_a_classifier_refuse_labels_and_indices_out_of_range(form):
             form(**({"query": logits, "labels": labels, "gallery": logits, "gallery_index": index} | change))
 
 
-NUMBERS = [
-    pytest.param(case, name, id=f"{case.name}-{name}")
-    for case in CASES
-    for name in keyword_only(case.kind)
-    if type(getattr(case.make({}), name)) in (int, float)
-]
+OPTIONS = [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in keyword_only(case.kind)]
+CHOICES = {
+    "centers": "'shared', 'cross'",
+    "distance": "'euclidean', 'kl'",
+    "loss": "'abs', 'square'",
+    "maps": "'sigmoid', 'logits'",
+    "negatives": "'mean', 'sum'",
+    "pairs": "'all', 'one_to_one'",
+    "solver": "'auto', 'exact', 'entropic'",
+    "variant": "'paper', 'released'",
+}
+MAY_BE_0 = {"rho1", "rho2", "specific_weight", "mutual_weight", "phi", "restarts"}
 
 
-@pytest.mark.parametrize(("case", "name"), NUMBERS)
-def test_every_number_is_checked_and_may_be_numpys(case, name):
-    default = getattr(case.make({}), name)
-    for hostile in (math.nan, math.inf, -1, "1", True, [1], np.array([1]), np.array("a"), torch.ones(2), 1j, object()):
-        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
-            case.kind(*case.sizes, **{name: hostile})
-    given = np.int64(default) if type(default) is int else np.float32(default)
-    assert getattr(case.kind(*case.sizes, **{name: given}), name) == pytest.approx(default)
-
-
-@every_loss
-def test_texts_are_checked(case):
-    for name in keyword_only(case.kind):
-        if isinstance(getattr(case.make({}), name), str):
-            for hostile in (None, 1, "", np.array(["abs", "kl"]), torch.ones(2), ["abs"]):
-                with pytest.raises((TypeError, ValueError), match=f"{name} must be one of"):
-                    case.kind(*case.sizes, **{name: hostile})
+@pytest.mark.parametrize(("case", "name"), OPTIONS)
+def test_every_option_is_checked_and_may_be_numpys(case, name):
+    module, inputs, keywords = case.make({}), batch(case, size=4), case.keywords(torch.double)
+    default = getattr(module, name)
+    hostile: list[Any] = [[1], np.array([1]), np.array("a"), torch.ones(2), 1j, object(), math.nan, -1]
+    if isinstance(default, str):
+        text, hostile = f"must be one of {CHOICES[name]}, got", [*hostile, None, 1, "", ["abs"]]
+    elif isinstance(default, bool):
+        text, hostile = "must be one of True, False, got", [*hostile, None, 0, 1, "False", np.True_]
+    else:
+        text, hostile = "must be (a number|an integer|above 0|at least)", [*hostile, math.inf, "1", True]
+        hostile += [] if name in MAY_BE_0 else [0]
+        given = np.int64(default) if type(default) is int else np.float32(default)
+        assert getattr(case.kind(*case.sizes, **{name: given}), name) == pytest.approx(default)
+    for value in hostile:
+        with pytest.raises((TypeError, ValueError), match=f"{name} {text}"):
+            case.kind(*case.sizes, **{name: value})
+        if name in keyword_only(case.form):
+            setattr(module, name, value)
+            with pytest.raises((TypeError, ValueError), match=f"{name} {text}"):
+                case.function(module, *inputs, **keywords)
 
 
 COMPILED = [
@@ -650,15 +614,3 @@ def test_a_bad_mask_is_named(case):
         for form in (module, lambda *b, **k: case.function(module, *b, **k)):
             with pytest.raises(error, match=text):
                 form(*inputs, mask=mask)
-
-
-@pytest.mark.parametrize(("case", "bad"), [pytest.param(c, b, id=f"{c.name}-{b[0]}") for c in CASES for b in c.bad])
-def test_a_bad_option_is_named(case, bad):
-    options, error, text = bad
-    with pytest.raises(error, match=text):
-        case.kind(*case.sizes, **options)
-    module, inputs = case.make({}), batch(case, size=4)
-    for name, value in options.items():
-        setattr(module, name, value)
-    with pytest.raises(error, match=text):
-        case.function(module, *inputs, **case.keywords(torch.double))

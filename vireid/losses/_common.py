@@ -1,7 +1,7 @@
 """Shared parts of the losses: their base class, the check of labels and modality, and means of groups of rows."""
 
 import warnings
-from inspect import signature
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from vireid._checks import check_modality, check_tensor, values_are_free
 
 # What a batch lacks if a loss that compares the modalities has nothing to compare, by the pairs that it needs.
 _LACKS = {
-    "pair": "",
     "positive": "no identity is in both modalities",
     "triplet": "no image has, in the other modality, one of its own identity and one of another",
 }
@@ -31,65 +30,66 @@ class Loss(nn.Module):
         """Note the options of a loss; classes derived from one inherit them."""
         super().__init_subclass__()
         if Loss in cls.__bases__:
-            parameters = signature(cls.__init__).parameters.values()
-            cls._names = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+            cls._names = tuple(cls.__init__.__kwdefaults__ or ())
 
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
+
+    def _compute(self, loss: Callable[..., Tensor], x: Tensor, labels: Tensor, modality: Tensor, **more: Any) -> Tensor:
+        """Compute the function ``loss`` with the options, and look at the batch."""
+        value = loss(x, labels, modality, **more, **self._options())
+        self._look(labels, modality)
+        return value
 
     def _look(self, labels: Tensor, modality: Tensor) -> None:
         """Look at the values of the first batch on any device, which a GPU waits for once, but not while compiling.
 
         Wrong codes are an error. A batch without a pair to compare, which one of many processes may have, is a warning.
         """
-        if not (torch.compiler.is_compiling() or self._placed):
-            self._look_around()
-        if torch.compiler.is_compiling() or self._looked or not len(modality) or modality.is_meta:
+        if torch.compiler.is_compiling():
             return
-        if modality.is_cuda and torch.cuda.is_current_stream_capturing():
+        self._look_around()
+        if self._looked or not len(modality) or (modality.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
         check_modality("modality", modality, wait=True)
         self._looked = True
-        across, same = modality[:, None] != modality, labels[:, None] == labels
-        needed = {"": (), "pair": (across,), "positive": (across & same,), "triplet": (across & same, across & ~same)}
-        if not self._needs or bool(torch.stack([pairs.any(1) for pairs in needed[self._needs]]).all(0).any()):
+        if not self._needs:
             return
-        found = f"every image is {('visible', 'infrared')[int(modality[0])]}"
-        found = _LACKS[self._needs] if bool(across.any()) else found
+        across, same = modality[:, None] != modality, labels[:, None] == labels
+        positive, negative = (across & same).any(1), (across & ~same).any(1)
+        if {"pair": across, "positive": positive, "triplet": positive & negative}[self._needs].any():
+            return
+        found = _LACKS[self._needs] if across.any() else f"every image is {('visible', 'infrared')[int(modality[0])]}"
         text = f"{type(self).__name__} compares the modalities, but in this batch {found}: nothing is learned from it"
-        warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=4)
+        warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=5)
 
     def _look_around(self) -> None:
-        """Warn if several processes train parameters of this loss outside of DistributedDataParallel."""
-        if not (dist.is_available() and dist.is_initialized() and self.training and torch.is_grad_enabled()):
+        """Warn once if several processes train parameters of this loss outside of DistributedDataParallel."""
+        if self._placed or not (dist.is_available() and dist.is_initialized()):
+            return
+        own = [p for p in self.parameters() if p.requires_grad and not hasattr(p, "device_mesh")]  # not of FSDP
+        if not (own and self.training and torch.is_grad_enabled() and dist.get_world_size() > 1):
             return
         self._placed = True
-        around = getattr(
-            DistributedDataParallel, "_active_ddp_module", self
-        )  # PyTorch's own; without it nothing is said
-        alone = around is None or all(part is not self for part in around.modules())
-        own = [p for p in self.parameters() if p.requires_grad and not hasattr(p, "device_mesh")]  # not of FSDP
-        if alone and own and dist.get_world_size() > 1:
+        around = getattr(DistributedDataParallel, "_active_ddp_module", self)  # PyTorch's own; without it, no warning
+        if around is None or all(part is not self for part in around.modules()):
             text = f"{type(self).__name__} has parameters and was called outside of DistributedDataParallel"
             cure = "put model and criterion into one module and wrap that, as vireid.training.fit does"
-            warnings.warn(f"{text}, so that each process trains its own; {cure}", stacklevel=5)
+            warnings.warn(f"{text}, so that each process trains its own; {cure}", stacklevel=6)
 
     def extra_repr(self) -> str:
         """Show the options in ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
 
 
-def check_rows(length: int, **integers: Any) -> None:
-    """Raise unless each of ``integers`` is an integer tensor (B,) with one entry per row of the batch."""
+def check_rows(length: int, *, optional: Collection[str] = (), **integers: Any) -> None:
+    """Raise unless each of ``integers`` is an integer tensor (B,) or, if ``optional``, None; B is the ``length``."""
     for name, value in integers.items():
+        if value is None and name in optional:
+            continue
         check_tensor(name, value, "B", kind="integer", B=length)
         if name == "modality":
             check_modality(name, value)
-
-
-def check_given(length: int, **integers: Any) -> None:
-    """Raise as `check_rows` does, except for what is None: arguments that a loss takes only as others need them."""
-    check_rows(length, **{name: value for name, value in integers.items() if value is not None})
 
 
 def check_parts(name: str, x: Any, shape: str) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._checks import check_count, check_option, check_positive, check_tensor
+from vireid._checks import check_count, check_flag, check_option, check_positive, check_tensor
 from vireid._ops import at_least_float32, masked_mean, normalize_rows, rounding
 from vireid.losses._common import Loss, check_rows
 
@@ -45,7 +45,7 @@ def affinity_inference_scores(
     """
     check_tensor("x", x, "B d")
     check_rows(len(x), modality=modality)
-    k1, k2 = _check_options(k1, k2, variant)
+    k1, k2 = _check_options(k1, k2, variant, amend)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
     return scores.masked_fill(~gallery, -torch.inf)
 
@@ -64,7 +64,7 @@ def affinity_inference_loss(
     """Compute the contrastive loss on AIM's scores within a batch; see `AffinityInferenceLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels, modality=modality)
-    k1, k2 = _check_options(k1, k2, variant)
+    k1, k2 = _check_options(k1, k2, variant, amend)
     temperature = check_positive("temperature", temperature)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
     same = labels[:, None] == labels
@@ -76,7 +76,8 @@ def affinity_inference_loss(
     return masked_mean(terms, positive.any(1) & negative.any(1), 0)
 
 
-def _check_options(k1: int, k2: int, variant: str) -> tuple[int, int]:
+def _check_options(k1: int, k2: int, variant: str, amend: bool) -> tuple[int, int]:
+    check_flag("amend", amend)
     check_option("variant", variant, ("paper", "released"))
     return check_count("k1", k1), check_count("k2", k2)
 
@@ -155,12 +156,10 @@ class AffinityInferenceLoss(Loss):
         amend: bool = True,
     ) -> None:
         super().__init__()
-        self.k1, self.k2 = _check_options(k1, k2, variant)
+        self.k1, self.k2 = _check_options(k1, k2, variant, amend)
         self.temperature = check_positive("temperature", temperature)
         self.variant, self.amend = variant, amend
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """Compute the loss of a batch."""
-        loss = affinity_inference_loss(x, labels, modality, **self._options())
-        self._look(labels, modality)
-        return loss
+        return self._compute(affinity_inference_loss, x, labels, modality)

@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vireid._checks import check_at_least_zero, check_option, check_positive, check_tensor
+from vireid._checks import check_at_least_zero, check_flag, check_option, check_positive, check_tensor
 from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows, norms
-from vireid.losses._common import Groups, Loss, check_given, check_rows, membership
+from vireid.losses._common import Groups, Loss, check_rows, membership
 
 Distance = Literal["euclidean", "kl"]
 Centers = Literal["shared", "cross"]
@@ -29,9 +29,8 @@ def hcc_loss(
 ) -> Tensor:
     """Compute the heterogeneous center contrastive loss of a batch; see `HCCLoss`."""
     check_tensor("x", x, "B d")
-    check_rows(len(x), labels=labels)
-    check_given(len(x), modality=modality)
-    margin = check_hcc(margin, distance, centers, negatives)
+    check_rows(len(x), optional=["modality"], labels=labels, modality=modality)
+    margin = check_hcc(margin, distance, centers, negatives, normalize)
     if modality is None and centers == "cross":
         raise ValueError("modality must be given for centers='cross', got None")
     kind = modality if centers == "cross" else None
@@ -80,8 +79,9 @@ def _to_mean_softmax(logits: Tensor, groups: Groups) -> Tensor:
     return (p * log_p).sum(1, keepdim=True) - p @ log_mean.T
 
 
-def check_hcc(margin: float | None, distance: str, centers: str, negatives: str) -> float:
+def check_hcc(margin: float | None, distance: str, centers: str, negatives: str, normalize: bool) -> float:
     """Raise unless these are options of the loss; return the margin, by default the paper's."""
+    check_flag("normalize", normalize)
     check_option("distance", distance, ("euclidean", "kl"))
     check_option("centers", centers, ("shared", "cross"))
     check_option("negatives", negatives, ("mean", "sum"))
@@ -120,16 +120,15 @@ class HCCLoss(Loss):
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        self.margin = check_hcc(margin, distance, centers, negatives)
+        self.margin = check_hcc(margin, distance, centers, negatives, normalize)
         self.distance, self.centers, self.negatives, self.normalize = distance, centers, negatives, normalize
         self._needs = "positive" if centers == "cross" else ""
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
-        loss = hcc_loss(x, labels, modality, **self._options())
-        if modality is not None:
-            self._look(labels, modality)
-        return loss
+        if modality is None:
+            return hcc_loss(x, labels, **self._options())
+        return self._compute(hcc_loss, x, labels, modality)
 
 
 def center_separation_loss(
@@ -143,8 +142,8 @@ def center_separation_loss(
 ) -> Tensor:
     """Compute the center separation loss of a batch; see `CenterSeparationLoss`."""
     check_tensor("x", x, "B d")
-    check_rows(len(x), labels=labels)
-    check_given(len(x), modality=modality)
+    check_rows(len(x), optional=["modality"], labels=labels, modality=modality)
+    check_flag("normalize", normalize)
     rho1, rho2 = check_at_least_zero("rho1", rho1), check_at_least_zero("rho2", rho2)
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
@@ -153,8 +152,7 @@ def center_separation_loss(
         centers = groups.means(rows)
         # c_{y_i} by a product with zeros and ones: the gradient of an index adds in no fixed order.
         own = torch.where(groups.real[:, None], groups.member, 0).T @ centers
-        to_own = norms(rows - own)
-        pull = (to_own - rho1).clamp_min(0).sum() / max(len(rows), 1)
+        pull = (norms(rows - own) - rho1).clamp_min(0).sum() / max(len(rows), 1)
         pairs = (groups.real[:, None] & groups.real).triu(1)
         push = (rho2 - euclidean(centers, centers)).clamp_min(0)
         return pull + masked_mean(push.flatten(), pairs.flatten(), 0)
@@ -185,7 +183,7 @@ class CenterSeparationLoss(Loss):
     def __init__(self, *, rho1: float = 0.01, rho2: float = 0.7, normalize: bool = False) -> None:
         super().__init__()
         self.rho1, self.rho2 = check_at_least_zero("rho1", rho1), check_at_least_zero("rho2", rho2)
-        self.normalize = normalize
+        self.normalize = check_flag("normalize", normalize)
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""

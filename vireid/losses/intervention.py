@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_module, check_tensor
+from vireid._checks import check_count, check_flag, check_module, check_tensor
 from vireid._ops import evaluated
 from vireid.losses._common import Loss, check_rows
 from vireid.losses.query_gallery import query_gallery_cross_entropy
@@ -29,10 +29,9 @@ def cri_loss(
     check_tensor("X_sigma", X_sigma, "d", d=len(X_mu))
     check_tensor("x", x, "B d", d=len(X_mu))
     check_rows(len(x), labels=labels, modality=modality)
-    samples = check_count("samples", samples)
+    samples, detach_values = check_count("samples", samples), check_flag("detach_values", detach_values)
     check_module("classifier", classifier)
-    if not isinstance(transfer, FeatureTransfer):
-        raise TypeError(f"transfer must be a vireid.nn.H2FT or vireid.nn.GFT, got {type(transfer).__name__}")
+    check_module("transfer", transfer, FeatureTransfer)
     if not isinstance(output, H2FTOutput | None):
         raise TypeError(f"output must be a vireid.nn.H2FTOutput, got {type(output).__name__}")
     output = transfer(x, modality) if output is None else output
@@ -103,7 +102,8 @@ class CRILoss(Loss):
 
     def __init__(self, dim: int, *, samples: int = 1, detach_values: bool = False) -> None:
         super().__init__()
-        dim, self.samples, self.detach_values = check_count("dim", dim), check_count("samples", samples), detach_values
+        dim, self.samples = check_count("dim", dim), check_count("samples", samples)
+        self.detach_values = check_flag("detach_values", detach_values)
         self.X_mu = nn.Parameter(torch.zeros(dim))
         self.X_rho = nn.Parameter(torch.full((dim,), 0.5413))  # softplus(0.5413) = 1: X* starts as Z
 
@@ -133,16 +133,5 @@ class CRILoss(Loss):
             output: ``transfer(x, modality)`` if already computed; saves the second computation, and a second update of
                 v's running statistics.
         """
-        loss = cri_loss(
-            x,
-            labels,
-            modality,
-            transfer=transfer,
-            classifier=classifier,
-            X_mu=self.X_mu,
-            X_sigma=self.X_sigma,
-            output=output,
-            **self._options(),
-        )
-        self._look(labels, modality)
-        return loss
+        given = {"transfer": transfer, "classifier": classifier, "output": output}
+        return self._compute(cri_loss, x, labels, modality, X_mu=self.X_mu, X_sigma=self.X_sigma, **given)

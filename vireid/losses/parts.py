@@ -8,9 +8,9 @@ from einops import rearrange
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_option, check_positive, values_are_free
+from vireid._checks import check_flag, check_option, check_positive, values_are_free
 from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
-from vireid.losses._common import Loss, check_given, check_graphs, check_parts
+from vireid.losses._common import Loss, check_graphs, check_parts, check_rows
 
 Maps = Literal["sigmoid", "logits"]
 
@@ -20,7 +20,7 @@ def part_diversity_loss(
 ) -> Tensor:
     """Compute the part diversity loss of a batch; see `PartDiversityLoss`."""
     check_parts("attention", attention, "B p n")
-    check_given(len(attention), labels=labels, modality=modality)
+    check_rows(len(attention), optional=["labels", "modality"], labels=labels, modality=modality)
     check_option("maps", maps, ("sigmoid", "logits"))
     size, parts, pixels = attention.shape
     with torch.autocast(attention.device.type, enabled=False):
@@ -73,7 +73,7 @@ def part_contrastive_loss(
 ) -> Tensor:
     """Compute the part contrastive loss of a batch; see `PartContrastiveLoss`."""
     check_graphs(nodes, labels, modality, mask)
-    epsilon = check_positive("epsilon", epsilon)
+    epsilon, normalize = check_positive("epsilon", epsilon), check_flag("normalize", normalize)
     with torch.autocast(nodes.device.type, enabled=False):
         rows = at_least_float32(nodes)
         rows = rows if mask is None else torch.where(mask[:, :, None], rows, 0)
@@ -121,10 +121,8 @@ class PartContrastiveLoss(Loss):
 
     def __init__(self, *, epsilon: float = 2.0, normalize: bool = False) -> None:
         super().__init__()
-        self.epsilon, self.normalize = check_positive("epsilon", epsilon), normalize
+        self.epsilon, self.normalize = check_positive("epsilon", epsilon), check_flag("normalize", normalize)
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
-        loss = part_contrastive_loss(nodes, labels, modality, mask=mask, **self._options())
-        self._look(labels, modality)
-        return loss
+        return self._compute(part_contrastive_loss, nodes, labels, modality, mask=mask)

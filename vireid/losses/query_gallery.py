@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vireid._checks import check_labels, check_tensor
 from vireid._ops import at_least_float32
-from vireid.losses._common import check_given, check_rows
+from vireid.losses._common import check_rows
 from vireid.losses.centers import check_hcc, hcc_of_rows
 
 
@@ -50,7 +50,7 @@ def query_gallery_hcc_loss(
     errors are those of `query_gallery_cross_entropy`; ``margin`` is ρ, the paper's 6 by default.
     """
     _check(query, labels, modality, gallery, gallery_index)
-    margin = check_hcc(margin, "kl", "shared", "mean")
+    margin = check_hcc(margin, "kl", "shared", "mean", False)
     with torch.autocast(query.device.type, enabled=False):
         query, gallery = at_least_float32(query), at_least_float32(gallery)
         member = (torch.arange(len(query), device=query.device)[:, None] == gallery_index).to(gallery.dtype)
@@ -61,8 +61,7 @@ def query_gallery_hcc_loss(
 
 def _check(query: Tensor, labels: Tensor, modality: Tensor | None, gallery: Tensor, gallery_index: Tensor) -> None:
     check_tensor("query", query, "B C")
-    check_rows(len(query), labels=labels)
-    check_given(len(query), modality=modality)
+    check_rows(len(query), optional=["modality"], labels=labels, modality=modality)
     check_labels("labels", labels, query.shape[1])
     check_tensor("gallery", gallery, "R C", C=query.shape[1])
     check_rows(len(gallery), gallery_index=gallery_index)

@@ -131,6 +131,4 @@ class GraphOTLoss(Loss):
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
-        loss = graph_ot_loss(nodes, labels, modality, mask=mask, **self._options())
-        self._look(labels, modality)
-        return loss
+        return self._compute(graph_ot_loss, nodes, labels, modality, mask=mask)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vireid._checks import check_positive, check_tensor
+from vireid._checks import check_flag, check_positive, check_tensor
 from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
 from vireid.losses._common import Loss, check_rows
 
@@ -14,7 +14,7 @@ def cross_modality_triplet_loss(
     """Compute the hard triplet loss across modalities of a batch; see `CrossModalityTripletLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), labels=labels, modality=modality)
-    margin = check_positive("margin", margin)
+    margin, normalize = check_positive("margin", margin), check_flag("normalize", normalize)
     if not len(x):
         return at_least_float32(x).sum()
     with torch.autocast(x.device.type, enabled=False):
@@ -53,10 +53,8 @@ class CrossModalityTripletLoss(Loss):
 
     def __init__(self, *, margin: float = 0.3, normalize: bool = False) -> None:
         super().__init__()
-        self.margin, self.normalize = check_positive("margin", margin), normalize
+        self.margin, self.normalize = check_positive("margin", margin), check_flag("normalize", normalize)
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """Compute the loss of a batch."""
-        loss = cross_modality_triplet_loss(x, labels, modality, **self._options())
-        self._look(labels, modality)
-        return loss
+        return self._compute(cross_modality_triplet_loss, x, labels, modality)

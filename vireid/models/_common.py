@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vireid._checks import check_count, check_modality, check_module, check_size, check_tensor
 from vireid.nn import TwoStream
+from vireid.nn.transfer import FeatureTransfer
 
 
 class Embedder(nn.Module):
@@ -37,9 +38,8 @@ class Embedder(nn.Module):
         check_tensor("images", images, "B channels H W", kind="any")
         check_tensor("modality", modality, "B", kind="integer", B=images.shape[0])
         check_modality("modality", modality)
-        maps: Tensor = (
-            self.backbone(images, modality) if isinstance(self.backbone, TwoStream) else self.backbone(images)
-        )
+        inputs = (images, modality) if isinstance(self.backbone, TwoStream) else (images,)
+        maps: Tensor = self.backbone(*inputs)
         if maps.ndim != 4 or maps.shape[1] != channels:
             raise ValueError(f"backbone must return (B, {channels}, h, w), got {tuple(maps.shape)}")
         return maps
@@ -55,6 +55,13 @@ def linear_classifier(dim: int, num_classes: int) -> nn.Linear:
     layer = nn.Linear(dim, num_classes, bias=False)
     nn.init.normal_(layer.weight, std=0.001)
     return layer
+
+
+def check_transfer(transfer: FeatureTransfer, dim: int) -> None:
+    """Raise unless ``transfer`` is a transfer of features of size ``dim``."""
+    check_module("transfer", transfer, FeatureTransfer)
+    if transfer.dim != dim:
+        raise ValueError(f"transfer must be of size {dim} as the features, got {transfer.dim}")
 
 
 def _feature_grid(backbone: nn.Module) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vireid._checks import check_module
 from vireid.losses import CRILoss, query_gallery_cross_entropy, query_gallery_hcc_loss
-from vireid.models._common import add_total, linear_classifier
+from vireid.models._common import add_total, check_transfer, linear_classifier
 from vireid.models.baseline import Baseline, BaselineCriterion
 from vireid.nn import H2FT, H2FTOutput
 from vireid.nn.transfer import FeatureTransfer
@@ -59,9 +59,7 @@ class CIFT(nn.Module):
         super().__init__()
         self.baseline = Baseline(backbone, num_classes, dim=dim, grid=grid)
         self.transfer: FeatureTransfer = H2FT(self.baseline.dim) if transfer is None else transfer
-        check_module("transfer", self.transfer, FeatureTransfer)
-        if (size := getattr(self.transfer, "dim", None)) != self.baseline.dim:
-            raise ValueError(f"transfer must be of size {self.baseline.dim} as the features, got {size}")
+        check_transfer(self.transfer, self.baseline.dim)
         self.graph_classifier = linear_classifier(self.baseline.dim, self.baseline.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:

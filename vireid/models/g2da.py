@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_number, check_option, check_tensor
+from vireid._checks import check_at_least_zero, check_count, check_flag, check_number, check_tensor
 from vireid._ops import cross_entropy, normalize_rows
 from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
 from vireid.models._common import Embedder, add_total, linear_classifier
@@ -91,9 +91,8 @@ class G2DA(Embedder):
         super().__init__(backbone, num_classes, grid)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
         check_tensor("adjacency", adjacency, "K+1 K+1", kind="bool")
-        for name, flag in (("graph", graph), ("normalize_nodes", normalize_nodes)):
-            check_option(name, flag, (False, True))
-        self.key_points, self.normalize_nodes = len(adjacency) - 1, normalize_nodes
+        check_flag("graph", graph)
+        self.key_points, self.normalize_nodes = len(adjacency) - 1, check_flag("normalize_nodes", normalize_nodes)
         if parts is not None:
             check_tensor("parts", parts, "K H W", K=self.key_points)
         self.dim = self.feature_size(dim)

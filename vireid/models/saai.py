@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_module, check_option
+from vireid._checks import check_at_least_zero, check_count, check_flag, check_module
 from vireid.losses import AffinityInferenceLoss, CenterSeparationLoss, CRILoss, MutualIdentityLoss, PartDiversityLoss
-from vireid.models._common import Embedder, add_total, feature_size, linear_classifier
+from vireid.models._common import Embedder, add_total, check_transfer, feature_size, linear_classifier
 from vireid.models.cift import graph_losses
 from vireid.nn import BNNeck, DualBNNeck, H2FTOutput, PrototypePooling
 from vireid.nn.transfer import FeatureTransfer
@@ -79,8 +79,8 @@ class SAAI(Embedder):
     ) -> None:
         super().__init__(backbone, num_classes, grid)
         parts = check_count("parts", parts, minimum=0)
-        for name, flag in (("position_in_values", position_in_values), ("dual_neck", dual_neck)):
-            check_option(name, flag, (False, True))
+        check_flag("position_in_values", position_in_values)
+        check_flag("dual_neck", dual_neck)
         if channels is None:
             channels = feature_size(backbone, (1, 1), name="channels")
         self.channels = check_count("channels", channels)
@@ -92,11 +92,9 @@ class SAAI(Embedder):
             )
         self.neck: BNNeck | DualBNNeck = DualBNNeck(self.dim) if dual_neck else BNNeck(self.dim)
         if transfer is not None:
-            check_module("transfer", transfer, FeatureTransfer)
+            check_transfer(transfer, self.dim)
         self.transfer = transfer
         self.graph_classifier = None if transfer is None else linear_classifier(self.dim, self.num_classes)
-        if transfer is not None and transfer.dim != self.dim:
-            raise ValueError(f"transfer must be of size {self.dim} as the features, got {transfer.dim}")
 
     def forward(self, images: Tensor, modality: Tensor) -> SAAIOutput:
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,)."""
@@ -152,9 +150,10 @@ class SAAICriterion(nn.Module):
     ) -> None:
         super().__init__()
         check_module("model", model, SAAI)
-        for name, loss, kind in (("affinity", affinity, AffinityInferenceLoss), ("cri", cri, CRILoss)):
-            if loss is not None:
-                check_module(name, loss, kind)
+        if affinity is not None:
+            check_module("affinity", affinity, AffinityInferenceLoss)
+        if cri is not None:
+            check_module("cri", cri, CRILoss)
         if cri is not None and model.transfer is None:
             raise ValueError("cri needs a model with a transfer, got one without")
         self.weights = {

@@ -65,24 +65,19 @@ class MessageFusionAttention(nn.Module):
         dim, heads = check_count("dim", dim), check_count("heads", heads)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads = {heads}, got {dim}")
-        threshold, negative_slope = (
-            check_number("threshold", threshold),
-            check_positive("negative_slope", negative_slope),
-        )
-        if math.isnan(threshold):
+        if math.isnan(threshold := check_number("threshold", threshold)):
             raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
         check_tensor("adjacency", adjacency, "K+1 K+1", kind="bool")
         if adjacency.shape[0] != adjacency.shape[1] or not adjacency.shape[0]:
             raise ValueError(f"adjacency must be square, one row per node, got {tuple(adjacency.shape)}")
-        self.dim, self.heads, self.threshold, self.negative_slope = dim, heads, threshold, negative_slope
-        self.nodes = adjacency.shape[0]
+        self.dim, self.heads, self.nodes, self.threshold = dim, heads, adjacency.shape[0], threshold
+        self.negative_slope = check_positive("negative_slope", negative_slope)
         self.register_buffer("adjacency", adjacency.clone(), persistent=False)
         self.project = nn.Linear(dim, dim, bias=False)
         self.score = nn.Parameter(torch.empty(2, heads, dim // heads))
-        if activation is not None:
-            check_module("activation", activation)
         self.activation = nn.ELU() if activation is None else activation
+        check_module("activation", self.activation)
         self.norm = BNNeck(self.nodes * dim)
         self.norm.bias.requires_grad_(True)
         nn.init.eye_(self.project.weight)

@@ -42,7 +42,6 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
     """
     check_tensor("feature_map", feature_map, "B c h w")
     check_tensor("heatmaps", heatmaps, "B K H W", kind="any", B=feature_map.shape[0])
-    _check_real("heatmaps", heatmaps, "B K H W")
     grid = check_size("grid", grid)
     height, width = feature_map.shape[2:]
     with torch.autocast(heatmaps.device.type, enabled=False):
@@ -60,12 +59,6 @@ def keypoint_pooling(feature_map: Tensor, heatmaps: Tensor, *, grid: tuple[int, 
     if grid != (height, width):
         cells = F.adaptive_avg_pool2d(cells.flatten(1, 2), grid).unflatten(1, cells.shape[1:3])
     return rearrange(cells, "b k c y x -> b k (c y x)")
-
-
-def _check_real(name: str, x: Tensor, shape: str) -> None:
-    check_tensor(name, x, shape, kind="any")
-    if x.is_complex():
-        raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
 
 
 def _area_weights(pixels: int, cells: int, like: Tensor) -> Tensor:
@@ -122,7 +115,7 @@ def present_keypoints(heatmaps: Tensor, *, threshold: float = 0.0) -> Tensor:
         ValueError: if ``heatmaps`` is not (B, K, H, W), or ``threshold`` is NaN.
         TypeError: if ``heatmaps`` is not a tensor, or ``threshold`` not a number.
     """
-    _check_real("heatmaps", heatmaps, "B K H W")
+    check_tensor("heatmaps", heatmaps, "B K H W", kind="any")
     if math.isnan(threshold := check_number("threshold", threshold)):
         raise ValueError(f"threshold must be a number or an infinity, got {threshold}")
     return heatmaps.amax((2, 3)) > threshold
@@ -185,7 +178,7 @@ def merge_coco_heatmaps(heatmaps: Tensor) -> Tensor:
         ValueError: if ``heatmaps`` is not (B, 17, H, W).
         TypeError: if ``heatmaps`` is not a tensor.
     """
-    _check_real("heatmaps", heatmaps, "B 17 H W")
+    check_tensor("heatmaps", heatmaps, "B 17 H W", kind="any")
     return torch.cat([heatmaps[:, :_FACE].amax(1, keepdim=True), heatmaps[:, _FACE:]], 1)
 
 
@@ -198,7 +191,7 @@ def merge_coco_keypoints(keypoints: Tensor) -> Tensor:
         ValueError: if ``keypoints`` is not (B, 17, 3).
         TypeError: if ``keypoints`` is not a tensor.
     """
-    _check_real("keypoints", keypoints, "B 17 3")
+    check_tensor("keypoints", keypoints, "B 17 3", kind="any")
     face = keypoints[:, :_FACE]
     scores = face[..., 2].nan_to_num(nan=-torch.inf)
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :1]  # ties: the first

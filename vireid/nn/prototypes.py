@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_option, check_size, check_tensor
+from vireid._checks import check_count, check_flag, check_size, check_tensor
 from vireid.nn._functions import PrototypePool
 
 
@@ -44,8 +44,7 @@ class PrototypePooling(nn.Module):
     ) -> None:
         super().__init__()
         channels, parts, size = check_count("channels", channels), check_count("parts", parts), check_size("size", size)
-        check_option("position_in_values", position_in_values, (False, True))
-        self.position_in_values = position_in_values
+        self.position_in_values = check_flag("position_in_values", position_in_values)
         self.prototypes = nn.Parameter(torch.randn(parts, channels) / channels**0.5)
         self.position = nn.Parameter(torch.randn(channels, *size) * 0.02)
 

@@ -8,7 +8,7 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_option, check_tensor
+from vireid._checks import check_count, check_flag, check_tensor
 from vireid.nn.necks import BNNeck
 
 
@@ -89,7 +89,7 @@ def skeleton_adjacency(edges: Iterable[Sequence[int]], nodes: int, *, self_loops
         [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
     """
     nodes = check_count("nodes", nodes)
-    check_option("self_loops", self_loops, (False, True))
+    check_flag("self_loops", self_loops)
     try:
         bones = [tuple(index(end) for end in edge) for edge in edges]
     except TypeError as error:

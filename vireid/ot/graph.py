@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vireid._checks import check_count, check_fraction, check_option, check_positive, check_tensor
-from vireid._ops import into_range, scale_to_1
+from vireid._checks import check_count, check_fraction, check_option, check_positive, check_tensor, values_are_free
+from vireid._ops import scale_to_1
 from vireid.ot._functions import NodeProducts
 from vireid.ot.entropic import solve_entropic
 from vireid.ot.exact import solve_exact
@@ -123,8 +123,7 @@ def graph_ot(
             problems = Problems.build(finite[0], finite[1], finite[2], u, v, phi, loss)
             exact = solver == "exact" or (solver == "auto" and x.device.type == "cpu")
             solve = _opaque if torch.compiler.is_compiling() else _solve
-            plan = solve(*problems, exact, tolerance, iterations, restarts)
-            error = _marginal_error(problems, plan)
+            plan, error = solve(*problems, exact, tolerance, iterations, restarts)
         d_ot = phi * (plan * cost).sum((1, 2))
         if phi < 1:
             d_ot = d_ot + (1 - phi) * structure_cost(cx, cy, plan, problems)
@@ -143,30 +142,41 @@ def _solve(
     tolerance: float,
     iterations: int,
     restarts: int,
-) -> Tensor:
-    """Return the plans (B, n, m) of `Problems` of these fields, and warn as `graph_ot` does."""
+) -> tuple[Tensor, Tensor]:
+    """Return the plans (B, n, m) of `Problems` of these fields and their errors (B,); warn as `graph_ot` says."""
     problems = Problems(linear, cx, cy, u, v, phi, loss)
     plan, _, unsettled = (solve_exact if exact else solve_entropic)(problems, iterations, restarts)
-    _warn(_marginal_error(problems, plan), tolerance, unsettled, iterations)
-    return plan
+    error = torch.maximum((plan.sum(2) - u).abs().sum(1), (plan.sum(1) - v).abs().sum(1))
+    worst, count = torch.stack([error.max() if len(error) else error.sum(), unsettled.sum().to(error)]).tolist()
+    if not worst <= tolerance:
+        message = f"a transport plan misses its marginals by {worst:.1e}, more than the tolerance {tolerance:.1e}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    if count:
+        message = f"{count:.0f} of {len(error)} transport plans had not settled after iterations={iterations}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return plan, error
 
 
 # The same for a compiler, which cannot follow loops whose length depends on the data.
 _opaque = torch.library.custom_op("vireid::transport_plans", _solve, mutates_args=())
-_opaque.register_fake(lambda linear, *_: torch.empty_like(linear))
+_opaque.register_fake(lambda linear, *_: (torch.empty_like(linear), linear.new_empty(len(linear))))
 
 
-def _marginal_error(problems: Problems, plan: Tensor) -> Tensor:
-    rows, columns = (plan.sum(2) - problems.u).abs().sum(1), (plan.sum(1) - problems.v).abs().sum(1)
-    return torch.maximum(rows, columns)
+def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x yᵀ, x xᵀ and y yᵀ of each pair of graphs."""
+    compiling = torch.compiler.is_compiling()  # which cannot follow the buffer
+    products: tuple[Tensor, Tensor, Tensor] = (x @ y.mT, x @ x.mT, y @ y.mT) if compiling else NodeProducts.apply(x, y)
+    return products
 
 
 def _cosine_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - cos between x and y (B, n, m), within x (B, n, n) and within y (B, m, m)."""
-    x, y = (z if into_range(z, dtype=torch.float32) == 1 else scale_to_1(z) for z in (x, y))
-    xy, xx, yy = (x @ y.mT, x @ x.mT, y @ y.mT) if torch.compiler.is_compiling() else NodeProducts.apply(x, y)
-    # a zero row is divided by 1, so that its gradient is no larger than the incoming one
+    xy, xx, yy = _products(x, y)
     squares = [products.diagonal(dim1=1, dim2=2) for products in (xx, yy)]
+    if values_are_free(x) and len(x) and not all(1e-24 < s.detach().max() < 1e37 for s in squares):
+        xy, xx, yy = _products(scale_to_1(x), scale_to_1(y))
+        squares = [products.diagonal(dim1=1, dim2=2) for products in (xx, yy)]
+    # a zero row is divided by 1, so that its gradient is no larger than the incoming one
     per_x, per_y = (torch.where(s <= _EPS**2, 1, s).rsqrt() for s in squares)
     cx, cy = 1 - xx * per_x[:, :, None] * per_x[:, None], 1 - yy * per_y[:, :, None] * per_y[:, None]
     return 1 - xy * per_x[:, :, None] * per_y[:, None], _distance(cx), _distance(cy)
@@ -191,19 +201,6 @@ def _marginals(weights: Tensor | None, mask: Tensor | None, like: Tensor) -> Ten
     largest = w.amax(1, keepdim=True)  # first: a sum may overflow, and another type be too narrow
     w = (w / torch.where(largest > 0, largest, 1)).to(like.dtype)
     return w / w.sum(1, keepdim=True).clamp_min(1)
-
-
-def _warn(error: Tensor, tolerance: float, unsettled: Tensor, iterations: int) -> None:
-    """Warn of missed marginals and of plans that have not settled."""
-    if not len(error):
-        return
-    worst, count = torch.stack([error.max(), unsettled.sum().to(error)]).tolist()
-    if not worst <= tolerance:
-        message = f"a transport plan misses its marginals by {worst:.1e}, more than the tolerance {tolerance:.1e}"
-        warnings.warn(message, UserWarning, stacklevel=4)
-    if count:
-        message = f"{count:.0f} of {len(error)} transport plans had not settled after iterations={iterations}"
-        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def check_options(phi: float, loss: str, solver: str, iterations: int, restarts: int) -> tuple[float, int, int]:
