@@ -11,12 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vireid._checks import check_modality, check_tensor, values_are_free
 
-# What a batch lacks if a loss that compares the modalities has nothing to compare, by the pairs that it needs.
-_LACKS = {
-    "positive": "no identity is in both modalities",
-    "triplet": "no image has, in the other modality, one of its own identity and one of another",
-}
-
 
 class Loss(nn.Module):
     """Base class of the losses: every keyword-only argument of the constructor is an attribute of that name."""
@@ -59,7 +53,10 @@ class Loss(nn.Module):
         positive, negative = (across & same).any(1), (across & ~same).any(1)
         if {"pair": across, "positive": positive, "triplet": positive & negative}[self._needs].any():
             return
-        found = _LACKS[self._needs] if across.any() else f"every image is {('visible', 'infrared')[int(modality[0])]}"
+        found = f"every image is {('visible', 'infrared')[int(modality[0])]}"
+        if across.any():
+            also = " and one of another" if self._needs == "triplet" else ""
+            found = f"no image has, in the other modality, one of its own identity{also}"
         text = f"{type(self).__name__} compares the modalities, but in this batch {found}: nothing is learned from it"
         warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=5)
 
@@ -128,17 +125,12 @@ class Groups(NamedTuple):
         return self.member @ rows / self.member.sum(1, keepdim=True)
 
 
-def membership(*keys: Tensor, dtype: torch.dtype, counts: Tensor | None = None) -> Groups:
-    """Group rows that agree in all ``keys``, one or more (B,); ``dtype`` is that of the members.
-
-    Rows where ``counts`` (B,) is False belong to no group; each must have the keys of another row.
-    """
+def membership(*keys: Tensor, dtype: torch.dtype) -> Groups:
+    """Group rows that agree in all ``keys``, one or more (B,); ``dtype`` is that of the members."""
     same = torch.stack([key[:, None] == key for key in keys]).all(0)
-    same = same if counts is None else same & counts
-    place = torch.arange(len(same), device=same.device)
+    first = place = torch.arange(len(same), device=same.device)
     own = same.to(torch.uint8).argmax(1) if len(same) else place
-    own = own if counts is None else torch.where(counts, own, place)
-    first, real = place, (own == place if counts is None else (own == place) & counts)
+    real = own == place
     if values_are_free(own):  # where a nonzero stalls nothing, fewer groups are faster
         first = real.nonzero().flatten()
         same, real = same[first], real[first]

@@ -30,35 +30,20 @@ def hcc_loss(
     """Compute the heterogeneous center contrastive loss of a batch; see `HCCLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), optional=["modality"], labels=labels, modality=modality)
-    margin = check_hcc(margin, distance, centers, negatives, normalize)
+    margin = _check_hcc(margin, distance, centers, negatives, normalize)
     if modality is None and centers == "cross":
         raise ValueError("modality must be given for centers='cross', got None")
     kind = modality if centers == "cross" else None
-    return hcc_of_rows(x, labels, kind, None, margin, distance, negatives, normalize)
-
-
-def hcc_of_rows(
-    x: Tensor,
-    labels: Tensor,
-    kind: Tensor | None,
-    counts: Tensor | None,
-    margin: float,
-    distance: str,
-    negatives: str,
-    normalize: bool = True,
-) -> Tensor:
-    """Compute the loss with centers of the other ``kind``, if given, over the rows where ``counts`` (B,) is True."""
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
-        groups = membership(labels, *([] if kind is None else [kind]), dtype=rows.dtype, counts=counts)
+        groups = membership(labels, *([] if kind is None else [kind]), dtype=rows.dtype)
         pairs = _to_means(rows, groups, normalize) if distance == "euclidean" else _to_mean_softmax(rows, groups)
         same = labels[:, None] == labels[groups.first]
         allowed = groups.real if kind is None else groups.real & (kind[:, None] != kind[groups.first])
         positive, negative = same & allowed, ~same & allowed
         hinge = (margin - pairs).clamp_min(0)
         pushes = masked_mean(hinge, negative, 1) if negatives == "mean" else torch.where(negative, hinge, 0).sum(1)
-        anchors = positive.any(1) if counts is None else positive.any(1) & counts
-        return masked_mean(masked_mean(pairs, positive, 1) + pushes, anchors, 0)
+        return masked_mean(masked_mean(pairs, positive, 1) + pushes, positive.any(1), 0)
 
 
 def _to_means(x: Tensor, groups: Groups, normalize: bool) -> Tensor:
@@ -79,7 +64,7 @@ def _to_mean_softmax(logits: Tensor, groups: Groups) -> Tensor:
     return (p * log_p).sum(1, keepdim=True) - p @ log_mean.T
 
 
-def check_hcc(margin: float | None, distance: str, centers: str, negatives: str, normalize: bool) -> float:
+def _check_hcc(margin: float | None, distance: str, centers: str, negatives: str, normalize: bool) -> float:
     """Raise unless these are options of the loss; return the margin, by default the paper's."""
     check_flag("normalize", normalize)
     check_option("distance", distance, ("euclidean", "kl"))
@@ -120,7 +105,7 @@ class HCCLoss(Loss):
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        self.margin = check_hcc(margin, distance, centers, negatives, normalize)
+        self.margin = _check_hcc(margin, distance, centers, negatives, normalize)
         self.distance, self.centers, self.negatives, self.normalize = distance, centers, negatives, normalize
         self._needs = "positive" if centers == "cross" else ""
 

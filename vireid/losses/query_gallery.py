@@ -10,7 +10,7 @@ from torch import Tensor
 from vireid._checks import check_labels, check_tensor
 from vireid._ops import at_least_float32
 from vireid.losses._common import check_rows
-from vireid.losses.centers import check_hcc, hcc_of_rows
+from vireid.losses.centers import hcc_loss
 
 
 def query_gallery_cross_entropy(
@@ -46,17 +46,17 @@ def query_gallery_hcc_loss(
 ) -> Tensor:
     """Compute `hcc_loss` with ``distance="kl"`` over the query rows and one gallery row per image.
 
-    Where GFT's unbalanced groups give a gallery image several rows, their mean logits count (our choice). Arguments and
-    errors are those of `query_gallery_cross_entropy`; ``margin`` is ρ, the paper's 6 by default.
+    Where GFT's unbalanced groups give a gallery image several rows, their mean logits count; where they give it none,
+    in a batch of one modality, its query row does (our choice). Arguments and errors are those of
+    `query_gallery_cross_entropy`; ``margin`` is ρ, the paper's 6 by default.
     """
     _check(query, labels, modality, gallery, gallery_index)
-    margin = check_hcc(margin, "kl", "shared", "mean", False)
     with torch.autocast(query.device.type, enabled=False):
         query, gallery = at_least_float32(query), at_least_float32(gallery)
         member = (torch.arange(len(query), device=query.device)[:, None] == gallery_index).to(gallery.dtype)
         rows = member.sum(1, keepdim=True)
-        x, counts = torch.cat([query, member @ gallery / rows.clamp_min(1)]), torch.cat([rows >= 0, rows > 0])[:, 0]
-        return hcc_of_rows(x, labels.repeat(2), None, counts, margin, "kl", "mean")
+        means = torch.where(rows > 0, member @ gallery / rows.clamp_min(1), query)
+        return hcc_loss(torch.cat([query, means]), labels.repeat(2), margin=margin, distance="kl")
 
 
 def _check(query: Tensor, labels: Tensor, modality: Tensor | None, gallery: Tensor, gallery_index: Tensor) -> None:

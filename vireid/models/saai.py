@@ -79,7 +79,6 @@ class SAAI(Embedder):
     ) -> None:
         super().__init__(backbone, num_classes, grid)
         parts = check_count("parts", parts, minimum=0)
-        check_flag("position_in_values", position_in_values)
         check_flag("dual_neck", dual_neck)
         if channels is None:
             channels = feature_size(backbone, (1, 1), name="channels")

@@ -123,7 +123,7 @@ def graph_ot(
             problems = Problems.build(finite[0], finite[1], finite[2], u, v, phi, loss)
             exact = solver == "exact" or (solver == "auto" and x.device.type == "cpu")
             solve = _opaque if torch.compiler.is_compiling() else _solve
-            plan, error = solve(*problems, exact, tolerance, iterations, restarts)
+            plan, error = solve(list(problems[:5]), phi, loss, exact, tolerance, iterations, restarts)
         d_ot = phi * (plan * cost).sum((1, 2))
         if phi < 1:
             d_ot = d_ot + (1 - phi) * structure_cost(cx, cy, plan, problems)
@@ -131,19 +131,10 @@ def graph_ot(
 
 
 def _solve(
-    linear: Tensor,
-    cx: Tensor,
-    cy: Tensor,
-    u: Tensor,
-    v: Tensor,
-    phi: float,
-    loss: str,
-    exact: bool,
-    tolerance: float,
-    iterations: int,
-    restarts: int,
+    tensors: list[Tensor], phi: float, loss: str, exact: bool, tolerance: float, iterations: int, restarts: int
 ) -> tuple[Tensor, Tensor]:
     """Return the plans (B, n, m) of `Problems` of these fields and their errors (B,); warn as `graph_ot` says."""
+    linear, cx, cy, u, v = tensors
     problems = Problems(linear, cx, cy, u, v, phi, loss)
     plan, _, unsettled = (solve_exact if exact else solve_entropic)(problems, iterations, restarts)
     error = torch.maximum((plan.sum(2) - u).abs().sum(1), (plan.sum(1) - v).abs().sum(1))
@@ -159,7 +150,7 @@ def _solve(
 
 # The same for a compiler, which cannot follow loops whose length depends on the data.
 _opaque = torch.library.custom_op("vireid::transport_plans", _solve, mutates_args=())
-_opaque.register_fake(lambda linear, *_: (torch.empty_like(linear), linear.new_empty(len(linear))))
+_opaque.register_fake(lambda tensors, *_: (torch.empty_like(tensors[0]), tensors[0].new_empty(len(tensors[0]))))
 
 
 def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
