@@ -127,17 +127,18 @@ def _of_any_size(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return length if scale == 1 else compute(*(x * scale for x in tensors)) / scale
 
 
-def into_range(*tensors: Tensor, wait: bool = False) -> float:
+def into_range(*tensors: Tensor, dtype: torch.dtype | None = None, wait: bool = False) -> float:
     """Return a power of two that takes the largest magnitude to where sums of squares neither overflow nor vanish.
 
     1 if it is there, not finite or 0, and, without ``wait``, wherever reading it would cost: not `values_are_free`.
-    Then rows have to be about 1e-19 to 1e19 long in float32, and 1e-150 to 1e150 in float64.
+    Then rows have to be about 1e-19 to 1e19 long in float32, and 1e-150 to 1e150 in float64. ``dtype`` is that of the
+    sums, if another.
     """
     if not (wait or values_are_free(tensors[0])):
         return 1.0
     ends = [end for x in tensors if x.numel() for end in x.detach().aminmax()]
     largest = max((abs(end.item()) for end in ends), default=0.0)
-    most, bits = math.frexp(torch.finfo(tensors[0].dtype).max)[1], math.frexp(largest)[1]
+    most, bits = math.frexp(torch.finfo(dtype or tensors[0].dtype).max)[1], math.frexp(largest)[1]
     if not 0 < largest < math.inf or -most * 5 // 16 <= bits <= most * 7 // 16 - 1:
         return 1.0
     return 2.0 ** (most * 7 // 16 - 1 - bits if bits > 0 else min(-bits, most - 2))
