@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from vireid.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
+class Shared(list[int]):
+    """A list that copies of a module share."""
+
+
 class StandIn(nn.Module):
     """Interface of a VitPoseForPoseEstimation; key point k sees (k + 1)/17 of the brightness of a channel."""
 
@@ -20,7 +24,7 @@ class StandIn(nn.Module):
         self.config.to_dict = lambda: {"backbone_config": dict(vars(backbone)), "scale_factor": 4}
         self.weight = nn.Parameter(torch.arange(1.0, keypoints + 1) / keypoints)
         self.drop = nn.Dropout(0.5)
-        self.batches: list[int] = []
+        self.batches = Shared()
 
     def forward(self, pixel_values: Tensor, dataset_index: Tensor | None = None) -> SimpleNamespace:
         assert (dataset_index is not None) == (self.config.backbone_config.num_experts > 1)

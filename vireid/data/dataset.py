@@ -139,9 +139,8 @@ class ImageDataset(Dataset[Sample | KeypointSample]):
             raise ValueError(f"no{kind} image found in {root}")
         self.num_classes = len(known)
         self.paths = [record.path for record in records]
-        self.ids, self.modality, self.cameras, self.image_numbers = np.array(
-            [record[1:] for record in records], dtype=np.int64
-        ).T.copy()
+        columns = np.array([record[1:] for record in records], dtype=np.int64).T.copy()
+        self.ids, self.modality, self.cameras, self.image_numbers = columns
         self.labels = np.searchsorted(known, self.ids)
         self._keep, self._kept = bool(cache), dict[int, Tensor]()
         self._keypoints: Tensor | HeatmapFolder | None = None

@@ -64,10 +64,7 @@ class Keypoints(NamedTuple):
         return torch.from_numpy(x)
 
     def check(self) -> "Keypoints":
-        """Return the table itself; raise TypeError or ValueError unless it is as described above."""
-        for name in ("keypoints", "sizes"):
-            if not isinstance(x := getattr(self, name), np.ndarray):
-                raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+        """Return the table itself; raise ValueError unless it is as described above."""
         count, shape, dtype = len(self.paths), self.keypoints.shape, self.keypoints.dtype
         if len(shape) != 3 or shape[::2] != (count, 3) or not shape[1] or dtype != np.float32:
             expected = f"float32 of shape ({count}, K, 3), one entry for each path, K at least 1"
@@ -132,7 +129,7 @@ def save_keypoints(path: AnyPath, paths: Sequence[str | PurePath], keypoints: np
     # One text, a name per line: an array of strings would take the room of the longest one for each.
     text = np.frombuffer("".join(f"{name}\n" for name in names).encode(*_UTF8), dtype=np.uint8)
     arrays = {"paths": text, "keypoints": table.keypoints, "sizes": table.sizes}
-    save_arrays(check_path("path", path), _COORDINATES, _VERSION, arrays)
+    save_arrays(path, _COORDINATES, _VERSION, arrays)
 
 
 def load_keypoints(path: AnyPath) -> Keypoints:
@@ -142,7 +139,7 @@ def load_keypoints(path: AnyPath) -> Keypoints:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or holds something else.
     """
-    arrays, _ = load_arrays(check_path("path", path), _COORDINATES, _VERSION)
+    arrays, _ = load_arrays(path, _COORDINATES, _VERSION)
     try:
         names = bytes(arrays["paths"]).decode(*_UTF8).split("\n")[:-1]
         return Keypoints(names, arrays["keypoints"], arrays["sizes"]).check()

@@ -66,8 +66,6 @@ class RegDBDataset(ImageDataset):
                 if kind == VISIBLE:
                     labels[part] = of_identity
                 elif differing := sorted(dict(labels[part].items() ^ of_identity.items())):
-                    raise ValueError(
-                        f"{index} and the visible list of this trial disagree on {len(differing)} identities "
-                        f"or their labels, first identity {differing[0]}"
-                    )
+                    what = f"{len(differing)} identities or their labels, first identity {differing[0]}"
+                    raise ValueError(f"{index} and the visible list of this trial disagree on {what}")
         return records

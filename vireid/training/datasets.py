@@ -61,10 +61,9 @@ def open_dataset(
     if keypoints is not None and isinstance(sample := dataset[0], KeypointSample):
         count, expected = len(sample.keypoints), len(PERSON_13.names)
         if count != expected:
-            raise ValueError(
-                f"keypoints must be the {expected} key points of vireid.nn.PERSON_13, got {count} in {keypoints}; "
-                "vireid.nn.merge_coco_keypoints and merge_coco_heatmaps make them of COCO's 17"
-            )
+            hint = "vireid.nn.merge_coco_keypoints and merge_coco_heatmaps make them of COCO's 17"
+            names = f"the {expected} key points of vireid.nn.PERSON_13"
+            raise ValueError(f"keypoints must be {names}, got {count} in {keypoints}; {hint}")
     if preload and cache:
         dataset.preload(progress=True)
     return dataset

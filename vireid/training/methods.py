@@ -10,6 +10,7 @@ from torch import nn
 
 from vireid import models
 from vireid._checks import check_at_least_zero, check_count, check_option, check_positive, check_size
+from vireid._ops import evaluated
 from vireid.losses import AffinityInferenceLoss, CRILoss
 from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream, resnet50
 from vireid.nn import part_grid as grid_of_parts
@@ -315,6 +316,5 @@ def build_backbone(name: str, weights: str | None) -> nn.Module:
 @torch.no_grad()
 def map_size(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     """Return (h, w) of the backbone's map of images of ``size`` (H, W)."""
-    maps = backbone.eval()(torch.zeros(1, 3, *check_size("size", size)))
-    backbone.train()
+    maps = evaluated(backbone)(torch.zeros(1, 3, *check_size("size", size)))
     return maps.shape[2], maps.shape[3]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid._checks import check_count, check_option, check_path, check_size
+from vireid._checks import check_count, check_option, check_path, check_size, extra
 from vireid._files import claimed
 from vireid.data.keypoints import save_keypoints
 from vireid.data.synthetic._pedestrian import Person
@@ -87,13 +87,11 @@ def generate_synthetic(
     identities = check_count("identities", identities, minimum=4, maximum=_MOST)
     images_per_camera = check_count("images_per_camera", images_per_camera, maximum=_MOST)
     size, seed = check_size("size", size, minimum=(32, 16)), check_count("seed", seed, minimum=0)
-    try:
+    with extra("train", "generate_synthetic needs Pillow, and tqdm to show its progress"):
         import PIL  # noqa: F401
 
         if progress:
             from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(f"generate_synthetic needs {error.name}: pip install 'vireid[train]'") from error
 
     root = check_path("root", root)
     manifest = {"version": _VERSION, "layout": layout, "identities": identities, "images_per_camera": images_per_camera}
@@ -156,11 +154,7 @@ def _is_finished(root: Path, manifest: dict[str, Any]) -> bool:
     if found == manifest:
         return True
     if isinstance(found, dict):
-        differs = [
-            f"{name}={found.get(name)!r}, asked for {value!r}"
-            for name, value in manifest.items()
-            if found.get(name) != value
-        ]
+        differs = [f"{k}={found.get(k)!r}, asked for {v!r}" for k, v in manifest.items() if found.get(k) != v]
         raise FileExistsError(f"root {root} holds a synthetic data set made with {'; '.join(differs)}")
     if any(root.iterdir()):
         raise FileExistsError(f"root must be a new or empty folder, and {root} holds something else")
