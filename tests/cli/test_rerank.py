@@ -130,7 +130,7 @@ def test_full_memory_and_disks_are_one_line(raised, text, name, error, file, tmp
         raise raised
 
     monkeypatch.setattr(np, "savez", fails)
-    monkeypatch.setattr("vireid.cli.rerank._write_csv", fails)
+    monkeypatch.setattr("csv.writer", fails)
     assert text in error("rerank", file, "--rerank", "none", "--output", tmp_path / name)
     assert not list(tmp_path.iterdir())
 

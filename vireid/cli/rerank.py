@@ -2,16 +2,12 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from vireid.cli.options import InputFile, OutputFile, bar, device_option, progress_option, read_features
 from vireid.cli.rerankers import Reranking, rerank_options
 from vireid.protocols.names import Direction
-
-if TYPE_CHECKING:  # imported where they are used: the help needs no torch
-    import numpy as np
 
 __all__ = ["rerank"]
 
@@ -63,6 +59,7 @@ def rerank(
     import numpy as np
     import torch
 
+    from vireid._files import write_npz, written_whole
     from vireid.protocols._protocol import split_modalities
 
     direction: Direction = "infrared_to_visible" if query == "infrared" else "visible_to_infrared"
@@ -81,24 +78,14 @@ def rerank(
         arrays = {"query": query_rows, "indices": indices, "distances": distances}
         if found.names is not None:
             arrays["names"] = np.array(found.names, dtype=np.str_)
-        from vireid._files import write_npz
-
         write_npz(output, arrays)
     else:
-        _write_csv(output, query_rows, indices, distances, found.names)
+        with written_whole(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            named = [] if found.names is None else ["query_name", "gallery_name"]
+            writer.writerow(["query", "rank", "gallery", "distance", *named])
+            for row, near, values in zip(query_rows.tolist(), indices.tolist(), distances.tolist(), strict=True):
+                for rank, (index, value) in enumerate(zip(near, values, strict=True), 1):
+                    texts = [] if found.names is None else [found.names[row], found.names[index]]
+                    writer.writerow([row, rank, index, f"{value:.6g}", *texts])
     click.echo(f"{reranking}: {len(indices)} queries, {indices.shape[1]} of {len(g)} gallery images each: {output}")
-
-
-def _write_csv(
-    output: Path, query: "np.ndarray", indices: "np.ndarray", distances: "np.ndarray", names: list[str] | None
-) -> None:
-    from vireid._files import written_whole
-
-    with written_whole(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        named = [] if names is None else ["query_name", "gallery_name"]
-        writer.writerow(["query", "rank", "gallery", "distance", *named])
-        for row, near, values in zip(query.tolist(), indices.tolist(), distances.tolist(), strict=True):
-            for rank, (index, value) in enumerate(zip(near, values, strict=True), 1):
-                texts = [] if names is None else [names[row], names[index]]
-                writer.writerow([row, rank, index, f"{value:.6g}", *texts])

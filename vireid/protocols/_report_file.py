@@ -64,8 +64,6 @@ def read_row(content: Any) -> ReportRow:
 
 def _read_queries(content: Any) -> QueryResults:
     """Return the results of each query; None in a list of shares becomes NaN."""
-    kinds = {"first_match": np.int64, "average_precision": np.float64, "inverse_negative_penalty": np.float64}
-    arrays = [np.array(part(content, name, list), dtype=kind) for name, kind in kinds.items()]
-    if (arrays[0] != np.array(content["first_match"], dtype=np.float64)).any():
-        raise ValueError("'first_match' must hold integers")
-    return QueryResults(*arrays)
+    first = np.array(part(content, "first_match", list))
+    names = ("average_precision", "inverse_negative_penalty")
+    return QueryResults(first, *(np.array(part(content, name, list), dtype=np.float64) for name in names))
