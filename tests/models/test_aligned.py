@@ -35,20 +35,6 @@ def test_the_aligned_nodes_are_means_of_the_map_in_the_parts_and_as_a_whole():
     assert "weight=2" in repr(criterion)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "text"),
-    [
-        ({"criterion": print}, TypeError, r"criterion must be a torch\.nn\.Module, got builtin"),
-        ({"weight": 0}, ValueError, "weight must be above 0 and finite, got 0"),
-        ({"weight": float("nan")}, ValueError, "weight must be above 0 and finite, got nan"),
-        ({"grid": (2, 0)}, ValueError, r"grid\[1\] must be at least 1, got 0"),
-    ],
-)
-def test_bad_settings_are_named(options, error, text):
-    with pytest.raises(error, match=text):
-        AlignedCriterion(**{"criterion": One()} | options)
-
-
 def test_an_output_without_a_map_is_named():
     x = torch.rand(2, 3)
     with pytest.raises(ValueError, match="output must have a feature_map, got None"):

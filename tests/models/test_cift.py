@@ -224,24 +224,6 @@ def test_dim_overrides_out_channels_and_is_required_without_it():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "text"),
-    [
-        ({"num_classes": 2, "dim": 0}, ValueError, "dim must be at least 1, got 0"),
-        ({"num_classes": 2, "dim": "6"}, TypeError, "dim must be an integer, got '6'"),
-    ],
-)
-@pytest.mark.parametrize("kind", [Baseline, CIFT])
-def test_bad_settings_are_named(kind, options, error, text):
-    with pytest.raises(error, match=text):
-        kind(nn.Conv2d(3, DIM, 3), **options)
-
-
-def test_a_transfer_of_another_size_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"transfer must be of size 6.*got 7"):
-        CIFT(nn.Conv2d(3, DIM, 3), IDENTITIES, transfer=H2FT(7))
-
-
-@pytest.mark.parametrize(
     ("shape", "got"), [((9, DIM), r"\(9, 6\)"), ((9, 4, 2, 2), r"\(9, 4, 2, 2\)"), ((9, 3, DIM), r"\(9, 3, 6\)")]
 )
 def test_a_backbone_that_returns_something_else_is_named(shape, got):

@@ -286,20 +286,3 @@ def test_labels_out_of_range_are_refused(case, label):
     output = model(images, modality)
     with pytest.raises(ValueError, match=f"labels must be 0 to {CLASSES - 1}, got {label}"):
         criterion(output, labels, modality)
-
-
-@pytest.mark.parametrize("kind", [Baseline, CIFT, SAAI, G2DA])
-@pytest.mark.parametrize(
-    ("arguments", "error", "text"),
-    [
-        (("resnet50", 5), TypeError, r"backbone must be a torch\.nn\.Module, got str"),
-        ((nn.Conv2d(3, 4, 3), 0), ValueError, "num_classes must be at least 1, got 0"),
-        ((nn.Conv2d(3, 4, 3), 2.0), TypeError, "num_classes must be an integer, got 2.0"),
-        ((nn.ReLU(), 5), ValueError, "must be given for a backbone without the attribute out_channels, got None"),
-    ],
-)
-def test_bad_backbones_and_sizes_are_named(kind, arguments, error, text):
-    with pytest.raises(error, match=text):
-        kind(*arguments)
-    with pytest.raises(ValueError, match=r"grid\[0\] must be at least 1, got 0"):
-        kind(nn.Conv2d(3, 4, 3), 5, grid=(0, 1))

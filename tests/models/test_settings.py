@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,88 +59,69 @@ def saai() -> SAAI:
     return SAAI(net(), 5, parts=1, transfer=H2FT(12))
 
 
-def model(kind: type[nn.Module], **options: Any) -> nn.Module:
-    arguments = {"backbone": net(), "num_classes": 5} | options
-    return kind(arguments.pop("backbone"), arguments.pop("num_classes"), **arguments)
-
-
-def criterion(kind: type[nn.Module], make: Callable[[], nn.Module], **options: Any) -> nn.Module:
-    return kind(options.pop("model", None) if "model" in options else make(), **options)
-
-
-def keypoints(**options: Any) -> torch.Tensor:
-    return layers.gaussian_heatmaps(torch.ones(1, 2, 2), **{"size": (4, 4)} | options)
-
-
-MODEL = {"backbone": "module", "num_classes": "count", "grid": "size"}
-SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [
-    (H2FT, {"dim": 6}, {"dim": "count", "k": "count", "tau_hom": "positive", "tau_het": "positive", "value": "module"}),
-    (GFT, {"dim": 6}, {"dim": "count", "k": "count", "tau": "positive", "unbalanced": "flag", "value": "module"}),
+MODEL = {"backbone": net(), "num_classes": 5}
+HEATMAPS = {"heatmaps": torch.ones(1, 2, 2, 2)}
+SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [  # a call's arguments, and those of a kind
+    (H2FT, {"dim": 6}, {"count": "dim k", "positive": "tau_hom tau_het", "module": "value"}),
+    (GFT, {"dim": 6}, {"count": "dim k", "positive": "tau", "flag": "unbalanced", "module": "value"}),
     (
         layers.PrototypePooling,
         {"channels": 6},
-        {"channels": "count", "parts": "count", "size": "size", "position_in_values": "flag"},
+        {"count": "channels parts", "size": "size", "flag": "position_in_values"},
     ),
     (
         layers.MessageFusionAttention,
         {"dim": 6, "heads": 2},
-        {
-            "dim": "count",
-            "heads": "count",
-            "threshold": "number",
-            "negative_slope": "positive",
-            "activation": "module",
-        },
+        {"count": "dim heads", "number": "threshold", "positive": "negative_slope", "module": "activation"},
     ),
-    (layers.SkeletonAggregation, {"dim": 6, "nodes": 3}, {"dim": "count", "nodes": "count"}),
-    (layers.skeleton_adjacency, {"edges": [], "nodes": 2}, {"nodes": "count", "self_loops": "flag"}),
-    (layers.part_grid, {"rows": 2, "columns": 1}, {"rows": "count", "columns": "count"}),
-    (keypoints, {}, {"size": "size", "image_size": "size", "sigma": "positive"}),
-    (partial(layers.present_keypoints, torch.ones(1, 2, 2, 2)), {}, {"threshold": "number"}),
-    (partial(layers.keypoint_pooling, torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, 2)), {}, {"grid": "size"}),
-    (feature_size, {"backbone": net()}, {"backbone": "module", "grid": "size"}),
-    (partial(model, Baseline), {}, MODEL | {"dim": "optional count"}),
-    (partial(model, CIFT), {}, MODEL | {"dim": "optional count", "transfer": "layer"}),
+    (layers.SkeletonAggregation, {"dim": 6, "nodes": 3}, {"count": "dim nodes"}),
+    (layers.skeleton_adjacency, {"edges": [], "nodes": 2}, {"count": "nodes", "flag": "self_loops"}),
+    (layers.part_grid, {"rows": 2, "columns": 1}, {"count": "rows columns"}),
     (
-        partial(model, SAAI),
-        {},
-        MODEL
-        | {
-            "channels": "optional count",
-            "size": "size",
-            "position_in_values": "flag",
-            "dual_neck": "flag",
-            "transfer": "layer",
-        },
+        layers.gaussian_heatmaps,
+        {"keypoints": torch.ones(1, 2, 2), "size": (4, 4)},
+        {"size": "size image_size", "positive": "sigma"},
     ),
-    (partial(model, G2DA), {"heads": 2}, MODEL | {"heads": "count", "graph": "flag", "normalize_nodes": "flag"}),
-    (AlignedCriterion, {"criterion": net()}, {"criterion": "module", "weight": "positive", "grid": "size"}),
-    (partial(criterion, CIFTCriterion, cift), {}, {"model": "layer", "cri": "layer"}),
+    (layers.present_keypoints, HEATMAPS, {"number": "threshold"}),
+    (layers.keypoint_pooling, HEATMAPS | {"feature_map": torch.ones(1, 2, 2, 2)}, {"size": "grid"}),
+    (feature_size, {"backbone": net()}, {"module": "backbone", "size": "grid"}),
+    (Baseline, MODEL, {"module": "backbone", "count": "num_classes", "size": "grid", "optional count": "dim"}),
     (
-        partial(criterion, SAAICriterion, saai),
-        {},
+        CIFT,
+        MODEL,
+        {"module": "backbone", "count": "num_classes", "size": "grid", "optional count": "dim", "layer": "transfer"},
+    ),
+    (
+        SAAI,
+        MODEL,
         {
-            "model": "layer",
-            "part_diversity": "weight",
-            "center_separation": "weight",
-            "affinity": "layer",
-            "affinity_weight": "weight",
-            "cri": "layer",
+            "module": "backbone",
+            "count": "num_classes",
+            "size": "grid size",
+            "optional count": "channels",
+            "flag": "position_in_values dual_neck",
+            "layer": "transfer",
         },
     ),
-    (G2DACriterion, {}, dict.fromkeys(("base", "transport", "contrastive", "graph"), "weight")),
+    (
+        G2DA,
+        MODEL | {"heads": 2},
+        {"module": "backbone", "count": "num_classes heads", "size": "grid", "flag": "graph normalize_nodes"},
+    ),
+    (AlignedCriterion, {"criterion": net()}, {"module": "criterion", "positive": "weight", "size": "grid"}),
+    (CIFTCriterion, {"model": cift()}, {"layer": "model cri"}),
+    (
+        SAAICriterion,
+        {"model": saai()},
+        {"layer": "model affinity cri", "weight": "part_diversity center_separation affinity_weight"},
+    ),
+    (G2DACriterion, {}, {"weight": "base transport contrastive graph", "positive": "margin epsilon"}),
 ]
-
-
-def name_of(call: Callable[..., Any]) -> str:
-    kind = call.args[0] if isinstance(call, partial) and isinstance(call.args[0], type) else call
-    return getattr(kind, "func", kind).__name__
-
-
 EACH = [
-    pytest.param(call, given, name, kind, id=f"{name_of(call)}-{name}")
+    pytest.param(call, given, name, kind, id=f"{call.__name__}-{name}")
     for call, given, kinds in SETTINGS
-    for name, kind in kinds.items()
+    for kind, names in kinds.items()
+    for name in names.split()
 ]
 
 

@@ -154,22 +154,6 @@ def test_it_learns_where_a_pattern_and_where_a_place_is(device):
     assert (right.float().mean((0, 2)) > 0.95).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"channels": 0}, ValueError, "channels must be at least 1, got 0"),
-        ({"parts": 0}, ValueError, "parts must be at least 1, got 0"),
-        ({"size": 18}, ValueError, r"size must be \(H, W\), got 18"),
-        ({"size": (18, 9, 2)}, ValueError, r"size must be \(H, W\), got \(18, 9, 2\)"),
-        ({"size": (18, 0)}, ValueError, r"size\[1\] must be at least 1, got 0"),
-        ({"size": (18, 9.5)}, TypeError, r"size\[1\] must be an integer, got 9\.5"),
-    ],
-)
-def test_bad_settings(options, error, message):
-    with pytest.raises(error, match=message):
-        PrototypePooling(**{"channels": 5} | options)
-
-
 def test_a_map_without_a_pixel_is_named():
     with pytest.raises(ValueError, match=r"must have shape \(B, 5, h, w\) with at least one pixel, got \(2, 5, 0, 3\)"):
         PrototypePooling(5).pool(torch.randn(2, 5, 0, 3))
