@@ -1,5 +1,6 @@
 """Batches of P identities × (K visible + K infrared) images, drawn reproducibly from one seed."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from vireid._checks import check_count, check_modality, check_tensor
+from vireid._checks import check_count, check_modality, to_integers
 
 
 class CrossModalIdentitySampler(Sampler[list[int]]):
@@ -201,12 +202,7 @@ def _identity_order(rng: np.random.Generator, classes: int, identities: int, bat
 
 def _integers(name: str, values: Tensor | np.ndarray | Sequence[int]) -> np.ndarray:
     """Return ``values`` as an int64 array (N,)."""
-    if isinstance(values, Tensor):
-        check_tensor(name, values, "N", kind="integer")
-        values = values.cpu().numpy()
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (N,), got {array.shape}")
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name} must hold integers, got {array.dtype}")
-    return array.astype(np.int64)
+    x = values if isinstance(values, Tensor) else np.asarray(values)
+    if not isinstance(x, Tensor) and not x.size:
+        x = x.astype(np.int64)  # NumPy makes an empty list floating point
+    return to_integers(name, x, math.prod(x.shape), torch.device("cpu")).numpy()
