@@ -1,5 +1,8 @@
 """Instruments that several tests read."""
 
+import tracemalloc
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,3 +40,15 @@ class Sizes(TorchDispatchMode):
             else:
                 self.sparse.add(x._nnz())
         return result
+
+
+@contextmanager
+def memory_below(most):
+    """Assert that Python takes less than ``most`` bytes at any moment of the block, whether it raises or not."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most

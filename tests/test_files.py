@@ -8,13 +8,13 @@ import stat
 import subprocess
 import sys
 import threading
-import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
+from measuring import memory_below
 from vireid import _files
 from vireid._files import (
     check_not_compressed,
@@ -208,16 +208,6 @@ def test_sizes_that_contradict_the_header_are_refused(tmp_path):
         load_arrays(path, KIND, VERSION)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_forged_header_allocates_nothing(compression, tmp_path, monkeypatch):
-    """A header asks for 8 GB where a handful of bytes follows: it must be refused before the array is made."""
-    forged = npy(np.zeros(4)).replace(b"(4,)", b"(1" + b"0" * 9 + b",)").replace(b" " * 9 + b"\n", b"\n")
-    npz(tmp_path / "a.npz", {"x.npy": forged}, compression)
-    monkeypatch.setattr(np, "empty", lambda *_, **__: pytest.fail("the array was made"))
-    with pytest.raises(ValueError, match=r"x cannot be read, the file is damaged: its header asks for float64 .*0000"):
-        read_npz(tmp_path / "a.npz")
-
-
 def test_only_the_arrays_asked_for_are_read(tmp_path):
     npz(tmp_path / "a.npz", {"x.npy": npy(np.arange(3)), "y.npy": b"no array"}, zipfile.ZIP_DEFLATED)
     assert {name: x.tolist() for name, x in read_npz(tmp_path / "a.npz", ["x", "z"]).items()} == {"x": [0, 1, 2]}
@@ -228,16 +218,10 @@ def test_only_the_arrays_asked_for_are_read(tmp_path):
 def test_saving_and_loading_copy_no_array(tmp_path):
     x = np.zeros((10_000_000, 1), dtype=np.float32)
     for given in (x, np.zeros((20, 1_000_000), dtype=np.float32).T[::2]):
-        tracemalloc.start()
-        save_arrays(tmp_path / "a.npz", KIND, VERSION, {"x": given})
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < given.nbytes  # blocks of it
-    tracemalloc.start()
-    load_arrays(tmp_path / "a.npz", KIND, VERSION)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1.5 * x.nbytes
+        with memory_below(given.nbytes):  # blocks of it
+            save_arrays(tmp_path / "a.npz", KIND, VERSION, {"x": given})
+    with memory_below(1.5 * x.nbytes):
+        load_arrays(tmp_path / "a.npz", KIND, VERSION)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("broken"), KeyboardInterrupt()])
@@ -467,6 +451,10 @@ ZEROS = bytes(2**20)
     ("member", "text"),
     [
         (header("<U0", (2**60,)), "x cannot be read, .* asks for <U0 "),
+        (
+            header("<f8", (10**9,)) + bytes(32),
+            "x cannot be read, .* its header asks for float64 .*0000",
+        ),
         (header("<f4", (-2, -2)) + bytes(16), "x cannot be read"),
         (header("<f4", (2**62, 2**62)), "x cannot be read"),
         (header("<f4", (2**62, 0)), "x cannot be read"),
@@ -479,13 +467,10 @@ ZEROS = bytes(2**20)
     ],
 )
 def test_headers_that_ask_for_more_than_there_is_are_refused(member, text, tmp_path):
-    npz(tmp_path / "a.npz", {"x.npy": member}, zipfile.ZIP_DEFLATED)
-    tracemalloc.start()
-    with pytest.raises(ValueError, match=text):
-        read_npz(tmp_path / "a.npz")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**20
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        npz(tmp_path / "a.npz", {"x.npy": member}, compression)
+        with pytest.raises(ValueError, match=text), memory_below(2**20):
+            read_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -498,12 +483,8 @@ def test_a_small_file_does_not_become_a_large_array(count, tmp_path, monkeypatch
                 stream.write(header("<f4", (30 // count * 2**18,)))
                 for _ in range(30 // count):
                     stream.write(ZEROS)
-    tracemalloc.start()
-    with pytest.raises(ValueError, match=r"x\d cannot be read, at most 16777216 bytes are inflated in all"):
+    with pytest.raises(ValueError, match=r"x\d cannot be read, at most 16777216 bytes"), memory_below(2**22):
         read_npz(tmp_path / "a.npz")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**22
 
 
 def test_an_array_named_twice_or_of_another_compression_is_refused(tmp_path):

@@ -355,19 +355,13 @@ def spoiled(change, per_query=True):
             (spoiled(lambda r, v=v: r["per_query"][0]["first_match"][0].__setitem__(0, v)), fault)
             for v, fault in ((10**400, "got object"), ("one", "got <U"), ([1], "sequence"), (None, "got object"))
         ),
-        (
-            spoiled(lambda r: r["interval"].update(level=0.9)),
-            "'interval' must be of level 0.95, 2000 resamples, seed 0",
-        ),
+        (spoiled(lambda r: r["interval"].update(level=0.9)), "'interval' must be of level 0.95, 2000 resamples, seed"),
         (spoiled(lambda r: r["interval"].update(mAP=[3])), "'mAP' must hold 2 numbers, got "),
         (spoiled(lambda r: r.update(interval=5)), "'interval' must not be 5"),
         (spoiled(lambda r: r.update(parameters={"a": math.inf})), "expected a finite number, got Infinity"),
         (spoiled(lambda r: r["per_query"][0]["first_match"][0].__setitem__(0, 1.5)), "be an array of integers"),
         ('{"dataset": "x", "dataset": "y", "rows": []}', "'dataset', 'rows' is given twice"),
-        (
-            spoiled(lambda r: r.update(per_query=r["per_query"] * 2)),
-            "queries must be of the 1 trials, got results of 2",
-        ),
+        (spoiled(lambda r: r.update(per_query=r["per_query"] * 2)), "queries must be of the 1 trials, got results of"),
         (spoiled(lambda r: r.update(per_query=3)), "not iterable"),
         (spoiled(lambda r: r["per_query"][0].pop("first_match")), "'first_match' is missing"),
         (spoiled(lambda r: r["per_query"][0]["first_match"][0].pop()), r"one shape \(T, Nq\)"),
