@@ -32,13 +32,7 @@ def features(dtype):
     return q.to(dtype), g.to(dtype)
 
 
-def extended(q, g):
-    graph = NeighborGraph.build(g[:40], 6).extend(g[40:])
-    return graph.values, graph.indices
-
-
-def built(q, g):
-    graph = NeighborGraph.build(g, 6)
+def lists(graph):
     return graph.values, graph.indices
 
 
@@ -48,15 +42,14 @@ def fitted(reranker):
 
 def approximate(q, g):
     pytest.importorskip("faiss")
-    found = [ApproximateIndex(g, "Flat", metric=metric).topk(q, 5) for metric in ("cosine", "euclidean")]
-    return found[0][0], found[0][1], found[1][0], found[1][1]
+    return [x for metric in ("cosine", "euclidean") for x in ApproximateIndex(g, "Flat", metric=metric).topk(q, 5)]
 
 
 RANKINGS = {
     **{f"topk {m}": lambda q, g, m=m: topk(q, g, 20, metric=m) for m in ("cosine", "euclidean", "dot")},
     "topk of all": lambda q, g: topk(q, g, 70, metric="euclidean"),
-    "build": built,
-    "extend": extended,
+    "build": lambda q, g: lists(NeighborGraph.build(g, 6)),
+    "extend": lambda q, g: lists(NeighborGraph.build(g[:40], 6).extend(g[40:])),
     "approximate": approximate,
     "recall": lambda q, g: (torch.tensor(recall(torch.arange(9)[None], torch.arange(5, 9)[None])), torch.arange(1)),
     "compare": lambda q, g: (compare(q, g),),

@@ -177,15 +177,6 @@ def test_reports_name_the_module_and_what_it_uses(name):
     assert rows[0].trials == rows[1].trials
 
 
-@both
-def test_features_of_another_size_and_other_modules_are_named(name):
-    q, g = (x.float() for x in features(11, 5, 20))
-    with pytest.raises(ValueError, match=r"gallery must have shape \(N, 6\), got \(20, 5\)"):
-        graph_transfer(q[:, :5], g[:, :5], MODULES[name](6))
-    with pytest.raises(TypeError, match="module must be an H2FT or a GFT, got Linear"):
-        GraphTransfer(nn.Linear(6, 6))
-
-
 def test_features_that_overflow_in_v_are_named():
     module = H2FT(6)
     with torch.no_grad():
