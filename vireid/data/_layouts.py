@@ -124,12 +124,10 @@ def read_index(index: Path, root: Path, folder: str, labels: dict[int, int]) -> 
         if not rest or not _is_number(rest[0]):
             raise ValueError(f"{where}: expected 'path label', got {line[:80]!r}")
         label = int(rest[0])
-        inside = PurePosixPath(listed.replace("\\", "/"))  # lists that Windows wrote
-        parts = inside.parts
-        if ".." in parts or inside.is_absolute() or ":" in listed:
-            raise ValueError(f"{where}: the path must be relative and stay inside {root}, got {listed[:80]!r}")
-        if len(parts) != 3 or parts[0] != folder or not _is_number(parts[1]):
-            raise ValueError(f"{where}: expected {folder}/<identity number>/<file>, got {listed[:80]!r}")
+        parts = PurePosixPath(listed.replace("\\", "/")).parts  # lists that Windows wrote
+        if len(parts) != 3 or parts[0] != folder or not _is_number(parts[1]) or parts[2] == ".." or ":" in listed:
+            expected = f"{folder}/<identity number>/<file>, relative to {root} and inside it"
+            raise ValueError(f"{where}: expected {expected}, got {listed[:80]!r}")
         path, identity = root.joinpath(*parts), int(parts[1])
         try:
             there = path.is_file()

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, check_finite, check_modality, check_path, to_integers, to_matrix
+from vireid._checks import Array, check_finite, check_modality, check_path, extra, to_integers, to_matrix
 from vireid._files import check_file, check_parent, parse_json, read_npz, write_npz, written_whole
 
 __all__ = ["Features", "load_features", "save_features"]
 
 _NEEDED = ("features", "ids", "modality", "cameras")
-_NEEDS_SAFETENSORS = "a .safetensors file needs safetensors: pip install 'vireid[safetensors]'"
+_NEEDS_SAFETENSORS = "a .safetensors file needs safetensors"
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,8 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], object, object]:
 
 
 def _write_safetensors(path: Path, arrays: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
+    with extra("safetensors", _NEEDS_SAFETENSORS):
         from safetensors.torch import save
-    except ImportError as error:
-        raise ImportError(_NEEDS_SAFETENSORS) from error
     apart = {name: x if name == "features" else x.clone() for name, x in arrays.items()}  # shared memory is refused
     with written_whole(path) as temporary:
         temporary.write_bytes(save(apart, metadata))
@@ -228,10 +226,8 @@ def _write_safetensors(path: Path, arrays: dict[str, Tensor], metadata: dict[str
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object, object]:
     """Return the arrays, the names and the metadata of a file, not yet checked."""
-    try:
+    with extra("safetensors", _NEEDS_SAFETENSORS):
         from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError(_NEEDS_SAFETENSORS) from error
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})

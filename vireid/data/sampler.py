@@ -82,11 +82,10 @@ class CrossModalIdentitySampler(Sampler[list[int]]):
         self.seed = check_count("seed", seed, minimum=0)
         if (rank is None) != (replicas is None):
             raise ValueError(f"rank and replicas go together, got rank={rank} and replicas={replicas}")
-        self._share: tuple[int, int] | None = None
-        if rank is not None:
-            self._share = check_count("rank", rank, minimum=0), check_count("replicas", replicas)
-            if self.rank >= self.replicas:
-                raise ValueError(f"rank must be below replicas = {replicas}, got {rank}")
+        share = None if rank is None else (check_count("rank", rank, minimum=0), check_count("replicas", replicas))
+        if share and share[0] >= share[1]:
+            raise ValueError(f"rank must be below replicas = {replicas}, got {rank}")
+        self._share = share
         self._batches = None if batches is None else check_count("batches", batches)
 
         ids, index = np.unique(label, return_inverse=True)

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vireid._checks import extra
+
 GPU_MAX_K = 2048  # most neighbors of a search on the GPU (faiss's GPU_MAX_SELECTION_K)
 
 
 def import_faiss(argument: str) -> Any:
     """Import faiss, or raise an ImportError that names the ``argument`` in need of it."""
-    try:
+    with extra("faiss", f"{argument} needs faiss"):
         import faiss
-    except ImportError as error:
-        raise ImportError(f"{argument} needs faiss: pip install 'vireid[faiss]'") from error
     return faiss
 
 
