@@ -38,7 +38,7 @@ def test_modality_is_checked(name):
     count = 24 if name in ("embedding_map", "tsne") else 2
     with pytest.raises(ValueError, match=rf"modality must have shape \({count},\), got \(23,\)"):
         draw(name, modality=torch.ones(23))
-    with pytest.raises(ValueError, match=r"modality must hold 0 \(visible\) or 1 \(infrared\)"):
+    with pytest.raises(ValueError, match=r"modality must be 0 \(visible\) or 1 \(infrared\), got 2"):
         draw(name, modality=torch.full((count,), 2))
 
 

@@ -9,8 +9,6 @@ from vireid._checks import Array, check_count, check_finite, to_integers, to_mat
 from vireid._ops import euclidean
 from vireid.metrics.ranking import widest
 
-__all__ = ["affinity_error_rate", "affinity_quality", "feature_margin"]
-
 _BLOCK = 2**21  # entries of the matrix per block
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from vireid._checks import Array, ArrayT, check_count, check_finite, check_option, same_kind, to_integers, to_matrix
 from vireid._ops import has_float64
 
-__all__ = ["RankMetrics", "rank_metrics"]
-
 _BLOCK = 2**20  # entries of the distance matrix per block
 _PART_BYTES = 2048  # longest row that NumPy sorts by networks, several times faster than a longer one
 

@@ -36,8 +36,6 @@ from vireid.neighbors._scores import cosine_distance
 if TYPE_CHECKING:
     import torchmetrics
 
-__all__ = ["RankingMetric", "RetrievalMetric"]
-
 _BLOCK = 2**24  # distances at a time
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -34,12 +34,10 @@ class _Neck(nn.Module):
         momentum = check_fraction("momentum", momentum)
         self.standin = nn.BatchNorm1d(1, momentum=momentum, affine=False, track_running_stats=False)
         self.standin.__dict__["reset_running_stats"] = self.reset_running_stats
-        self.weight = nn.Parameter(torch.empty(*several, self.dim))
-        self.register_buffer("running_mean", torch.empty(*several, self.dim))
-        self.register_buffer("running_var", torch.empty(*several, self.dim))
-        self.register_buffer("num_batches_tracked", torch.empty(several, dtype=torch.long))
-        nn.init.ones_(self.weight)
-        self.reset_running_stats()
+        self.weight = nn.Parameter(torch.ones(*several, self.dim))
+        self.register_buffer("running_mean", torch.zeros(*several, self.dim))
+        self.register_buffer("running_var", torch.ones(*several, self.dim))
+        self.register_buffer("num_batches_tracked", torch.zeros(several, dtype=torch.long))
 
     @property
     def momentum(self) -> float | None:

@@ -53,14 +53,13 @@ def resnet50(
     check_option("source", source, ("torchvision", "timm"))
     check_option("last_stride", last_stride, (1, 2))
     name = _published(source, weights)
-    path = None if weights is None or name is not None else Path(weights)  # type: ignore[arg-type]
-    state = None if path is None else _read_state(path)
+    state = None if weights is None or name is not None else _read_state(Path(weights))  # type: ignore[arg-type]
     net = _from_torchvision(name) if source == "torchvision" else _from_timm(name is not None)
     if state is not None:
         try:
             net.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"weights: {path} does not fit ResNet-50: {error}") from error
+            raise ValueError(f"weights: {weights} does not fit ResNet-50: {error}") from error
     if last_stride == 1:
         first = net.layer4[0]
         first.conv2.stride = first.downsample[0].stride = (1, 1)
@@ -73,7 +72,7 @@ def _published(source: str, weights: object) -> str | None:
         return None if weights is None else "IMAGENET1K_V1"
     if not isinstance(weights, str | os.PathLike | Enum):
         raise TypeError(f"weights must be None, a name, a path or torchvision's ResNet50_Weights, got {weights!r}")
-    text = f"{type(weights).__name__}.{weights.name}" if isinstance(weights, Enum) else str(weights)
+    text = str(weights)  # of a member: its class and its name
     kind, _, name = text.rpartition(".")
     if text not in _TORCHVISION and not (kind.isidentifier() and kind.endswith("_Weights") and name.isupper()):
         return None  # a path

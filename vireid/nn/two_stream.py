@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_modality, check_module, check_option, check_size, check_tensor
 
-_RESNET_END = "layer4"  # pooling and classifier come after it
-
 
 class TwoStream(nn.Module):
     """One stem per modality and a trunk shared by both (G2DA §III-A).
@@ -57,11 +55,8 @@ class TwoStream(nn.Module):
             raise ValueError("infrared_stem must be another module than stem, got the same")
         self.stems = nn.ModuleList([stem, infrared_stem])
         self.trunk = trunk
-        if out_channels is None:
-            out_channels = getattr(trunk, "out_channels", None)
-        else:
-            out_channels = check_count("out_channels", out_channels)
-        self.out_channels: int | None = out_channels
+        known = getattr(trunk, "out_channels", None)
+        self.out_channels: int | None = known if out_channels is None else check_count("out_channels", out_channels)
         self.grid: tuple[int, int] = getattr(trunk, "grid", (1, 1)) if grid is None else check_size("grid", grid)
 
     @classmethod
@@ -106,16 +101,14 @@ class TwoStream(nn.Module):
         """
         check_module("net", net)
         check_option("last_stride", last_stride, (1, 2))
-        layers: dict[str, nn.Module] = {}
-        for name, layer in net.named_children():
-            layers[name] = layer
-            if name == _RESNET_END:
-                break
-        missing = [name for name in ("conv1", "layer1", "layer2", "layer3", _RESNET_END) if name not in layers]
+        layers = dict(net.named_children())
+        missing = [name for name in ("conv1", "layer1", "layer2", "layer3", "layer4") if name not in layers]
         if missing:
-            raise ValueError(f"net must be a ResNet with children conv1 to {_RESNET_END}, got one without {missing}")
+            raise ValueError(f"net must be a ResNet with children conv1 to layer4, got one without {missing}")
+        names = list(layers)
+        layers = {name: layers[name] for name in names[: names.index("layer4") + 1]}
         if last_stride == 1:
-            layers[_RESNET_END] = _without_stride(layers[_RESNET_END])
+            layers["layer4"] = _without_stride(layers["layer4"])
         channels = getattr(net, "out_channels", None) or getattr(net, "num_features", None)  # vireid's; timm's
         if channels is None and isinstance(classifier := getattr(net, "fc", None), nn.Linear):  # torchvision's
             channels = classifier.in_features

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_number, check_tensor, extra
+from vireid._checks import check_modality, check_number, check_tensor, extra
 from vireid._files import check_parent, written_whole
 
 if TYPE_CHECKING:
@@ -83,12 +83,9 @@ def to_images(name: str, images: Any, shape: str = "B 3 H W", **sizes: int) -> n
 
 def to_modality(modality: Any, count: int) -> np.ndarray:
     """Return checked ``modality`` (count,) of `MODALITIES`."""
-    modality = to_array("modality", modality, "N", N=count)
-    if modality.dtype.kind not in "iu":
-        raise TypeError(f"modality must hold integers, got {modality.dtype}")
-    if not np.isin(modality, (VISIBLE, INFRARED)).all():
-        raise ValueError(f"modality must hold {VISIBLE} (visible) or {INFRARED} (infrared), got {modality}")
-    return modality
+    codes = to_array("modality", modality, "N", "integer", N=count).astype(np.int64)
+    check_modality("modality", torch.from_numpy(codes))
+    return codes
 
 
 def to_points(name: str, points: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,13 +120,11 @@ def check_limits(name: str, limits: Any, expected: str = "(low, high)") -> tuple
     """Return checked ``limits``, the two ends of a color scale."""
     if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
         raise ValueError(f"{name} must be {expected}, got {limits!r}")
-    low, high = limits
-    check_number(name, low)
-    check_number(name, high)
+    low, high = (check_number(name, end) for end in limits)
     if not low < high or np.isinf([low, high]).any():
         raise ValueError(f"{name} must rise from low to high, both finite, got {limits!r}")
-    check_range(name, np.array([low, high], dtype=np.float64))
-    return float(low), float(high)
+    check_range(name, np.array([low, high]))
+    return low, high
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

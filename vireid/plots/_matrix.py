@@ -27,12 +27,11 @@ _ROOM = 0.13  # inches: least distance between two names
 
 def check_plan(plan: Any) -> np.ndarray:
     """Return checked T (n, m), float64."""
-    values = to_array("plan", plan, "n m", "float")
+    values = to_array("plan", plan, "n m", "float").astype(np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("plan must be finite and at least 0")
     if not values.any():
         raise ValueError("plan must carry some mass, got 0 throughout")
-    values = values.astype(np.float64)
     check_range("plan", values)
     return values
 

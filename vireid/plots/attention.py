@@ -28,8 +28,6 @@ from vireid.plots._drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["attention_maps"]
-
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _STRENGTH = 0.6  # of the colors over the image
 
@@ -124,8 +122,7 @@ def attention_maps(
 def _maps(attention: Any, size: tuple[int, int] | None, count: int) -> Tensor:
     """Return checked maps (B, p, h, w), float32 on the CPU."""
     if size is not None:
-        check_size("size", size)
-        h, w = size
+        h, w = check_size("size", size)
         values = to_array("attention", attention, "B p h*w", "float", finite=True, **{"B": count, "h*w": h * w})
         values = values.reshape(*values.shape[:2], h, w)
     else:

@@ -16,8 +16,6 @@ from vireid.plots._matrix import SIDE, bar_room, check_plan, draw_matrix, draw_m
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["cost_matrices"]
-
 
 def cost_matrices(
     visible: Tensor | np.ndarray,

@@ -16,12 +16,7 @@ from vireid.plots._drawing import COLORS, GRAY, MODALITIES, finish, new_figure, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["embedding_map", "tsne"]
-
-_SHAPES = {
-    VISIBLE: ("o", 26.0),
-    INFRARED: ("^", 16.0),
-}  # marker and its area: small triangles leave circles visible
+_SHAPES = {VISIBLE: ("o", 26.0), INFRARED: ("^", 16.0)}  # marker and its area: small triangles leave circles visible
 _LEAST_SPREAD = 1e-7  # of unit rows: below it is float32's rounding
 
 
@@ -120,21 +115,14 @@ def embedding_map(
     side = {1: 4.6, 2: 3.6, 3: 2.8}[columns]  # two or three fill the width of a page
     figure = new_figure(side * columns, side * lines + 0.3)
     colors = _colors(len(found))
+    style: dict[str, Any] = {"linewidths": 0.4, "edgecolors": "white", "alpha": 0.9}
     grid: Any = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for axes, (name, xy) in zip(grid.flat, panels.items(), strict=False):
         for kind in kinds:
             shown, (shape, area) = modality == kind, _SHAPES[kind]
-            axes.scatter(
-                *xy[shown].T,
-                c=colors[identity[shown]],
-                marker=shape,
-                s=area,
-                linewidths=0.4,
-                edgecolors="white",
-                alpha=0.9,
-            )
+            axes.scatter(*xy[shown].T, c=colors[identity[shown]], marker=shape, s=area, **style)
         axes.set(xticks=[], yticks=[])
         axes.set_title(name, fontsize=10)
         axes.set_aspect("equal", adjustable="datalim")
@@ -182,12 +170,5 @@ def _legend(figure: "Figure", colors: np.ndarray, kinds: list[int]) -> None:
     labels = [handle.get_label() for handle in handles]
     handles.append(tuple(Line2D([], [], marker="s", **style | {"color": color}) for color in colors[:3]))
     labels.append("1 identity" if len(colors) == 1 else f"{len(colors)} identities")
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},
-    )
+    style = {"frameon": False, "fontsize": 9, "handler_map": {tuple: HandlerTuple(ndivide=None, pad=0.4)}}
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), **style)

@@ -30,8 +30,6 @@ from vireid.plots._drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["cmc_curves", "ranked_lists"]
-
 
 def cmc_curves(
     curves: Mapping[str, Tensor | np.ndarray | Sequence[float]],

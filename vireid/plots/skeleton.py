@@ -28,8 +28,6 @@ from vireid.plots._drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["skeleton_graph"]
-
 LEFT, RIGHT, MIDDLE = COLORS[5], COLORS[4], "white"  # of the person's own left and right
 _DARK = "#202020"
 _WIDTH, _GAP, _NAME_STEP = 0.8, 0.12, 0.115  # inches: of an image, between images, from one name to the next

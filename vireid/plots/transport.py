@@ -28,8 +28,6 @@ from vireid.plots.skeleton import side_color
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["transport_plan"]
-
 _BEND = 0.06  # how far a line rises above the straight one, as a share of its length
 _STEP = 0.17  # inches from one node without a place to the next
 
