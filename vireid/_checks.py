@@ -63,10 +63,10 @@ def check_tensor(
     found = "bool" if x.dtype == torch.bool else "float" if x.is_floating_point() else "integer"
     if x.is_complex() or kind not in (found, "any"):
         raise TypeError(f"{name} must {_KINDS[kind]}, got {x.dtype}")
-    if like is not None and x.device != like.device:
+    if like is None:
+        check_values(name, x)
+    elif x.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the other arguments, got {x.device}")
-    if like is None and x.is_meta:
-        raise TypeError(f"{name} must hold values, got a tensor on the device meta")
 
 
 def check_module(name: str, module: object, kind: type[nn.Module] = nn.Module) -> None:
@@ -239,7 +239,6 @@ def to_integers(name: str, x: object, length: int, device: torch.device) -> Tens
     """Return ``x`` as an int64 tensor (``length``,) on ``device``."""
     x = to_tensor(name, x)
     check_tensor(name, x, "N", kind="integer", N=length)
-    check_values(name, x)
     if x.dtype == torch.uint64:
         to_tensor(name, x.cpu().numpy())  # raises for those that int64 has not
     return x.to(device, torch.int64)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vireid._checks import check_count, check_modality, check_module, check_size, check_tensor
+from vireid._checks import check_count, check_module, check_size, check_tensor
+from vireid.losses._common import check_rows
 from vireid.nn import TwoStream
 from vireid.nn.transfer import FeatureTransfer
 
@@ -36,8 +37,7 @@ class Embedder(nn.Module):
     def feature_map(self, images: Tensor, modality: Tensor, channels: int) -> Tensor:
         """Compute the backbone's map (B, channels, h, w); only a `TwoStream` looks at ``modality``."""
         check_tensor("images", images, "B channels H W", kind="any")
-        check_tensor("modality", modality, "B", kind="integer", B=images.shape[0])
-        check_modality("modality", modality)
+        check_rows(images.shape[0], modality=modality)
         inputs = (images, modality) if isinstance(self.backbone, TwoStream) else (images,)
         maps: Tensor = self.backbone(*inputs)
         if maps.ndim != 4 or maps.shape[1] != channels:

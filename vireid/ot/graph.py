@@ -53,9 +53,9 @@ def graph_ot(
         D_ot = min over T ∈ Π(u, v) of φ D_w + (1 - φ) D_gw
 
     The gradient is that of the cost at the plan found, held fixed (envelope theorem). A zero row has cosine 0 with
-    every other node, and a node has distance 0 from itself. Rows should be between 1e-12 and, in float32, 1e19 long: a
-    shorter one counts as zero, and the square of a longer one is not finite, except that on the CPU the rows of a batch
-    whose largest number is far out of that range are scaled first. Pairs do not influence each other.
+    every other node, and a node has distance 0 from itself. Rows should be 1e-12 to 1e18 long: shorter ones count as
+    zero, and the square of a longer one may overflow. Only if the longest is out of that range are all scaled, and only
+    on the CPU. Pairs do not influence each other.
 
     For φ < 1 the problem is not convex: the result is a plan that the solver cannot improve, not always the best. How
     far above the best it may end is on the results page of G2DA.

@@ -28,11 +28,6 @@ def permutation_plan(target: Tensor, u: Tensor) -> Tensor:
     return u.new_zeros(*u.shape, u.shape[1]).scatter_(2, target[:, :, None], u[:, :, None])
 
 
-def is_permutation(plan: Tensor, u: Tensor) -> Tensor:
-    """Return (B,) whether every node sends all its weight to one node."""
-    return (plan.amax(2) >= 0.999 * u).all(1)
-
-
 def greedy(score: Tensor, problems: Problems) -> Tensor:
     """Return a permutation (B, n) of high ``score`` (B, n, n), by picking the highest remaining one; on the device.
 
@@ -95,7 +90,7 @@ def exchange(
     active, at, term = problems.select(rows), plan.index_select(0, rows), term.index_select(0, rows)
     value = torch.full_like(negligible, torch.inf).index_copy(0, rows, active.objective(at, term))
     unsettled = torch.zeros_like(value, dtype=torch.bool)
-    whole = is_permutation(at, active.u).nonzero().flatten()
+    whole = (at.amax(2) >= 0.999 * active.u).all(1).nonzero().flatten()  # every node sends all its weight to one
     rows, active, target, term = rows[whole], active.select(whole), at[whole].argmax(2), term[whole]
     plan = plan.index_copy(0, rows, permutation_plan(target, active.u))
     for _ in range(iterations):
@@ -104,7 +99,8 @@ def exchange(
         if not len(gains):
             break
         rows, target, nodes, best, active = rows[gains], target[gains], nodes[gains], best[gains], active.select(gains)
-        target = apply_exchange(target, nodes)
+        two = torch.stack([nodes // target.shape[1], nodes % target.shape[1]], 1)
+        target = target.scatter(1, two, target.gather(1, two.flip(1)))
         term = permutation_term(active, target)
         plan = plan.index_copy(0, rows, permutation_plan(target, active.u))
         value = value.index_add(0, rows, best)
@@ -123,9 +119,3 @@ def exchange_gains(problems: Problems, target: Tensor, term: Tensor) -> Tensor:
     weight = problems.u[:, :, None] * (problems.u > 0)[:, None]
     change = moved + moved.mT - kept[:, :, None] - kept[:, None] - 8 * (1 - problems.phi) * weight * shared
     return weight * change
-
-
-def apply_exchange(target: Tensor, nodes: Tensor) -> Tensor:
-    """Return ``target`` (B, n) with the targets of two nodes exchanged; ``nodes`` (B,) is their place in (n, n)."""
-    two = torch.stack([nodes // target.shape[1], nodes % target.shape[1]], 1)
-    return target.scatter(1, two, target.gather(1, two.flip(1)))
