@@ -97,7 +97,7 @@ def test_bad_input():
         net(images, torch.tensor([2, 0, -1]))
     with pytest.raises(TypeError, match=r"trunk must be a torch\.nn\.Module, got function"):
         TwoStream(stem(), lambda x: x)
-    with pytest.raises(ValueError, match="modality must be one of 0, 1, got 2"):
+    with pytest.raises(ValueError, match="modality must be at most 1, got 2"):
         net.stream(2)
     assert net.stream(np.int64(1))[0] is net.stems[1]
     for wrong in (images.int(), images.bool()):

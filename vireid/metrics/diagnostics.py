@@ -48,7 +48,7 @@ def feature_margin(x: Array, labels: Array) -> float:
         positive, negative = same.sum(1) - 1, (~same).sum(1)  # a row's distance of 0 from itself adds nothing
         margin = torch.where(same, 0, d).sum(1) / negative - torch.where(same, d, 0).sum(1) / positive
         margins.append(margin[(positive > 0) & (negative > 0)])
-    return scale * _mean_of(margins, "labels must hold an identity with two rows and a second identity")
+    return scale * _mean_of(margins)
 
 
 def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | None = None) -> float:
@@ -85,7 +85,7 @@ def affinity_quality(affinity: Array, labels: Array, gallery_labels: Array | Non
         weakest = a[part].masked_fill(~positive, torch.inf).amin(1)
         strongest = a[part].masked_fill(same, -torch.inf).amax(1)
         right.append((weakest > strongest)[positive.any(1) & ~same.all(1)])
-    return _mean_of(right, "labels must hold an identity with two rows and a second identity")
+    return _mean_of(right)
 
 
 def affinity_error_rate(
@@ -131,8 +131,9 @@ def affinity_error_rate(
     return wrong / a.numel()
 
 
-def _mean_of(parts: list[Tensor], needed: str) -> float:
+def _mean_of(parts: list[Tensor]) -> float:
     values = torch.cat(parts) if parts else torch.empty(0)
     if len(values) == 0:
-        raise ValueError(f"{needed}, else no row has both a positive and a negative")
+        needed = "an identity with two rows and a second identity"
+        raise ValueError(f"labels must hold {needed}, else no row has both a positive and a negative")
     return float(values.to(widest(values.device)).mean())

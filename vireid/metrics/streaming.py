@@ -1,7 +1,7 @@
 """Ranking metrics of distances in blocks, or of features in batches, on one process or on many."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Generic, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class _Streaming(Generic[ArrayT]):
     """Base of the metrics: rows of bytes, which hold numbers of any dtype and are gathered over processes alike."""
 
+    _form: ClassVar[str]  # for torchmetrics
     _exclude: Exclude
     _given: ArrayT  # arrays of the result are NumPy if this is
     _device: torch.device
@@ -77,6 +78,22 @@ class _Streaming(Generic[ArrayT]):
         """Forget all updates."""
         self._kept = []
 
+    def as_torchmetrics(self) -> "torchmetrics.Metric":
+        """Return a `torchmetrics.Metric` of the same options, for MetricCollection and Lightning's logging.
+
+        Its ``update`` takes tensors as this class does. Its ``compute`` returns "rank1", "rank5", "rank10", "rank20",
+        "mAP" and "mINP", shares in [0, 1], as 0-dimensional tensors on its device: float64, or float32 where the device
+        has no float64. They are NaN, where this class raises, if no query has a true match or none was added, as in
+        Lightning's sanity check. It starts without updates; torchmetrics synchronizes it.
+
+        Raises:
+            ImportError: if torchmetrics is not installed.
+        """
+        with extra("train", "as_torchmetrics() needs torchmetrics"):
+            from vireid.metrics import _torchmetrics
+        form: torchmetrics.Metric = getattr(_torchmetrics, self._form)(self)
+        return form
+
     def _add(self, rows: Tensor) -> None:
         self.to(rows.device)._kept.append(rows)
 
@@ -109,6 +126,8 @@ class RankingMetric(_Streaming[ArrayT]):
         >>> metric.compute().cmc.tolist()
         [0.5, 1.0, 1.0]
     """
+
+    _form = "TorchRankingMetric"
 
     def __init__(
         self,
@@ -150,21 +169,6 @@ class RankingMetric(_Streaming[ArrayT]):
 
     __call__ = forward
 
-    def as_torchmetrics(self) -> "torchmetrics.Metric":
-        """Return a `torchmetrics.Metric` of the same gallery and options, for MetricCollection and Lightning's logging.
-
-        Its ``update`` takes tensors as this class does. Its ``compute`` returns "rank1", "rank5", "rank10", "rank20",
-        "mAP" and "mINP", shares in [0, 1], as 0-dimensional tensors on its device: float64, or float32 where the device
-        has no float64. They are NaN, where this class raises, if no query has a true match or none was added, as in
-        Lightning's sanity check. It starts without queries; torchmetrics synchronizes it.
-
-        Raises:
-            ImportError: if torchmetrics is not installed.
-        """
-        with extra("train", "as_torchmetrics() needs torchmetrics"):
-            from vireid.metrics._torchmetrics import TorchRankingMetric
-        return TorchRankingMetric(self)
-
     def _rows(self, distance: Array, query_ids: Array, query_cameras: Array | None) -> Tensor:
         """Return the results of a block as bytes."""
         d = to_matrix("distance", distance, columns=len(self._gallery.ids))
@@ -205,6 +209,8 @@ class RetrievalMetric(_Streaming[Array]):
         1.0
     """
 
+    _form = "TorchRetrievalMetric"
+
     def __init__(
         self,
         direction: Literal["visible_to_infrared", "infrared_to_visible"] = "visible_to_infrared",
@@ -242,18 +248,6 @@ class RetrievalMetric(_Streaming[Array]):
         """
         self._add(self._rows(features, labels, modality, cameras))
         self._given = features
-
-    def as_torchmetrics(self) -> "torchmetrics.Metric":
-        """Return a `torchmetrics.Metric` of the same options; its results are those of `RankingMetric.as_torchmetrics`.
-
-        They are also NaN as long as one modality is missing. ``forward`` ranks the images of its batch.
-
-        Raises:
-            ImportError: if torchmetrics is not installed.
-        """
-        with extra("train", "as_torchmetrics() needs torchmetrics"):
-            from vireid.metrics._torchmetrics import TorchRetrievalMetric
-        return TorchRetrievalMetric(self)
 
     def _rows(self, features: Array, labels: Array, modality: Array, cameras: Array | None) -> Tensor:
         """Return features, then label, modality, camera and number of the dtype in 32 bytes."""

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections import OrderedDict
 from enum import Enum
 from pathlib import Path
@@ -73,14 +74,16 @@ def _published(source: str, weights: object) -> str | None:
     if not isinstance(weights, str | os.PathLike | Enum):
         raise TypeError(f"weights must be None, a name, a path or torchvision's ResNet50_Weights, got {weights!r}")
     text = str(weights)  # of a member: its class and its name
-    kind, _, name = text.rpartition(".")
-    if text not in _TORCHVISION and not (kind.isidentifier() and kind.endswith("_Weights") and name.isupper()):
+    if (
+        not isinstance(weights, Enum)
+        and text not in _TORCHVISION
+        and not re.fullmatch(r"\w+_Weights\.[A-Z0-9_]+", text)
+    ):
         return None  # a path
     if source != "torchvision":
         raise ValueError(f"weights must be None, 'imagenet' or a path for source={source!r}, got {text!r}")
-    if kind not in ("", "ResNet50_Weights") or name not in _TORCHVISION:
-        names = ", ".join(map(repr, _TORCHVISION))
-        raise ValueError(f"weights must be torchvision's for ResNet-50, 'imagenet' or one of {names}, got {text!r}")
+    name = text.removeprefix("ResNet50_Weights.")
+    check_option("weights", name, ("imagenet", *_TORCHVISION))
     return name
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vireid import INFRARED, VISIBLE
 from vireid._checks import check_count, check_modality, check_module, check_option, check_size, check_tensor
 
 
@@ -131,9 +130,7 @@ class TwoStream(nn.Module):
             ValueError: if ``modality`` is not 0, visible, or 1, infrared.
             TypeError: if it is not an integer.
         """
-        modality = check_count("modality", modality, minimum=VISIBLE)
-        check_option("modality", modality, (VISIBLE, INFRARED))
-        return nn.Sequential(self.stems[modality], self.trunk)
+        return nn.Sequential(self.stems[check_count("modality", modality, minimum=0, maximum=1)], self.trunk)
 
     def forward(self, images: Tensor, modality: Tensor) -> Tensor:
         """Compute the trunk's map of each image, in the order of the images.
