@@ -41,10 +41,14 @@ def check_file(path: Path, expected: str) -> None:
         raise FileNotFoundError(f"{expected}, got {str(path)!r}: {fault}")
 
 
-def check_parent(path: Path) -> None:
-    """Raise unless the folder of ``path`` exists."""
+def check_output(path: object, *endings: str) -> Path:
+    """Return ``path`` as a path; raise unless it has one of ``endings``, if there are any, and its folder exists."""
+    path = check_path("path", path)
+    if endings and path.suffix not in endings:
+        raise ValueError(f"path must end in {' or '.join(endings)}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in an existing folder, got {str(path)!r}")
+    return path
 
 
 @contextmanager
@@ -238,10 +242,7 @@ def save_arrays(
         FileNotFoundError: if the folder does not exist.
         OSError: if the disk is full or not writable; the old file at ``path`` stays.
     """
-    path = check_path("path", path)
-    if path.suffix != ".npz":
-        raise ValueError(f"path must end in .npz, got {str(path)!r}")
-    check_parent(path)
+    path = check_output(path, ".npz")
     header = {"kind": kind, "version": version, "settings": dict(settings or {}), "arrays": sorted(arrays)}
     write_npz(path, {_HEADER: np.frombuffer(json.dumps(header, allow_nan=False).encode(), dtype=np.uint8), **arrays})
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from vireid._checks import Array, check_finite, check_modality, check_path, extra, to_integers, to_matrix
-from vireid._files import check_file, check_parent, parse_json, read_npz, write_npz, written_whole
+from vireid._files import check_file, check_output, parse_json, read_npz, write_npz, written_whole
 
 __all__ = ["Features", "load_features", "save_features"]
 
+_ENDINGS = (".npz", ".safetensors")
 _NEEDED = ("features", "ids", "modality", "cameras")
 _NEEDS_SAFETENSORS = "a .safetensors file needs safetensors"
 
@@ -115,9 +116,7 @@ def save_features(
         ImportError: for .safetensors where safetensors is not installed.
         OSError: if the disk is full or not writable; the old file at ``path`` stays.
     """
-    path = check_path("path", path)
-    _check_ending(path)
-    check_parent(path)
+    path = check_output(path, *_ENDINGS)
     given = {"features": features, "ids": ids, "modality": modality, "cameras": cameras}
     if image_numbers is not None:
         given["image_numbers"] = image_numbers
@@ -155,7 +154,8 @@ def load_features(path: str | os.PathLike[str]) -> Features:
         ImportError: for .safetensors where safetensors is not installed.
     """
     path = check_path("path", path)
-    _check_ending(path)
+    if path.suffix not in _ENDINGS:
+        raise ValueError(f"path must end in {' or '.join(_ENDINGS)}, got {str(path)!r}")
     check_file(path, "path must be a feature file")
     try:
         given, names, metadata = (_read_npz if path.suffix == ".npz" else _read_safetensors)(path)
@@ -167,11 +167,6 @@ def load_features(path: str | os.PathLike[str]) -> Features:
         return Features(**arrays, names=listed, metadata=_check_metadata(metadata))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _check_ending(path: Path) -> None:
-    if path.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
 
 
 def _check_arrays(given: Mapping[str, Array]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from vireid import INFRARED, VISIBLE
 from vireid._checks import check_modality, check_number, check_tensor, extra
-from vireid._files import check_parent, written_whole
+from vireid._files import check_output, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,12 +220,11 @@ def finish(figure: "Figure", path: str | os.PathLike[str] | None) -> "Figure":
     """Write ``figure`` to ``path``, if given, whole or not at all, and return it."""
     if path is None:
         return figure
-    target = Path(path)
+    target = check_output(path)
     formats = figure.canvas.get_supported_filetypes()
     suffix = target.suffix.lstrip(".").lower()
     if suffix not in formats:
         raise ValueError(f"path must end in one of {', '.join(sorted(formats))}, got {target}")
-    check_parent(target)
     with written_whole(target) as temporary:
         figure.savefig(temporary, format=suffix, dpi=200)
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vireid._checks import check_path
-from vireid._files import check_file, check_parent, parse_json, written_whole
+from vireid._files import check_file, check_output, parse_json, written_whole
 from vireid.metrics import RankMetrics
 from vireid.protocols._report_file import part, read_row
 from vireid.protocols._report_row import (
@@ -184,16 +184,13 @@ class Report:
             ValueError: for another ending, or ``per_query`` with CSV.
             FileNotFoundError: if the folder does not exist.
         """
-        path = check_path("path", path)
+        path = check_output(path, ".json", ".csv")
         if path.suffix == ".json":
             text = json.dumps(self.to_dict(per_query=per_query), indent=None if per_query else 1) + "\n"
-        elif path.suffix == ".csv":
-            if per_query:
-                raise ValueError(f"per_query must be False unless path ends in .json, got {str(path)!r}")
-            text = self._csv()
+        elif per_query:
+            raise ValueError(f"per_query must be False unless path ends in .json, got {str(path)!r}")
         else:
-            raise ValueError(f"path must end in .json or .csv, got {str(path)!r}")
-        check_parent(path)
+            text = self._csv()
         with written_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
