@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vireid import INFRARED, VISIBLE
-from vireid._checks import check_count, check_module
+from vireid._checks import check_count, check_module, check_path
 from vireid._files import written_whole
 from vireid._ops import evaluated
 from vireid.data import EvalTransform, KeypointSample, SYSUMM01Dataset, move_heatmaps
@@ -174,6 +174,7 @@ def write_results(
         settings: of the training, which name the data that the model was trained on.
         name: of the data set that was evaluated. Default: that of the training.
     """
+    output = check_path("output", output)
     output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"dataset": name or settings.get("dataset"), "protocol": report.dataset}
     content |= {"trained_on": trained_on(settings), "rows": report.to_dict()["rows"]}
