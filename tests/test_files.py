@@ -146,17 +146,12 @@ def test_files_of_other_formats_are_refused(tmp_path, content):
 def test_foreign_npz_files_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     headers = ("{}", "[]", "3", "nonsense", "[" * 100_000, '{"kind": "vireid test", "version": 3}', '{"kind": []}')
-    for text in headers:
-        np.savez(path, header=np.frombuffer(text.encode(), dtype=np.uint8), x=np.zeros(3))
+    contents = [{"header": np.frombuffer(x.encode(), dtype=np.uint8), "x": np.zeros(3)} for x in headers]
+    contents += [{"header": x} for x in (np.arange(4.0), np.array("text"), np.zeros((2, 2), dtype=np.uint8))]
+    for content in (*contents, {"features": np.zeros((3, 2))}):
+        np.savez(path, **content)
         with pytest.raises(ValueError, match=r"path must .*a\.npz"):
             load_arrays(path, KIND, VERSION)
-    for header in (np.arange(4.0), np.array("text"), np.zeros((2, 2), dtype=np.uint8)):
-        np.savez(path, header=header)
-        with pytest.raises(ValueError, match=r"path must .*a\.npz"):
-            load_arrays(path, KIND, VERSION)
-    np.savez(path, features=np.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"path must .*a\.npz"):
-        load_arrays(path, KIND, VERSION)
 
 
 class Trap:
@@ -332,6 +327,21 @@ def test_a_writer_at_work_is_left_in_peace(tmp_path):
     assert names_in(tmp_path) == ["a.bin"]
 
 
+def test_a_file_that_another_writer_removes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    lock, removed = _files.fcntl.flock, []
+
+    def late(file, how):
+        if not removed:
+            removed.append(os.path.basename(file.name))
+            os.unlink(file.name)
+        lock(file, how)
+
+    monkeypatch.setattr(_files.fcntl, "flock", late)
+    with written_whole(tmp_path / "a.bin") as temporary:
+        assert [temporary.name] == names_in(tmp_path) != removed
+    assert names_in(tmp_path) == ["a.bin"]
+
+
 @pytest.mark.parametrize("kind", ["no locks", "Windows"])
 def test_a_system_without_locks_writes_too(kind, tmp_path, monkeypatch):
     if kind == "Windows":
@@ -402,13 +412,12 @@ def test_planted_links_and_files_are_not_written_to(tmp_path):
     victim.write_bytes(b"precious")
     with written_whole(tmp_path / "a.bin") as temporary:
         pass
-    temporary.symlink_to(victim)
-    planted = temporary.with_name(temporary.name.replace(".tmp", "0.tmp"))
-    planted.mkdir()
-    os.mkfifo(temporary.with_name(temporary.name.replace(".tmp", "1.tmp")))
-    with written_whole(tmp_path / "a.bin") as second:
-        second.write_bytes(b"mine")
-    assert second not in (temporary, planted)
+    link, folder, pipe = (temporary.with_name(temporary.name.replace(".tmp", f"{i}.tmp")) for i in range(3))
+    link.symlink_to(victim)
+    folder.mkdir()
+    os.mkfifo(pipe)
+    with written_whole(tmp_path / "a.bin") as temporary:
+        temporary.write_bytes(b"mine")
     assert victim.read_bytes() == b"precious"
     assert (tmp_path / "a.bin").read_bytes() == b"mine"
 
@@ -422,16 +431,11 @@ def test_the_folder_is_synced_after_the_file(tmp_path, monkeypatch):
     assert synced == [False, "renamed", True]
 
 
-@pytest.mark.parametrize("path", [None, 5, b"a.npz", ["a.npz"], True, 1.5])
+@pytest.mark.parametrize("path", [None, 5, b"a.npz", ["a.npz"], True, 1.5, "a\0.npz"])
 @pytest.mark.parametrize("call", [lambda x: save_arrays(x, KIND, VERSION, {}), lambda x: load_arrays(x, KIND, VERSION)])
-def test_paths_of_another_type_are_named(call, path):
-    with pytest.raises(TypeError, match=r"path must be a path, got "):
+def test_paths_of_another_type_or_with_a_null_character_are_named(call, path):
+    with pytest.raises((TypeError, ValueError), match=r"path must (be a path|hold no null character), got "):
         call(path)
-
-
-def test_paths_with_a_null_character_are_named():
-    with pytest.raises(ValueError, match=r"path must hold no null character, got 'a\\x00\.npz'"):
-        save_arrays("a\0.npz", KIND, VERSION, {})
 
 
 # -- Files that lie about their size ---------------------------------------------------------------------------------
@@ -451,10 +455,7 @@ ZEROS = bytes(2**20)
     ("member", "text"),
     [
         (header("<U0", (2**60,)), "x cannot be read, .* asks for <U0 "),
-        (
-            header("<f8", (10**9,)) + bytes(32),
-            "x cannot be read, .* its header asks for float64 .*0000",
-        ),
+        (header("<f8", (10**9,)) + bytes(32), "x cannot be read, .* its header asks for float64 .*0000"),
         (header("<f4", (-2, -2)) + bytes(16), "x cannot be read"),
         (header("<f4", (2**62, 2**62)), "x cannot be read"),
         (header("<f4", (2**62, 0)), "x cannot be read"),
