@@ -113,9 +113,21 @@ SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [  #
     (
         SAAICriterion,
         {"model": saai()},
-        {"layer": "model affinity cri", "weight": "part_diversity center_separation affinity_weight"},
+        {
+            "layer": "model affinity cri",
+            "weight": "part_diversity center_separation affinity_weight",
+            "flag": "normalize_centers",
+        },
     ),
-    (G2DACriterion, {}, {"weight": "base transport contrastive graph", "positive": "margin epsilon"}),
+    (
+        G2DACriterion,
+        {},
+        {
+            "weight": "base transport contrastive graph",
+            "positive": "margin epsilon",
+            "flag": "normalize_triplet normalize_nodes",
+        },
+    ),
 ]
 EACH = [
     pytest.param(call, given, name, kind, id=f"{call.__name__}-{name}")

@@ -33,7 +33,6 @@ def graph_ot_loss(
 ) -> Tensor:
     """Compute the graph optimal transport loss of a batch; see `GraphOTLoss`."""
     check_graphs(nodes, labels, modality, mask)
-    phi, iterations, restarts = check_options(phi, loss, solver, iterations, restarts)
     check_option("pairs", pairs, ("all", "one_to_one"))
     visible, infrared, chosen = _choose_pairs(labels, modality, mask, pairs)
     graphs = at_least_float32(nodes)  # before an image enters several pairs, whose gradients then add up in float32

@@ -194,9 +194,13 @@ class G2DACriterion(nn.Module):
         if not any(weights.values()):
             raise ValueError("one weight at least must be above 0, got base, transport, contrastive and graph of 0")
         self.weights = weights | {"ce": weights["base"], "triplet": weights["base"]}
-        self.triplet = CrossModalityTripletLoss(margin=margin, normalize=normalize_triplet)
+        self.triplet = CrossModalityTripletLoss(
+            margin=margin, normalize=check_flag("normalize_triplet", normalize_triplet)
+        )
         self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs)
-        self.contrastive = PartContrastiveLoss(epsilon=epsilon, normalize=normalize_nodes)
+        self.contrastive = PartContrastiveLoss(
+            epsilon=epsilon, normalize=check_flag("normalize_nodes", normalize_nodes)
+        )
 
     def extra_repr(self) -> str:
         """Show the weights in ``repr``."""

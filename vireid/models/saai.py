@@ -155,6 +155,7 @@ class SAAICriterion(nn.Module):
             check_module("cri", cri, CRILoss)
         if cri is not None and model.transfer is None:
             raise ValueError("cri needs a model with a transfer, got one without")
+        check_flag("normalize_centers", normalize_centers)
         self.weights = {
             "part_diversity": check_at_least_zero("part_diversity", part_diversity),
             "center_separation": check_at_least_zero("center_separation", center_separation),

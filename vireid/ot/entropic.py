@@ -69,7 +69,7 @@ def _proximal_points(problems: Problems, costs: Tensor, iterations: int) -> Solu
     state = _State.start(problems, costs).look(SETTLED)
     solution, running = state.solution(), torch.arange(len(problems.u), device=problems.u.device)
     for step in range(iterations):
-        state = state.step().look(SETTLED if 2 * step < iterations else SLOW)
+        state = state.descend(state.problems.gradient(state.term)).look(SETTLED if 2 * step < iterations else SLOW)
         settled = int(state.settled.sum())  # a GPU waits here once in SCALINGS scalings
         if settled == len(running):
             break
@@ -128,12 +128,8 @@ class _State(NamedTuple):
     def solution(self) -> Solution:
         return Solution(self.best, self.lowest, ~self.settled)
 
-    def step(self) -> "_State":
-        """Take a proximal step where it is due, and scale all plans."""
-        return self.descend(self.problems.gradient(self.term))
-
     def descend(self, costs: Tensor) -> "_State":
-        """Move towards the plan of least ``costs``."""
+        """Take a proximal step towards the plan of least ``costs`` where it is due, and scale all plans."""
         u, v = self.problems.u, self.problems.v
         present = (u > 0)[:, :, None] & (v > 0)[:, None]
         costs = _relative(costs, present) / EPSILON

@@ -189,8 +189,7 @@ def _marginals(weights: Tensor | None, mask: Tensor | None, like: Tensor) -> Ten
     if weights is not None:
         w = weights.to(torch.promote_types(weights.dtype, like.dtype)).expand_as(w)
     w = w if mask is None else torch.where(mask, w, 0)
-    largest = w.amax(1, keepdim=True)  # first: a sum may overflow, and another type be too narrow
-    w = (w / torch.where(largest > 0, largest, 1)).to(like.dtype)
+    w = scale_to_1(w).to(like.dtype)  # first: a sum may overflow, and another type be too narrow
     return w / w.sum(1, keepdim=True).clamp_min(1)
 
 
