@@ -81,18 +81,16 @@ def test_a_block_without_a_match_is_no_error_unless_it_is_all():
 
 def test_bad_input_is_named_and_adds_nothing():
     ids = torch.tensor([1, 2, 3])
-    with pytest.raises(ValueError, match="exclude='same_camera' needs gallery_cameras, got None"):
-        RankingMetric(ids, exclude="same_camera")
-    with pytest.raises(ValueError, match="cmc_over must be one of"):
-        RankingMetric(ids, cmc_over="id")
-    with pytest.raises(ValueError, match="gallery_ids must name at least one"):
-        RankingMetric(ids[:0])
-    with pytest.raises(TypeError, match="gallery_ids must hold integers"):
-        RankingMetric(ids.float())
-    with pytest.raises(TypeError, match="gallery_ids must be dense"):
-        RankingMetric(ids.to_sparse())
-    with pytest.raises(ValueError, match=r"gallery_cameras must have shape \(3,\)"):
-        RankingMetric(ids, ids[:2], exclude="same_camera")
+    for arguments, options, error, text in (
+        ((ids,), {"exclude": "same_camera"}, ValueError, "exclude='same_camera' needs gallery_cameras, got None"),
+        ((ids,), {"cmc_over": "id"}, ValueError, "cmc_over must be one of"),
+        ((ids[:0],), {}, ValueError, "gallery_ids must name at least one"),
+        ((ids.float(),), {}, TypeError, "gallery_ids must hold integers"),
+        ((ids.to_sparse(),), {}, TypeError, "gallery_ids must be dense"),
+        ((ids, ids[:2]), {"exclude": "same_camera"}, ValueError, r"gallery_cameras must have shape \(3,\)"),
+    ):
+        with pytest.raises(error, match=text):
+            RankingMetric(*arguments, **options)
     metric = RankingMetric(ids, ids, exclude="same_camera")
     for arguments, error, text in (
         ((torch.ones(2, 4), ids[:2], ids[:2]), ValueError, r"distance must have shape \(N, 3\)"),

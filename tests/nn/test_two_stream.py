@@ -95,8 +95,14 @@ def test_bad_input():
     net, images = two_streams(), torch.rand(3, 3, 9, 8).double()
     with pytest.raises(ValueError, match=r"modality must be 0 .* or 1 .*, got -1; .*vireid\.modality"):
         net(images, torch.tensor([2, 0, -1]))
-    with pytest.raises(TypeError, match=r"trunk must be a torch\.nn\.Module, got function"):
-        TwoStream(stem(), lambda x: x)
+    for trunk, settings, error, text in (
+        (lambda x: x, {}, TypeError, r"trunk must be a torch\.nn\.Module, got function"),
+        (nn.Identity(), {"grid": "ab"}, ValueError, r"grid must be \(H, W\), got 'ab'"),
+        (nn.Identity(), {"out_channels": -1.5}, TypeError, "out_channels must be an integer, got -1.5"),
+        (nn.Identity(), {"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"),
+    ):
+        with pytest.raises(error, match=text):
+            TwoStream(stem(), trunk, **settings)
     with pytest.raises(ValueError, match="modality must be at most 1, got 2"):
         net.stream(2)
     assert net.stream(np.int64(1))[0] is net.stems[1]
@@ -231,24 +237,10 @@ def test_a_stride_of_another_layer_than_a_convolution_is_named():
         ValueError, match=r"last_stride=1 needs strides of convolutions, got 0\.downsample\.0 in layer4"
     ):
         TwoStream.from_resnet(net)
-    with pytest.raises(ValueError, match="last_stride must be one of 1, 2, got 3"):
-        TwoStream.from_resnet(net, last_stride=3)
-    with pytest.raises(ValueError, match="last_stride must be one of 1, 2, got True"):
-        TwoStream.from_resnet(net, last_stride=True)
+    for wrong in (3, True):
+        with pytest.raises(ValueError, match=f"last_stride must be one of 1, 2, got {wrong}"):
+            TwoStream.from_resnet(net, last_stride=wrong)
     assert TwoStream.from_resnet(net, last_stride=2).trunk.layer4 is net.layer4
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"grid": "ab"}, ValueError, r"grid must be \(H, W\), got 'ab'"),
-        ({"out_channels": -1.5}, TypeError, "out_channels must be an integer, got -1.5"),
-        ({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"),
-    ],
-)
-def test_bad_settings_are_named(change, error, text):
-    with pytest.raises(error, match=text):
-        TwoStream(stem(), nn.Identity(), **change)
 
 
 def test_a_bad_cut_of_a_resnet(source, library_net):

@@ -86,7 +86,7 @@ MAPS = random(2, 3, 4, 2)
         ("attention_maps", {"scale": "row"}, ValueError, "scale must be one of 'common', 'map', got 'row'"),
         ("attention_maps", {"scale": (1,)}, ValueError, r"scale must be 'common', 'map' or \(low, high\), got \(1,\)"),
         ("attention_maps", {"scale": (1, 1)}, ValueError, "scale must rise from low to high"),
-        ("attention_maps", {"scale": (0, float("inf"))}, ValueError, "scale must rise from low to high, both finite"),
+        ("attention_maps", {"scale": (0, float("inf"))}, ValueError, "scale must rise .* both at most 1e30"),
         ("attention_maps", {"scale": (0, "1")}, TypeError, "scale must be a number"),
         ("cmc_curves", {"curves": [0.5]}, TypeError, "curves must be a mapping of names to curves, got list"),
         ("skeleton_graph", {"skeleton": True}, TypeError, "skeleton must be a Skeleton, got bool"),
@@ -109,7 +109,8 @@ MAPS = random(2, 3, 4, 2)
         ("cost_matrices", {"loss": "cube"}, ValueError, "loss must be one of 'abs', 'square', got 'cube'"),
         ("cost_matrices", {"limits": 2}, ValueError, r"limits must be \(low, high\), got 2"),
         ("cost_matrices", {"limits": (2, 2)}, ValueError, "limits must rise from low to high"),
-        ("cost_matrices", {"limits": (0, float("inf"))}, ValueError, "both finite"),
+        ("cost_matrices", {"limits": (0, float("inf"))}, ValueError, "both at most 1e30 in magnitude"),
+        ("cost_matrices", {"limits": (0, 1e31)}, ValueError, "both at most 1e30 in magnitude"),
         ("cost_matrices", {"limits": (0, "2")}, TypeError, "limits must be a number"),
         ("embedding_map", {"points": {}}, ValueError, "points must hold at least one panel, got none"),
         ("embedding_map", {"points": random(24, 3)}, ValueError, r"points must have shape \(24, 2\), got \(24, 3\)"),
@@ -161,6 +162,7 @@ MAPS = random(2, 3, 4, 2)
         ("tsne", {"perplexity": 9, "identities": 1}, ValueError, "images shown, 8, got 9"),
         ("tsne", {"perplexity": 0}, ValueError, "perplexity must be above 0"),
         ("tsne", {"seed": -1}, ValueError, "seed must be at least 0"),
+        ("tsne", {"seed": 2**32}, ValueError, "seed must be at most 4294967295, got 4294967296"),
     ],
 )
 def test_bad_arguments_are_named(name, change, error, message):

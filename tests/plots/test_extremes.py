@@ -25,17 +25,10 @@ def test_tsne_sees_only_directions(scale):
 
 def test_tsne_refuses_directions_without_spread():
     x = random(24, 4).double()
-    for equal in (
-        x * 0,
-        x * 0 + 3,
-        x * 1e-12 + 1,
-        x * 1e-170 + 1,
-        x[:1] * torch.logspace(-300, 300, 24, dtype=torch.float64)[:, None],
-    ):
+    scales = torch.logspace(-300, 300, 24, dtype=torch.float64)[:, None]
+    for equal in (x * 0, x * 0 + 3, x * 1e-12 + 1, x * 1e-170 + 1, x[:1] * scales):
         with pytest.raises(ValueError, match="features must differ between images"):
             draw("tsne", features=equal)
-    with pytest.raises(ValueError, match="seed must be at most 4294967295, got 4294967296"):
-        draw("tsne", seed=2**32)
 
 
 @pytest.mark.parametrize("scale", [*SCALES, 1.7e308])
@@ -58,11 +51,6 @@ def test_numbers_that_matplotlib_cannot_subtract_are_refused(name, argument):
         with pytest.raises(ValueError, match=rf"{argument} must be at most 1e30 in magnitude, got .*e\+3"):
             draw(name, **{argument: good / good.max() * scale})
     draw(name, **{argument: good * 1e-35}).draw_without_rendering()
-
-
-def test_limits_are_in_range():
-    with pytest.raises(ValueError, match="limits must be at most 1e30 in magnitude"):
-        draw("cost_matrices", limits=(0, 1e31))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vireid._checks import check_option, extra
 from vireid._files import check_not_compressed
 
-_TORCHVISION = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")  # members of its ResNet50_Weights
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -74,16 +73,12 @@ def _published(source: str, weights: object) -> str | None:
     if not isinstance(weights, str | os.PathLike | Enum):
         raise TypeError(f"weights must be None, a name, a path or torchvision's ResNet50_Weights, got {weights!r}")
     text = str(weights)  # of a member: its class and its name
-    if (
-        not isinstance(weights, Enum)
-        and text not in _TORCHVISION
-        and not re.fullmatch(r"\w+_Weights\.[A-Z0-9_]+", text)
-    ):
+    if not isinstance(weights, Enum) and not re.fullmatch(r"DEFAULT|IMAGENET1K_V[12]|\w+_Weights\.[A-Z0-9_]+", text):
         return None  # a path
     if source != "torchvision":
         raise ValueError(f"weights must be None, 'imagenet' or a path for source={source!r}, got {text!r}")
     name = text.removeprefix("ResNet50_Weights.")
-    check_option("weights", name, ("imagenet", *_TORCHVISION))
+    check_option("weights", name, ("imagenet", "DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2"))
     return name
 
 
