@@ -218,7 +218,7 @@ def keypoints_object(d: Draw, world: Path) -> Made:
     return data.Keypoints, keypoints(d)
 
 
-@call("data.save_keypoints", weight=0.5)
+@call("data.save_keypoints", weight=0.5, free=("sizes",))  # whole numbers may be floating point
 def save_keypoints(d: Draw, world: Path) -> Made:
     """Draw key points to save."""
     return data.save_keypoints, {"path": world / "out" / "k.npz", **keypoints(d)}

@@ -291,7 +291,7 @@ def test_takes_tensors_and_lists():
         ({"modality": [0, 1]}, ValueError, "modality must have one entry per label, 12, got 2"),
         ({"modality": [0, 1, 2] * 4}, ValueError, "modality must be 0 (visible) or 1 (infrared), got 2; labels"),
         ({"labels": np.zeros(12)}, TypeError, "labels must hold integers, got torch.float64"),
-        ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (12,), got (12, 1)"),
+        ({"labels": np.zeros((12, 1), int)}, ValueError, "labels must have shape (N,), got (12, 1)"),
         ({"labels": torch.zeros(12)}, TypeError, "labels must hold integers, got torch.float32"),
         ({"modality": torch.ones(12, dtype=int).to_sparse()}, TypeError, "modality must be dense"),
         ({"modality": torch.ones(12, dtype=int, device="meta")}, TypeError, "modality must hold values"),

@@ -278,6 +278,8 @@ class HeatmapFolder:
     """
 
     def __init__(self, folder: AnyPath, paths: Sequence[Path], root: AnyPath, *, keep: bool = False) -> None:
+        if isinstance(paths, str) or not isinstance(paths, Sequence):
+            raise TypeError(f"paths must be a list of paths, got {type(paths).__name__}")
         self.folder, self.paths, self.root = check_path("folder", folder), list(paths), check_path("root", root)
         self.keep, self._kept = keep, dict[int, np.ndarray]()
         self._first: dict[str, tuple[Any, tuple[int, ...]]] = {}  # source and shape; a dict is set by one thread only

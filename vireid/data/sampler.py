@@ -1,6 +1,5 @@
 """Batches of P identities × (K visible + K infrared) images, drawn reproducibly from one seed."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from vireid._checks import check_count, check_modality, to_integers
+from vireid._checks import check_count, check_modality, check_tensor, to_tensor
 
 
 class CrossModalIdentitySampler(Sampler[list[int]]):
@@ -201,7 +200,9 @@ def _identity_order(rng: np.random.Generator, classes: int, identities: int, bat
 
 def _integers(name: str, values: Tensor | np.ndarray | Sequence[int]) -> np.ndarray:
     """Return ``values`` as an int64 array (N,)."""
-    x = values if isinstance(values, Tensor) else np.asarray(values)
-    if not isinstance(x, Tensor) and not x.size:
-        x = x.astype(np.int64)  # NumPy makes an empty list floating point
-    return to_integers(name, x, math.prod(x.shape), torch.device("cpu")).numpy()
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        values = array if array.size else array.astype(np.int64)  # NumPy makes an empty list floating point
+    x = to_tensor(name, values)
+    check_tensor(name, x, "N", kind="integer")
+    return x.cpu().long().numpy()

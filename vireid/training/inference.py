@@ -143,6 +143,8 @@ def evaluate(
         raise TypeError(f"ways must map names to distances, got {type(ways).__name__}")
     if not hasattr(dataset, "image_numbers"):
         raise TypeError(f"dataset must be one of vireid.data, got {type(dataset).__name__}")
+    if not isinstance(protocols, list | tuple | None):
+        raise TypeError(f"protocols must be a list of those of vireid.protocols, got {type(protocols).__name__}")
     protocols = protocols or protocols_of(dataset.name, dataset.root / "exp" / "rand_perm_cam.mat")
     about = dataset.ids, dataset.modality, dataset.cameras, dataset.image_numbers
     reports = []

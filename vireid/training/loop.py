@@ -110,6 +110,8 @@ def fit(
         FloatingPointError: if a loss or a parameter is not finite after an epoch, of which nothing is saved.
         ImportError: if a package of the extra ``train`` is not installed.
     """
+    if not hasattr(dataset, "labels"):
+        raise TypeError(f"dataset must be one of vireid.data, or have its labels, got {type(dataset).__name__}")
     if getattr(dataset, "size", recipe.size) != recipe.size:
         raise ValueError(f"dataset must have images of the recipe's size {recipe.size}, got {dataset.size}")
     if resume and output is None:

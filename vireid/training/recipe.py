@@ -94,7 +94,9 @@ class Recipe:
         keep(check_at_least_zero, "lr", "momentum", "weight_decay", "gamma", "warmup")
         keep(check_fraction, "flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared")
         keep(check_fraction, "erasing_aspect", zero=False)
-        shares = {key: check_at_least_zero(f"lr_shares[{key!r}]", x) for key, x in dict(self.lr_shares).items()}
+        if not isinstance(self.lr_shares, Mapping):
+            raise TypeError(f"lr_shares must map parts of the model to numbers, got {self.lr_shares!r}")
+        shares = {key: check_at_least_zero(f"lr_shares[{key!r}]", x) for key, x in self.lr_shares.items()}
         object.__setattr__(self, "lr_shares", shares)
         check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_option("schedule", self.schedule, ("cosine", "steps", "constant"))
