@@ -58,7 +58,7 @@ class Loss(nn.Module):
             also = " and one of another" if self._needs == "triplet" else ""
             found = f"no image has, in the other modality, one of its own identity{also}"
         text = f"{type(self).__name__} compares the modalities, but in this batch {found}: nothing is learned from it"
-        warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=5)
+        warnings.warn(f"{text}; vireid.data.CrossModalIdentitySampler draws batches with both", stacklevel=6)
 
     def _look_around(self) -> None:
         """Warn once if several processes train parameters of this loss outside of DistributedDataParallel."""
@@ -72,7 +72,7 @@ class Loss(nn.Module):
         if around is None or all(part is not self for part in around.modules()):
             text = f"{type(self).__name__} has parameters and was called outside of DistributedDataParallel"
             cure = "put model and criterion into one module and wrap that, as vireid.training.fit does"
-            warnings.warn(f"{text}, so that each process trains its own; {cure}", stacklevel=6)
+            warnings.warn(f"{text}, so that each process trains its own; {cure}", stacklevel=7)
 
     def extra_repr(self) -> str:
         """Show the options in ``repr``."""
