@@ -43,9 +43,6 @@ def affinity_inference_scores(
         >>> affinity_inference_scores(x, torch.tensor([0, 1, 1, 1]), k1=2)[0]  # A + 1.0 Ã_1 + 0.6 Ã_2
         tensor([  -inf, 2.0000, 1.8000, 0.4800])
     """
-    check_tensor("x", x, "B d")
-    check_rows(len(x), modality=modality)
-    k1, k2 = _check_options(k1, k2, variant, amend)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
     return scores.masked_fill(~gallery, -torch.inf)
 
@@ -62,11 +59,9 @@ def affinity_inference_loss(
     amend: bool = True,
 ) -> Tensor:
     """Compute the contrastive loss on AIM's scores within a batch; see `AffinityInferenceLoss`."""
-    check_tensor("x", x, "B d")
-    check_rows(len(x), labels=labels, modality=modality)
-    k1, k2 = _check_options(k1, k2, variant, amend)
     temperature = check_positive("temperature", temperature)
     scores, gallery = _scores(x, modality, k1, k2, variant, amend)
+    check_rows(len(x), labels=labels)
     same = labels[:, None] == labels
     positive, negative = gallery & same, gallery & ~same
     scores = scores / temperature
@@ -84,6 +79,9 @@ def _check_options(k1: int, k2: int, variant: str, amend: bool) -> tuple[int, in
 
 def _scores(x: Tensor, modality: Tensor, k1: int, k2: int, variant: str, amend: bool) -> tuple[Tensor, Tensor]:
     """Compute the scores (B, B) and the mask of each row's gallery; scores outside of it are meaningless."""
+    check_tensor("x", x, "B d")
+    check_rows(len(x), modality=modality)
+    k1, k2 = _check_options(k1, k2, variant, amend)
     gallery = modality[:, None] != modality
     with torch.autocast(x.device.type, enabled=False):
         rows = normalize_rows(at_least_float32(x))
