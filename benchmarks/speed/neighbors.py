@@ -50,7 +50,7 @@ APPROXIMATE = (100_000, 512, 500, (("HNSW32", ""), ("HNSW32", "efSearch=128"), (
 QUICK = (((20, 300, 16, 5, "float32"), (1, 300, 16, 5, "float16")), ((300, 16, 5),), ((300, 16, 5),))
 QUICK_APPROXIMATE = (600, 16, 20, (("HNSW8", ""), ("IVF8,Flat", "nprobe=4")))
 
-PACKAGES = ("faiss-cpu", "faiss-gpu-cu12", "scikit-learn", "pytorch-metric-learning", "numpy", "scipy")
+PACKAGES = ("faiss-cpu", "faiss-gpu", "scikit-learn", "pytorch-metric-learning", "numpy", "scipy")
 
 Cases = dict[str, Callable[[], Any]]
 
