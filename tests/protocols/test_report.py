@@ -483,7 +483,7 @@ ONES = np.ones((1, 3))
         (lambda r, m: Report.from_metrics(m), TypeError, "a sequence of RankMetrics, got RankMetrics"),
         (lambda r, m: Report.from_metrics("SYSU", [m]), TypeError, "metrics must be a sequence of RankMetrics"),
         (lambda r, m: Report.from_metrics([m, 3]), TypeError, "metrics must be a sequence of RankMetrics, got int"),
-        (lambda r, m: Report.from_metrics([]), ValueError, "trials and cmcs must hold one or more"),
+        (lambda r, m: Report.from_metrics([]), ValueError, "metrics must hold the results of one trial or more"),
         (lambda r, m: Report.from_metrics([m], uses="magic"), ValueError, "uses must be one of"),
         (lambda r, m: Report.from_metrics([m], rerank_name=3), TypeError, "rerank_name must be a str, got 3"),
         (lambda r, m: Report.from_metrics([m], parameters={"a": math.nan}), ValueError, "parameters.* must be finite"),

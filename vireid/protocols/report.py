@@ -90,6 +90,8 @@ class Report:
             True
         """
         check_all("metrics", metrics, RankMetrics)
+        if not metrics:
+            raise ValueError("metrics must hold the results of one trial or more, got none")
         check_text("features_name", features_name)
         check_text("rerank_name", rerank_name)
         trials = tuple(
