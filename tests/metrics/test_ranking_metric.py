@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processes import run_in_two
-from reference.metrics import assert_same as same
-from reference.metrics import draw_images, of_images
+from reference.metrics import assert_same, draw_images, of_images
 from vireid.metrics import RankingMetric, rank_metrics
 
 
@@ -35,7 +34,7 @@ def test_blocks_equal_the_whole(seed, cuts, exclude, cmc_over):
     bounds = [0, *sorted(cuts), len(q)]  # some blocks are empty
     for a, b in itertools.pairwise(bounds):
         metric.update(distance[a:b], q[a:b], qc[a:b])
-    same(metric.compute(), rank_metrics(distance, q, g, qc, gc, exclude=exclude, cmc_over=cmc_over))
+    assert_same(metric.compute(), rank_metrics(distance, q, g, qc, gc, exclude=exclude, cmc_over=cmc_over))
 
 
 def test_compute_twice_update_after_compute_and_reset():
@@ -43,16 +42,16 @@ def test_compute_twice_update_after_compute_and_reset():
     metric = RankingMetric(g, gc, exclude="same_camera")
     metric.update(distance[:30], q[:30], qc[:30])
     part = rank_metrics(distance[:30], q[:30], g, qc[:30], gc, exclude="same_camera")
-    same(metric.compute(), part)
-    same(metric.compute(), part)
+    assert_same(metric.compute(), part)
+    assert_same(metric.compute(), part)
     block = metric(distance[30:], q[30:], qc[30:])
-    same(block, rank_metrics(distance[30:], q[30:], g, qc[30:], gc, exclude="same_camera"))
-    same(metric.compute(), rank_metrics(distance, q, g, qc, gc, exclude="same_camera"))
+    assert_same(block, rank_metrics(distance[30:], q[30:], g, qc[30:], gc, exclude="same_camera"))
+    assert_same(metric.compute(), rank_metrics(distance, q, g, qc, gc, exclude="same_camera"))
     metric.reset()
     with pytest.raises(RuntimeError, match=r"call update\(\) first"):
         metric.compute()
     metric.update(distance[:30], q[:30], qc[:30])
-    same(metric.compute(), part)
+    assert_same(metric.compute(), part)
 
 
 def test_kinds_and_devices(device):
@@ -65,7 +64,7 @@ def test_kinds_and_devices(device):
     metric.update(distance[20:].to(device), q[20:].to(device))
     m = metric.compute()
     assert m.cmc.device.type == metric.device.type == torch.device(device).type
-    same(metric.to("cpu").compute(), rank_metrics(distance, q, g))
+    assert_same(metric.to("cpu").compute(), rank_metrics(distance, q, g))
 
 
 def test_a_block_without_a_match_is_no_error_unless_it_is_all():
@@ -160,4 +159,4 @@ def test_two_processes_equal_one(tmp_path):
     for rank in range(2):
         for name, results in torch.load(tmp_path / f"{rank}.pt", weights_only=False):
             for found in results:
-                same(found, wholes[name])
+                assert_same(found, wholes[name])

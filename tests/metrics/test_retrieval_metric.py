@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from devices import NoFloat64
 from measuring import LargestTensor
-from reference.metrics import assert_same as same
-from reference.metrics import draw_images as images
-from reference.metrics import of_images as expected
+from reference.metrics import assert_same, draw_images, of_images
 from vireid.metrics import RankingMetric, RetrievalMetric, feature_margin, rank_metrics, streaming
 from vireid.rerank import AIM, k_reciprocal
 
@@ -26,18 +24,18 @@ from vireid.rerank import AIM, k_reciprocal
     block=st.sampled_from([90, 2**24]),
 )
 def test_mixed_batches_equal_the_whole(seed, size, direction, exclude, cmc_over, dtype, block):
-    x, y, m, c = images(seed, n=30)
+    x, y, m, c = draw_images(seed, n=30)
     x = x.to(dtype)
     metric = RetrievalMetric(direction, exclude=exclude, cmc_over=cmc_over)
     for part in torch.arange(len(x)).split(size):
         metric.update(x[part], y[part], m[part], c[part])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "_BLOCK", block)
-        same(metric.compute(), expected(x, y, m, c, direction, exclude=exclude, cmc_over=cmc_over))
+        assert_same(metric.compute(), of_images(x, y, m, c, direction, exclude=exclude, cmc_over=cmc_over))
 
 
 def test_numpy_and_devices(device):
-    x, y, m, c = images(1)
+    x, y, m, c = draw_images(1)
     metric = RetrievalMetric()
     metric.update(*(t.numpy() for t in (x, y, m)))
     assert isinstance(metric.compute().cmc, np.ndarray)
@@ -46,21 +44,21 @@ def test_numpy_and_devices(device):
     metric.compute()
     metric.update(*(t[20:].to(device) for t in (x, y, m)))
     assert metric.compute().cmc.device.type == metric.device.type == torch.device(device).type
-    same(metric.to("cpu").compute(), expected(x, y, m, c))
+    assert_same(metric.to("cpu").compute(), of_images(x, y, m, c))
 
 
 def test_a_buffer_of_the_caller_may_be_used_again():
-    x, y, m, c = images(6)
+    x, y, m, c = draw_images(6)
     metric, buffers = RetrievalMetric(), [t[:12].numpy().copy() for t in (x, y, m)]
     for part in torch.arange(48).split(12):
         for buffer, t in zip(buffers, (x, y, m), strict=True):
             buffer[:] = t[part]
         metric.update(*buffers)
-    same(metric.compute(), expected(x, y, m, c))
+    assert_same(metric.compute(), of_images(x, y, m, c))
 
 
 def test_a_distance_of_ones_own():
-    x, y, m, _ = images(2)
+    x, y, m, _ = draw_images(2)
     q = m == 0
     for distance in (torch.cdist, AIM(k1=4, k2=2)):
         metric = RetrievalMetric(distance=distance)
@@ -85,7 +83,7 @@ def test_a_distance_of_ones_own():
 
 
 def test_bad_input_is_named_and_adds_nothing():
-    x, y, m, c = images(3)
+    x, y, m, c = draw_images(3)
     with pytest.raises(ValueError, match="direction must be one of"):
         RetrievalMetric("rgb_to_ir")
     metric = RetrievalMetric(exclude="same_camera")
@@ -116,7 +114,7 @@ def test_bad_input_is_named_and_adds_nothing():
 
 def test_memory_is_that_of_the_features_and_a_block(monkeypatch):
     monkeypatch.setattr(streaming, "_BLOCK", 10000)
-    x, y, m, c = images(4, n=400)
+    x, y, m, c = draw_images(4, n=400)
     metric = RetrievalMetric(cmc_over="identities")
     metric.update(x, y, m, c)
     with LargestTensor() as largest:
@@ -125,9 +123,9 @@ def test_memory_is_that_of_the_features_and_a_block(monkeypatch):
 
 
 def test_metrics_on_a_device_without_float64():
-    x, y, m, c = images(5)
+    x, y, m, c = draw_images(5)
     q = m == 0
-    whole = expected(x, y, m, c)
+    whole = of_images(x, y, m, c)
     margin = feature_margin(x, y)
     with NoFloat64():
         distance = torch.cdist(x[q], x[~q])

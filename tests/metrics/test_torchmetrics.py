@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reference.metrics import draw_images as images
-from reference.metrics import of_images
+from reference.metrics import draw_images, of_images
 from vireid.metrics import RankingMetric, RetrievalMetric, rank_metrics
 from vireid.neighbors._scores import cosine_distance
 
@@ -58,13 +57,13 @@ def test_both_directions_in_a_collection_fed_as_lightning_does():
     collection = torchmetrics.MetricCollection(
         {name: RetrievalMetric(d, **options).as_torchmetrics() for name, d in directions.items()}, prefix="val/"
     )
-    x, y, m, c = images()
+    x, y, m, c = draw_images()
     visible = m == 0
     collection.update(x[visible][:4], y[visible][:4], m[visible][:4], c[visible][:4])  # the sanity check
     assert all(value.isnan() for value in collection.compute().values())
     collection.reset()
     for seed in (0, 1):
-        x, y, m, c = images(seed)
+        x, y, m, c = draw_images(seed)
         for part in torch.arange(len(x)).split(7):
             collection.update(x[part], y[part], m[part], c[part])
         found = collection.compute()
@@ -76,7 +75,7 @@ def test_both_directions_in_a_collection_fed_as_lightning_does():
 
 @pytest.mark.parametrize("kind", ["ranking", "retrieval"])
 def test_life_of_a_metric(kind):
-    x, y, m, c = images(2)
+    x, y, m, c = draw_images(2)
     q = m == 0
     distance = cosine_distance(x[q], x[~q])
     if kind == "ranking":
@@ -106,7 +105,7 @@ def test_life_of_a_metric(kind):
 
 def test_lightning_logs_it(tmp_path):
     lightning = pytest.importorskip("pytorch_lightning")
-    x, y, m, c = images(4, n=32)
+    x, y, m, c = draw_images(4, n=32)
     order = m.argsort(stable=True)  # the sanity check sees one modality
     x, y, m, c = x[order], y[order], m[order], c[order]
 

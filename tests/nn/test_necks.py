@@ -328,12 +328,6 @@ def test_dual_a_row_that_is_not_finite_spoils_its_own_modality_only(device):
     assert_close(neck.running_var[0], expected.running_var[0], rtol=0, atol=1e-12)
 
 
-def test_dual_learns_a_scale_only_and_keeps_four_tensors():
-    neck = DualBNNeck(6)
-    assert sorted(neck.state_dict()) == DUAL_STATE
-    assert [name for name, _ in neck.named_parameters()] == ["weight"]
-
-
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

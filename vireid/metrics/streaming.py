@@ -265,16 +265,16 @@ class RetrievalMetric(_Streaming[Array]):
     def _results(self, rows: Tensor) -> tuple[Tensor, int]:
         """Rank the queries of all rows against their gallery."""
         ids, modality, places, dtype = rows[:, -32:].contiguous().view(torch.int64).reshape(-1, 4).T
-        query = modality == self._query
-        if query.all() or not query.any():
+        q, g = ((modality == kind).nonzero().flatten() for kind in (self._query, 1 - self._query))
+        if not (len(q) and len(g)):
             return torch.empty(0, 3), 1
         if (dtype != dtype[0]).any():
             raise ValueError("features must have one dtype in all updates and processes, got several")
-        queries, images = (rows[:, :-32][part].view(_DTYPES[int(dtype[0])]) for part in (query, ~query))
-        cameras = None if self._exclude is None else places[~query]
-        gallery = Gallery(ids[~query], cameras, exclude=self._exclude, cmc_over=self._cmc_over)
+        queries, images = (rows[:, :-32].index_select(0, x).view(_DTYPES[int(dtype[0])]) for x in (q, g))
+        cameras = None if self._exclude is None else places[g]
+        gallery = Gallery(ids[g], cameras, exclude=self._exclude, cmc_over=self._cmc_over)
         size = max(1, _BLOCK // len(images))
-        blocks = zip(queries.split(size), ids[query].split(size), places[query].split(size), strict=True)
+        blocks = zip(queries.split(size), ids[q].split(size), places[q].split(size), strict=True)
         found = [gallery.rank(self._compare(x, images), labels, at) for x, labels, at in blocks]
         return torch.cat(found), gallery.length
 

@@ -96,7 +96,8 @@ class _Neck(nn.Module):
                 var = torch.where(count > 1, squares / count.clamp_min(1), var)
                 self._track(running, mean.detach(), var.detach(), count)  # an export drops `no_grad`
             scale = weight.to(rows.dtype) * (var + self.eps).rsqrt()
-            return (centered * _of_rows(scale, branch, torch.nan)).to(x.dtype)[:length]
+            out = (centered * _of_rows(scale, branch, torch.nan)).to(x.dtype)
+            return out if length else out[:0]
 
     @torch.no_grad()
     def _track(self, running: list[Tensor], mean: Tensor, var: Tensor, count: Tensor) -> None:
