@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from processes import run_in_two
 from reference.metrics import assert_same, draw_images, of_images
+from vireid import metrics
 from vireid.metrics import RankingMetric, rank_metrics
 
 
@@ -107,6 +108,7 @@ def test_bad_input_is_named_and_adds_nothing():
 def test_torchmetrics_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.delitem(sys.modules, "vireid.metrics._torchmetrics", raising=False)
+    monkeypatch.delattr(metrics, "_torchmetrics", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'vireid\[train\]'"):
         RankingMetric(torch.tensor([1])).as_torchmetrics()
 
