@@ -275,7 +275,7 @@ model, criterion = build({method!r}, data.num_classes, recipe.size)
 fit(model, criterion, data, recipe=recipe, fabric=fabric, output=output, settings={{"method": {method!r}}},
     resume=recipe.epochs > 1)
 total = sum(float(x.double().sum()) for part in (model, criterion) for x in part.parameters())
-print(f"process {{fabric.global_rank}}: {{total:.6f}}")
+sys.stdout.write(f"process {{fabric.global_rank}}: {{total:.6f}}\\n")  # in one piece: both write to one pipe
 """)
     for epochs in (1, 2):
         command = [sys.executable, str(script), str(epochs)]
