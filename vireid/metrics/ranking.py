@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_finite, check_option, same_kind, to_integers, to_matrix
+from vireid._checks import (
+    Array,
+    ArrayT,
+    check_count,
+    check_finite,
+    check_option,
+    check_values,
+    same_kind,
+    to_integers,
+    to_matrix,
+)
 from vireid._ops import has_float64
 
 _BLOCK = 2**20  # entries of the distance matrix per block
@@ -98,6 +108,7 @@ def rank_metrics(
         ([0.0, 1.0, 1.0], 0.5833, 0.6667)
     """
     d = to_matrix("distance", distance)
+    check_values("distance", d)
     nq, ng = d.shape
     check_options(exclude, cmc_over)
     if nq == 0 or ng == 0:
