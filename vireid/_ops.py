@@ -71,22 +71,28 @@ def repeated_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Find the rows of ``x`` (N, d) in the direction of an earlier one, and return their indices and the first one's.
 
     Directions are equal if the rows divided by their largest magnitudes are. It reads the rows once: only those whose
-    bits have equal sums are compared, few as a rule.
+    bits have equal sums, with fixed random weights, are compared, each with the first one of its sum.
     """
 
     def bits(rows: Tensor) -> Tensor:
         scaled = scale_to_1(at_least_float32(rows))
         return scaled.add_(0).view(_BITS[scaled.dtype][0])  # -0 is 0
 
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(-(2**31), 2**31, x.shape[1:], generator=generator).to(x.device, bits(x[:0]).dtype)
     step = max(1, 2 ** (18 if x.device.type == "cpu" else 25) // max(1, x.shape[1]))  # fits a cache, or fills a GPU
-    sums = torch.cat([bits(part).sum(1) for part in x.split(step)])
+    sums = torch.cat([(bits(part) * weights).sum(1) for part in x.split(step)])
     group, count = sums.unique(return_inverse=True, return_counts=True)[1:]
-    some = (count[group] > 1).nonzero().flatten()
-    seen: dict[bytes, int] = {}
-    rows = (row.tobytes() for part in some.split(step) for row in bits(x[part]).cpu().numpy())
-    places = [seen.setdefault(row, i) for row, i in zip(rows, some.tolist(), strict=True)]
-    first = torch.tensor(places, dtype=torch.int64, device=x.device)
-    return some[first != some], first[first != some]
+    left, again, first = (count[group] > 1).nonzero().flatten(), [], []
+    while len(left):  # a second time for the few whose sums are equal by chance
+        heads = torch.full_like(count, len(x)).scatter_reduce_(0, group[left], left, "amin")[group[left]]
+        pairs = zip(left.split(step), heads.split(step), strict=True)
+        same = torch.cat([(bits(x[one]) == bits(x[other])).all(1) for one, other in pairs])
+        found = same & (left != heads)
+        again.append(left[found])
+        first.append(heads[found])
+        left = left[~same]
+    return torch.cat([left, *again]), torch.cat([left, *first])
 
 
 def equalize_columns(block: Tensor, repeated: tuple[Tensor, Tensor]) -> Tensor:

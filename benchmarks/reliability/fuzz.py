@@ -34,7 +34,7 @@ MEMORY = 12 * 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a call.
+    """Outcome of a call.
 
     Attributes:
         number: of the call, with the seed.

@@ -41,7 +41,7 @@ class _Form(Metric):
         return self
 
     def compute(self) -> dict[str, Tensor]:
-        """Compute the metrics by name; NaN if no query has a true match, or there is none."""
+        """Compute the metrics by name; NaN without a query, or if none has a true match."""
         results, length = self.metric._results(stack_rows(self.rows, self.device))
         m = summary(results, length, results)
         values = {f"rank{r}": m.rank(r) for r in (1, 5, 10, 20)} | {"mAP": m.mAP, "mINP": m.mINP}

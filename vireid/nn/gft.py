@@ -24,7 +24,7 @@ class GFT(FeatureTransfer):
 
     Raises:
         ValueError: if a number is out of range.
-        TypeError: if a number is none, or ``value`` not a module.
+        TypeError: if an argument is not a number, or ``value`` not a module.
 
     The lengths of the features may differ by any factor. For a large τ, and rows of a sum that nearly cancel,
     `distance` loses digits: in float32 its error is about 1e-7 over the squared length of the mean of the unit rows.

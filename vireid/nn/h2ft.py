@@ -30,7 +30,7 @@ class H2FT(FeatureTransfer):
 
     Raises:
         ValueError: if a number is out of range.
-        TypeError: if a number is none, or ``value`` not a module.
+        TypeError: if an argument is not a number, or ``value`` not a module.
     """
 
     def __init__(

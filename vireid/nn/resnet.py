@@ -45,7 +45,7 @@ def resnet50(
 
     Raises:
         ImportError: if the source is not installed (``pip install 'vireid[backbones]'``).
-        TypeError: if ``weights`` is none of these.
+        TypeError: if ``weights`` is of another type.
         ValueError: if an option is unknown, ``weights`` names those of another network, or a weight file is not a state
             dict or does not fit; the message names the keys that are missing, unexpected or of another shape.
         FileNotFoundError: if there is no file at the path ``weights``.

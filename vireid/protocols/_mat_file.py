@@ -18,7 +18,7 @@ def read_mat(path: Path, name: str) -> Any:
     """Return the variable ``name`` of a file that MATLAB or SciPy wrote: an array, or the list of a cell array's cells.
 
     Raises:
-        ValueError: if there is none, or the file is damaged, of another version, or too large.
+        ValueError: if the file lacks it, is damaged, of another version, or too large.
     """
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"it must be of at most {_MOST_BYTES} bytes")
