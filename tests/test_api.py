@@ -117,7 +117,7 @@ def test_root_names():
 
 
 def test_the_public_names_are_few():
-    assert sum(len(importlib.import_module(f"vireid.{name}").__all__) for name in PUBLIC) <= 150
+    assert sum(len(importlib.import_module(f"vireid.{name}").__all__) for name in PUBLIC) <= 180
 
 
 @pytest.mark.parametrize("name", PUBLIC)
