@@ -311,6 +311,12 @@ def settings_of(d: Draw, world: Path) -> Made:
     return training.settings_of, {"method": d.option(*training.METHODS)}
 
 
+@call("training.recipe_of", weight=0.2)
+def recipe_of(d: Draw, world: Path) -> Made:
+    """Draw a recipe's name."""
+    return training.recipe_of, {"method": d.option(*training.METHODS), "name": d.option(*training.RECIPES)}
+
+
 @call("training.build", weight=0.1, comparable=False)
 def build(d: Draw, world: Path) -> Made:
     """Draw a method to build."""

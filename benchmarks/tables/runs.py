@@ -132,7 +132,7 @@ def read_options(method: str, given: Sequence[str]) -> tuple[dict[str, Any], Rec
     parser = argparse.ArgumentParser(
         prog=f"options of {method}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    arguments = keyword_arguments("training/methods.py", f"{method.upper()}Settings")
+    arguments = keyword_arguments(f"training/methods/{method}.py", f"{method.upper()}Settings")
     for argument in arguments.values():
         flag, kind = f"--{argument.name.replace('_', '-')}", argument.kind.removesuffix(" | None")
         if kind == "bool":

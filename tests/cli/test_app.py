@@ -168,6 +168,6 @@ def test_arguments_are_read_from_sources():
     from vireid.training import METHODS, settings_of
 
     for name, method in METHODS.items():
-        found = keyword_arguments("training/methods.py", method.settings.__name__)
+        found = keyword_arguments(f"training/methods/{name}.py", method.settings.__name__)
         assert {key: value.default for key, value in found.items()} == settings_of(name)
         assert all(value.text for value in found.values())

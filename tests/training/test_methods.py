@@ -9,7 +9,9 @@ from torch.testing import assert_close
 from vireid.models import CIFT, AlignedCriterion, Baseline
 from vireid.nn import GFT, H2FT, TwoStream
 from vireid.rerank import AIM, aim
-from vireid.training import METHODS, build, methods, ranking_ways, settings_of
+from vireid.training import METHODS, RECIPES, build, ranking_ways, recipe_of, settings_of
+from vireid.training.methods import saai
+from vireid.training.methods.cift import CIFT_ROWS
 
 BASE = {"ce", "hcc_features", "hcc_logits", "total"}
 GRAPH = {"graph_ce", "graph_hcc"}
@@ -33,7 +35,7 @@ def losses_of(method, **settings):
     return model, criterion, {name: loss.detach() for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize("row", list(methods.CIFT_ROWS))
+@pytest.mark.parametrize("row", list(CIFT_ROWS))
 def test_every_row_of_cifts_ablation(row):
     model, criterion, losses = losses_of("cift", ablation=row)
     assert set(losses) == BASE | (set() if row == "baseline" else GRAPH) | ({"tie"} if row == "cri" else set())
@@ -100,7 +102,7 @@ def test_a_backbone_without_a_grid_has_six_parts_in_the_baseline_and_none_beside
         net.out_channels = 4
         return net
 
-    monkeypatch.setattr(methods, "build_backbone", backbone)
+    monkeypatch.setattr(saai, "build_backbone", backbone)
     for ablation, grid, dim in (("baseline", (6, 1), 4 * 6), ("saai", (1, 1), 4 * 8)):
         model, _ = build("saai", 3, (32, 20), {"ablation": ablation, "transfer": True})
         assert (model.grid, model.dim, model.transfer.dim) == (grid, dim, dim)
@@ -194,6 +196,15 @@ def test_alignment_is_the_weight_times_the_transport():
 def test_wrong_settings_are_named(method, settings, error, text):
     with pytest.raises(error, match=text):
         build(method, 3, (32, 16), settings)
+
+
+def test_recipes_are_found_by_name():
+    assert recipe_of("saai") is recipe_of("saai", "small") is RECIPES["small"]
+    assert recipe_of("g2da") is METHODS["g2da"].recipe
+    with pytest.raises(ValueError, match=r"recipe must be one of 'small'.*, got 'large'"):
+        recipe_of("cift", "large")
+    with pytest.raises(ValueError, match=r"method must be one of 'cift'.*, got 'large''"):
+        recipe_of("large")
 
 
 def test_settings_are_plain_and_build_what_no_setting_builds():

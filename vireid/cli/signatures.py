@@ -43,6 +43,8 @@ def parse(file: str) -> ast.Module:
 def keyword_arguments(file: str, name: str) -> dict[str, Argument]:
     """Return the keyword-only arguments of a function, or the fields of a dataclass and of its bases, by name.
 
+    A base that the file imports from another file of the package is read there.
+
     Of a function with overloads, the last definition counts.
     """
     defined = [node for node in parse(file).body if getattr(node, "name", None) == name][-1]
@@ -61,8 +63,16 @@ def keyword_arguments(file: str, name: str) -> dict[str, Argument]:
         value = NEEDED if default is None else ast.literal_eval(default)
         found[argument] = Argument(argument, kind, value, texts.get(argument, ""))
     for base in getattr(defined, "bases", []):
-        found = found | keyword_arguments(file, ast.unparse(base)) | found
+        found = found | keyword_arguments(_home(file, ast.unparse(base)), ast.unparse(base)) | found
     return found
+
+
+def _home(file: str, name: str) -> str:
+    """Return the file of the package that ``file`` imports a name from, or ``file``."""
+    for node in parse(file).body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return f"{str(node.module).removeprefix('vireid.').replace('.', '/')}.py"
+    return file
 
 
 def constant(file: str, name: str) -> Any:

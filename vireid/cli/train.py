@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
 
 __all__ = ["train"]
 
-_METHODS = "training/methods.py"
 _EXAMPLES = {
     "cift": """
   vireid train cift
@@ -97,7 +96,8 @@ def _value(kind: str, text: str) -> Any:
 
 def _add(method: str) -> None:
     """Add the command of a method, with an option for each of its settings."""
-    arguments = keyword_arguments(_METHODS, f"{method.upper()}Settings")
+    file = f"training/methods/{method}.py"
+    arguments = keyword_arguments(file, f"{method.upper()}Settings")
 
     def run(**given: Any) -> None:
         _train(method, **given)
@@ -118,7 +118,7 @@ def _add(method: str) -> None:
         click.option("--output", type=FOLDER, default=Path("runs", method)),
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in --output."),
     ]
-    rows = constant(_METHODS, f"{method.upper()}_ROWS")
+    rows = constant(file, f"{method.upper()}_ROWS")
     own = [option(argument, rows if argument.name == "ablation" else None) for argument in arguments.values()]
     command: Any = run
     for decorate in reversed([*common, *own]):

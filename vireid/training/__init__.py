@@ -4,7 +4,7 @@ from vireid.training.checkpoint import Checkpoint, load_checkpoint, load_model, 
 from vireid.training.datasets import open_dataset
 from vireid.training.inference import evaluate, extract_features, ranking_ways, write_results
 from vireid.training.loop import fit, launch
-from vireid.training.methods import METHODS, build, settings_of
+from vireid.training.methods import METHODS, build, recipe_of, settings_of
 from vireid.training.recipe import RECIPES, Recipe
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "open_dataset",
     "ranking_ways",
     "read_checkpoint",
+    "recipe_of",
     "settings_of",
     "write_results",
 ]

@@ -1,0 +1,88 @@
+"""Settings shared by the methods, and the backbones that they build."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vireid import models
+from vireid._checks import check_option, check_positive, check_size
+from vireid._ops import evaluated
+from vireid.losses import CRILoss
+from vireid.nn import H2FT, SmallBackbone, resnet50
+
+Built = tuple[nn.Module, nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of every method; each class below adds its own.
+
+    Attributes:
+        backbone: "small", or "torchvision" or "timm" for their ResNet-50.
+        weights: of the ResNet-50: "imagenet" or a local file.
+    """
+
+    backbone: Literal["small", "torchvision", "timm"] = "small"
+    weights: str | None = None
+
+    def build(self, num_classes: int, size: tuple[int, int]) -> Built:
+        """Return the model and the criterion for images of ``size`` (H, W)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings(Settings):
+    """Settings of CIFT's transfer, its intervention, and of an alignment of parts.
+
+    Attributes:
+        k: neighbors of the graph, the image itself included.
+        tau_hom: temperature within a modality.
+        tau_het: temperature across modalities, and GFT's only one.
+        samples: draws of CRI's counterfactual.
+        detach_values: whether CRI trains the affinities only.
+        alignment: weight of G2DA's D_ot between parts of a person's images (our choice); None leaves it out.
+        part_grid: (rows, columns) of those parts. Default: (4, 3).
+    """
+
+    k: int = 4
+    tau_hom: float = 0.4
+    tau_het: float = 0.2
+    samples: int = 1
+    detach_values: bool = False
+    alignment: float | None = None
+    part_grid: Sequence[int] | None = None
+
+    def transfer_of(self, dim: int) -> tuple[H2FT, CRILoss]:
+        """Return CIFT's layer for features of size ``dim`` and the loss of its intervention."""
+        layer = H2FT(dim, k=self.k, tau_hom=self.tau_hom, tau_het=self.tau_het)
+        return layer, CRILoss(dim, samples=self.samples, detach_values=self.detach_values)
+
+    def aligned(self, criterion: nn.Module) -> nn.Module:
+        """Return the criterion, with G2DA's alignment added if there is a weight."""
+        if self.alignment is None:
+            if self.part_grid is not None:
+                raise ValueError("part_grid goes with alignment, which was not given")
+            return criterion
+        check_positive("alignment", self.alignment)
+        grid = check_size("part_grid", self.part_grid or (4, 3))
+        return models.AlignedCriterion(criterion, weight=self.alignment, grid=grid)
+
+
+def build_backbone(name: str, weights: str | None) -> nn.Module:
+    """Return the small backbone ("small") or the ResNet-50 of "torchvision" or "timm"."""
+    check_option("backbone", name, ("small", "torchvision", "timm"))
+    if name != "small":
+        return resnet50(source=name, weights=weights)
+    if weights:
+        raise ValueError("weights goes with backbone torchvision or timm, not with small")
+    return SmallBackbone()
+
+
+@torch.no_grad()
+def map_size(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (h, w) of the backbone's map of images of ``size`` (H, W)."""
+    maps = evaluated(backbone)(torch.zeros(1, 3, *check_size("size", size)))
+    return maps.shape[2], maps.shape[3]

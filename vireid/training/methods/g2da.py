@@ -1,0 +1,95 @@
+"""G2DA and the rows of its ablation from plain settings."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vireid import models
+from vireid._checks import check_option, check_size
+from vireid.nn import SmallBackbone, TwoStream
+from vireid.nn import part_grid as grid_of_parts
+from vireid.training.methods._settings import Built, Settings, build_backbone
+
+G2DA_ROWS = {
+    "baseline": "B: L_b only",
+    "ot": "+ O: D_ot",
+    "cl": "+ CL: L_c",
+    "graph": "+ G: the graph's feature and L_g, heads not fused",
+    "g2da": "+ MF: heads fused",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class G2DASettings(Settings):
+    """Settings of G2DA or a row of its ablation.
+
+    Attributes:
+        ablation: a key of `G2DA_ROWS`.
+        part_grid: (rows, columns) of fixed parts in place of each image's key points.
+        two_stream: whether the backbone's first block is each modality's own.
+        heads: L of the attention. Default: the paper's 4, or 3 with the small backbone, whose size is 945.
+        threshold: θ of the message fusion.
+        normalize_nodes: bring all nodes to one length before the graph and in L_c (our choice).
+        base: λ_b, weight of L_b.
+        normalize_triplet: triplets of L_b on features of length 1 (our choice).
+        transport: λ_o, weight of D_ot.
+        contrastive: λ_c, weight of L_c.
+        graph: λ_g, weight of L_g.
+        epsilon: ε of L_c.
+        phi: φ of D_ot: 0 structure only, 1 features only.
+        structure: difference of structure in D_ot.
+        pairs: pairs that D_ot aligns.
+    """
+
+    ablation: str = "g2da"
+    part_grid: Sequence[int] | None = None
+    two_stream: bool = True
+    heads: int | None = None
+    threshold: float = 0.02
+    normalize_nodes: bool = True
+    base: float = 1.0
+    normalize_triplet: bool = True
+    transport: float = 1.0
+    contrastive: float = 0.1
+    graph: float = 1.0
+    epsilon: float = 2.0
+    phi: float = 0.5
+    structure: Literal["abs", "square"] = "abs"
+    pairs: Literal["all", "one_to_one"] = "all"
+
+    def build(self, num_classes: int, size: tuple[int, int]) -> Built:
+        """Return the model and the criterion; images may have any size."""
+        check_option("ablation", self.ablation, G2DA_ROWS)
+        row = list(G2DA_ROWS).index(self.ablation)
+        network = build_backbone(self.backbone, self.weights)
+        heads = (3 if isinstance(network, SmallBackbone) else 4) if self.heads is None else self.heads
+        if self.two_stream and isinstance(network, SmallBackbone):
+            network = TwoStream.from_sequential(network, shared_from="refinements")
+        elif self.two_stream:
+            network = TwoStream.from_resnet(network)
+        grid = check_size("part_grid", self.part_grid) if self.part_grid else None
+        parts, adjacency = grid_of_parts(*grid) if grid else (None, None)
+        model = models.G2DA(
+            network,
+            num_classes,
+            adjacency=adjacency,
+            parts=parts,
+            graph=row >= 3,
+            heads=heads,
+            threshold=self.threshold if row >= 4 else -math.inf,
+            normalize_nodes=self.normalize_nodes,
+        )
+        criterion = models.G2DACriterion(
+            base=self.base,
+            transport=self.transport if row >= 1 else 0.0,
+            contrastive=self.contrastive if row >= 2 else 0.0,
+            graph=self.graph,
+            epsilon=self.epsilon,
+            normalize_triplet=self.normalize_triplet,
+            normalize_nodes=self.normalize_nodes,
+            phi=self.phi,
+            loss=self.structure,
+            pairs=self.pairs,
+        )
+        return model, criterion
