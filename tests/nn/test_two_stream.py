@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from vireid.models import CIFT, Baseline, feature_size
 from vireid.nn import SmallBackbone, resnet50
 from vireid.nn.two_stream import TwoStream
 
@@ -111,6 +112,42 @@ def test_bad_input():
             net(wrong, torch.tensor([0, 1, 1]))
     with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got float"):
         TwoStream.from_resnet(0.0)
+
+
+class Own(nn.Module):
+    """A network that wants the modality and is no TwoStream."""
+
+    takes_modality, out_channels, grid = True, 4, (2, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stems = nn.ModuleList([stem(), stem()])
+
+    def forward(self, images: Tensor, modality: Tensor) -> Tensor:
+        return torch.stack([self.stems[int(m)](x[None])[0] for x, m in zip(images, modality, strict=True)])
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda net: net, nn.DataParallel, lambda net: torch.compile(net, backend="eager")],
+    ids=["plain", "parallel", "compiled"],
+)
+def test_a_model_asks_a_backbone_whether_it_takes_the_modality(wrap):
+    images, modality = torch.rand(3, 3, 16, 16), torch.tensor([1, 0, 1])
+    nets = [
+        TwoStream(stem(), nn.Identity(), infrared_stem=stem(), out_channels=4, grid=(2, 1)),
+        TwoStream.from_sequential(small := SmallBackbone(depth=1), shared_from=small.shared_from),
+        Own(),
+    ]
+    for net in nets:
+        wrapped = wrap(net.eval())
+        assert feature_size(wrapped) == feature_size(net) == net.out_channels * net.grid[0] * net.grid[1]
+        for model in (Baseline, CIFT):
+            output = model(wrapped, 2).eval()(images, modality)
+            expected = net(images, modality)
+            assert_close(output.feature_map, expected)
+    assert not torch.equal(nets[2](images, modality), nets[2](images, 1 - modality))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -72,9 +72,9 @@ def attention(checkpoint: Path, images: int, scale: Any, data: Data, output: Pat
     shown = read_pairs(found.images, evenly(both_kinds(found.images), (images + 1) // 2), images)
     with torch.no_grad():
         x = EvalTransform()(shown.image.to(data.device))
-        maps = model(x, shown.modality.to(data.device)).similarity.sigmoid()
-        h, w = model.backbone(x).shape[-2:]
-    attention_maps(shown.image, maps, output, size=(h, w), modality=shown.modality, scale=scale)
+        drawn = model(x, shown.modality.to(data.device))
+    size = tuple(drawn.feature_map.shape[-2:])
+    attention_maps(shown.image, drawn.similarity.sigmoid(), output, size=size, modality=shown.modality, scale=scale)
 
 
 @_picture("tsne", "Features by t-SNE, a panel per checkpoint.", "checkpoint.pt --name CIFT --identities 15")

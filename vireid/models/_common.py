@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vireid._checks import check_count, check_module, check_size, check_tensor
 from vireid.losses._common import check_rows
-from vireid.nn import TwoStream
 from vireid.nn.transfer import FeatureTransfer
+from vireid.nn.two_stream import declared, feature_map
 
 
 class Embedder(nn.Module):
@@ -35,11 +35,10 @@ class Embedder(nn.Module):
         return dim
 
     def feature_map(self, images: Tensor, modality: Tensor, channels: int) -> Tensor:
-        """Compute the backbone's map (B, channels, h, w); only a `TwoStream` looks at ``modality``."""
+        """Compute the backbone's map (B, channels, h, w); only one with ``takes_modality`` is given ``modality``."""
         check_tensor("images", images, "B channels H W", kind="any")
         check_rows(images.shape[0], modality=modality)
-        inputs = (images, modality) if isinstance(self.backbone, TwoStream) else (images,)
-        maps: Tensor = self.backbone(*inputs)
+        maps = feature_map(self.backbone, images, modality)
         if maps.ndim != 4 or maps.shape[1] != channels:
             raise ValueError(f"backbone must return (B, {channels}, h, w), got {tuple(maps.shape)}")
         return maps
@@ -66,7 +65,7 @@ def check_transfer(transfer: FeatureTransfer, dim: int) -> None:
 
 def _feature_grid(backbone: nn.Module) -> tuple[int, int]:
     """Return the backbone's own ``grid``, or (1, 1)."""
-    return check_size("backbone.grid", getattr(backbone, "grid", (1, 1)))
+    return check_size("backbone.grid", declared(backbone, "grid", (1, 1)))
 
 
 def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None, *, name: str = "dim") -> int:
@@ -82,7 +81,7 @@ def feature_size(backbone: nn.Module, grid: tuple[int, int] | None = None, *, na
         TypeError: if the backbone is not a module, or a size is not an integer.
     """
     check_module("backbone", backbone)
-    channels = getattr(backbone, "out_channels", None)
+    channels = declared(backbone, "out_channels")
     if channels is None:
         raise ValueError(f"{name} must be given for a backbone without the attribute out_channels, got None")
     rows, columns = _feature_grid(backbone) if grid is None else check_size("grid", grid)

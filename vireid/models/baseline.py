@@ -54,7 +54,7 @@ class Baseline(Embedder):
         self.classifier = linear_classifier(self.dim, self.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> BaselineOutput:
-        """Embed ``images`` (B, 3, H, W) of ``modality`` (B,), which only a `TwoStream` backbone looks at."""
+        """Embed ``images`` (B, 3, H, W) of ``modality`` (B,), which a `TwoStream` backbone is given too."""
         maps = self.feature_map(images, modality, self.dim // self.cells)
         features = self.neck(self.stack_cells(maps))
         return BaselineOutput(features, self.classifier(features), maps)

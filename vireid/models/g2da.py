@@ -112,7 +112,7 @@ class G2DA(Embedder):
 
         Args:
             images: (B, 3, H, W).
-            modality: (B,) integers, 0 visible, 1 infrared, which only a `TwoStream` backbone looks at.
+            modality: (B,) integers, 0 visible, 1 infrared, which a `TwoStream` backbone is given too.
             heatmaps: (B, K, h, w) of any resolution; not needed by a model with ``parts``.
 
         Returns:

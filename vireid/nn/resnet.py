@@ -21,6 +21,7 @@ class _ResNet50(nn.Sequential):
     """conv1, bn1, relu, maxpool, layer1 to layer4, one after the other; children named as in torchvision."""
 
     out_channels = 2048
+    shared_from = "layer1"
 
 
 def resnet50(
@@ -30,8 +31,9 @@ def resnet50(
 
     The result is an ``nn.Sequential`` with the children ``conv1``, ``bn1``, ``relu``, ``maxpool``, ``layer1`` to
     ``layer4`` for both sources, so that it can be split anywhere; its state dict has the libraries' own keys without
-    ``fc.*``, the same for both. ``.out_channels`` is 2048. Pre-trained weights expect RGB in [0, 1], normalized with
-    ImageNet's mean (0.485, 0.456, 0.406) and standard deviation (0.229, 0.224, 0.225).
+    ``fc.*``, the same for both. ``.out_channels`` is 2048; ``.shared_from``, the child where `TwoStream` splits it,
+    is ``"layer1"``. Pre-trained weights expect RGB in [0, 1], normalized with ImageNet's mean (0.485, 0.456, 0.406) and
+    standard deviation (0.229, 0.224, 0.225).
 
     Args:
         source: library that builds the network, ``"torchvision"`` or ``"timm"``.

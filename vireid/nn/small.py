@@ -101,10 +101,13 @@ class SmallBackbone(nn.Sequential):
         out_channels: channels of the map.
         grid: (rows, columns) of the map; models stack its cells, because the place of an edge tells more than its
             presence.
+        shared_from: the first child that two streams share; see `TwoStream.from_sequential`.
 
     Raises:
         ValueError: if the images are not (B, c, H, W) or smaller than the grid.
     """
+
+    shared_from = "refinements"
 
     def __init__(
         self, *, directions: int = 9, grid: tuple[int, int] = (15, 7), width: int = 64, depth: int = 2

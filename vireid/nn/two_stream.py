@@ -3,12 +3,25 @@
 import copy
 from collections import OrderedDict
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_count, check_modality, check_module, check_option, check_size, check_tensor
+
+
+def declared(backbone: nn.Module, name: str, default: object = None) -> Any:
+    """Return an attribute of the backbone, or of the module that a wrapper such as `DataParallel` holds."""
+    while not hasattr(backbone, name) and isinstance(inner := getattr(backbone, "module", None), nn.Module):
+        backbone = inner
+    return getattr(backbone, name, default)
+
+
+def feature_map(backbone: nn.Module, images: Tensor, modality: Tensor) -> Tensor:
+    """Compute the backbone's map; a backbone that declares ``takes_modality`` is also given ``modality`` (B,)."""
+    maps: Tensor = backbone(images, modality) if declared(backbone, "takes_modality", False) else backbone(images)
+    return maps
 
 
 class TwoStream(nn.Module):
@@ -27,6 +40,8 @@ class TwoStream(nn.Module):
             (1, 1), which stands for global pooling.
 
     Attributes:
+        takes_modality: True, by which a model knows that its backbone is called with the modality as well. A network of
+            your own that declares it takes the place of this one.
         stems: the two stems, visible first.
         trunk: the shared layers.
         out_channels: as above; None if unknown.
@@ -36,6 +51,8 @@ class TwoStream(nn.Module):
         TypeError: if a stem or the trunk is not a module.
         ValueError: if ``infrared_stem`` is ``stem`` itself.
     """
+
+    takes_modality = True
 
     def __init__(
         self,
