@@ -14,13 +14,12 @@ from benchmarks.speed import postprocessing
 from measuring import Sizes
 from reference import reranking as oracle
 from vireid.neighbors import _exact
-from vireid.rerank import _sparse
+from vireid.rerank import _jaccard, _sparse
 from vireid.rerank._blocks import nearest_first
 from vireid.rerank.gnn import gnn
 from vireid.rerank.k_reciprocal import k_reciprocal
 
-# the package's attributes of these names are the functions
-gnn_module, k_reciprocal_module = (import_module(f"vireid.rerank.{name}") for name in ("gnn", "k_reciprocal"))
+gnn_module = import_module("vireid.rerank.gnn")  # the package's attribute of this name is the function
 
 
 def clustered(nq, ng, d, *, per=25, noise=1.6, seed=0):
@@ -91,7 +90,7 @@ def test_the_size_of_blocks_does_not_matter(monkeypatch, method):
     wanted = method(q, g, k1=8, k2=4)
     monkeypatch.setattr(_sparse, "_ENTRIES", 7)
     monkeypatch.setattr(_exact, "_BLOCK_BYTES", 3000)
-    monkeypatch.setattr(k_reciprocal_module, "_CANDIDATES", 300)
+    monkeypatch.setattr(_jaccard, "_CANDIDATES", 300)
     monkeypatch.setattr(gnn_module, "_ENTRIES", 100)
     monkeypatch.setattr(gnn_module, "_WIDTH", 3)
     assert_close(method(q, g, k1=8, k2=4), wanted, rtol=0, atol=1e-6)
@@ -134,7 +133,7 @@ def test_top_never_makes_all_distances(monkeypatch, method):
     for module, name, size in (
         (_sparse, "_ENTRIES", 2**12),
         (_exact, "_BLOCK_BYTES", 2**16),
-        (k_reciprocal_module, "_CANDIDATES", 2**11),
+        (_jaccard, "_CANDIDATES", 2**11),
         (gnn_module, "_ENTRIES", 2**12),
     ):
         monkeypatch.setattr(module, name, size)

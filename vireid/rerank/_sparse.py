@@ -154,11 +154,14 @@ def subtract_product(block: Tensor, left: Sparse, right: Sparse) -> None:
         block.addmm_(dense[:, low : low + step], chunk, alpha=-1)
 
 
-def reciprocal(near: Tensor) -> Tensor:
-    """Return a mask (N, k) of the entries of the rankings that have the row's image in their own ranking."""
-    n = len(near)
-    row = torch.arange(n, device=near.device)[:, None]
-    key, back = (row * n + near).flatten().sort().values, (near * n + row).flatten()
+def reciprocal(near: Tensor, other: Tensor | None = None) -> Tensor:
+    """Return a mask (N, k) of the entries of the rankings that have the row's image in their own ranking.
+
+    ``other`` (M, l) ranks the N images for each of the M others that ``near`` ranks; by default both are one set.
+    """
+    n, other = len(near), near if other is None else other
+    row, column = (torch.arange(len(x), device=near.device)[:, None] for x in (near, other))
+    key, back = (column * n + other).flatten().sort().values, (near * n + row).flatten()
     place = torch.searchsorted(key, back).clamp_max_(len(key) - 1)
     return (key[place] == back).view_as(near)
 

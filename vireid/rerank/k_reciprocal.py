@@ -11,9 +11,8 @@ from vireid._ops import equalize_columns, repeated_rows
 from vireid.neighbors._exact import blocks, neighbors_within
 from vireid.neighbors._scores import Rows
 from vireid.rerank._blocks import collect, joined, uses
-from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
-
-_CANDIDATES = 2**20  # neighbors of neighbors per block
+from vireid.rerank._jaccard import encoding, jaccard, mean_over, members, scale_of
+from vireid.rerank._sparse import reciprocal
 
 
 @overload
@@ -89,55 +88,17 @@ def _distances(
             cosines[part.start : end, start - nq : columns.stop - nq] = here
 
     index = neighbors_within(rows, min(max(k1 + 1, k2), n), visit=visit)[1]
-    largest = 2 - 2 * lowest
-    scale = torch.where(largest > 32 * torch.finfo(x.dtype).eps, 2 / largest, 0)  # D = (1 - cos) scale
-    encoding = _encoding(x, index, k1, scale)
+    scale = scale_of(lowest)
+    wide, narrow = index[:, : k1 + 1], index[:, : round(k1 / 2) + 1]
+    encodings = encoding(x, x, *members(wide, reciprocal(wide), narrow, reciprocal(narrow)), scale, same=True)
     if k2 > 1:
-        near = index[:, :k2].sort(dim=1).values
-        encoding = product(rows_of(near, torch.full_like(near, 1 / near.shape[1], dtype=x.dtype), n), encoding)
-    lists = encoding.select(slice(nq, n)).transpose()
+        encodings = mean_over(index[:, :k2], encodings)
+    lists = encodings.select(slice(nq, n)).transpose()
     repeated = repeated_rows(rows.given[nq:])
     for part in blocks(nq, n - nq, x.element_size()):
-        # S, the sum over columns of the smaller entry; then 1 - S / (2 - S) = 2 - 2 / (2 - S)
-        shared = x.new_zeros(part.stop - part.start, n - nq)
-        accumulate(shared, encoding.select(part), lists, torch.minimum)
-        jaccard = shared.neg_().add_(2).reciprocal_().mul_(-2).add_(2).clamp_min_(0)
+        shares = jaccard(encodings.select(part), lists)
         block = x[part] @ x[nq:].T if cosines is None else cosines[part]
         equalize_columns(block, repeated)
         weight = lambda_value * scale[part, None]
         torch.addcmul(weight, weight, block, value=-1, out=block).clamp_min_(0)  # λ D
-        yield part, block.add_(jaccard.mul_(1 - lambda_value))
-
-
-def _encoding(x: Tensor, index: Tensor, k1: int, scale: Tensor) -> Sparse:
-    """Compute V before the averaging: (N, N), rows sum to 1."""
-    row, column = _members(index[:, : k1 + 1], index[:, : round(k1 / 2) + 1])
-    pairs = Sparse.of(row, column, x.new_zeros(len(row)), (len(x), len(x)))
-    cosine = torch.sparse.sampled_addmm(pairs.csr(), x, x.T, beta=0).values()
-    distance = ((1 - cosine) * scale[row]).clamp_min_(0)
-    value = distance.masked_fill_(row == column, 0).neg_().exp_()
-    return pairs._replace(value=value / pairs.row_sums(value)[row])
-
-
-def _members(wide: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the expanded reciprocal sets, as sorted pairs (row, column), from the first k1+1 and k1/2+1 neighbors."""
-    (n, w), h = wide.shape, narrow.shape[1]
-    in_wide, in_narrow = reciprocal(wide), reciprocal(narrow)
-    narrow_size = in_narrow.sum(1)
-    step = max(1, min(_CANDIDATES // (w * h), 2**25 // n))
-    inside = torch.zeros(min(step, n), n, dtype=torch.bool, device=wide.device)
-    order = torch.arange(n, device=wide.device)[:, None]
-    found = []
-    for start in range(0, n, step):
-        part = slice(start, min(start + step, n))
-        near, kept = wide[part], in_wide[part]
-        here = inside[: len(near)].scatter_(1, near, kept)  # row i marks R(i, k1)
-        member, valid = narrow[near].flatten(1), in_narrow[near].flatten(1)
-        shared = here.gather(1, member) & valid
-        joins = kept & (3 * shared.view(-1, w, h).sum(2) > 2 * narrow_size[near])
-        added = valid & ~shared & joins.repeat_interleave(h, dim=1)
-        here.scatter_(1, near, False)
-        first = order[part] * n
-        found.append(torch.cat([(first + near)[kept], (first + member)[added]]).unique())
-    key = torch.cat(found)
-    return key // n, key % n
+        yield part, block.add_(shares.mul_(1 - lambda_value))
