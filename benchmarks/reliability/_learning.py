@@ -49,13 +49,18 @@ OPTIONS: dict[str, Any] = {
         "centers": d.option("shared", "cross"), "negatives": d.option("mean", "sum"),
         "normalize": d.option(True, False),
     },
+    "hetero_center_loss": lambda d: {"normalize": d.option(True, False), "reduction": d.option("sum", "mean")},
+    "hetero_center_triplet_loss": lambda d: {"margin": d.share(0.1), "normalize": d.option(True, False)},
     "part_contrastive_loss": lambda d: {"epsilon": d.share(0.5, 3), "normalize": d.option(True, False)},
     "part_diversity_loss": lambda d: {"maps": d.option("sigmoid", "logits")},
+    "weighted_regularized_triplet_loss": lambda d: {"normalize": d.option(True, False)},
 }  # fmt: skip
 MODULES = {
     "affinity_inference_loss": "AffinityInferenceLoss", "center_separation_loss": "CenterSeparationLoss",
     "cross_modality_triplet_loss": "CrossModalityTripletLoss", "graph_ot_loss": "GraphOTLoss", "hcc_loss": "HCCLoss",
+    "hetero_center_loss": "HeteroCenterLoss", "hetero_center_triplet_loss": "HeteroCenterTripletLoss",
     "part_contrastive_loss": "PartContrastiveLoss", "part_diversity_loss": "PartDiversityLoss",
+    "weighted_regularized_triplet_loss": "WeightedRegularizedTripletLoss",
 }  # fmt: skip
 
 
@@ -91,7 +96,8 @@ for name, kind in MODULES.items():
         return getattr(losses, kind), OPTIONS[name](d)
 
     slow: dict[str, Any] = {"weight": 0.3, "comparable": False} if name == "graph_ot_loss" else {}
-    slow |= {"free": ("modality",)} if name == "center_separation_loss" else {}  # which does not use it
+    unused = name in ("center_separation_loss", "weighted_regularized_triplet_loss")
+    slow |= {"free": ("modality",)} if unused else {}
     call(f"losses.{name}", **slow)(function)
     call(f"losses.{kind}")(module)
     method("losses", kind, "forward", module, functools.partial(loss_batch, name=name), **slow)

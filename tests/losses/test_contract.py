@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from reference import cift, g2da, saai
+from reference import agw, cift, g2da, saai
 from vireid import losses
 from vireid._checks import values_are_free
 from vireid.losses import _common
@@ -161,6 +161,16 @@ CASES = [
         hcc_loop,
     ),
     Case(
+        "HeteroCenterLoss",
+        grid(normalize=(True, False), reduction=("sum", "mean")),
+        lambda m, *b: agw.hetero_center(*b, **attributes("normalize", "reduction")(m)),
+    ),
+    Case(
+        "HeteroCenterTripletLoss",
+        ({}, {"margin": 2.0}, {"normalize": True}),
+        lambda m, *b: agw.hetero_center_triplet(*b, **attributes("margin", "normalize")(m)),
+    ),
+    Case(
         "MutualIdentityLoss",
         ({}, {"specific_weight": 0.5, "mutual_weight": 2.0}),
         identity_loop,
@@ -184,6 +194,12 @@ CASES = [
         row=(3, 4),
         first=("attention", r"\(B, p, n\)"),
         uses=(),
+    ),
+    Case(
+        "WeightedRegularizedTripletLoss",
+        ({}, {"normalize": True}),
+        lambda m, x, y, _: agw.weighted_triplet(x, y, m.normalize),
+        uses=("labels",),
     ),
 ]
 NAMED = {case.name: case for case in CASES}
@@ -475,7 +491,10 @@ def test_values_and_gradients_do_not_depend_on_the_device(case, options, seed, w
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.double], ids=str)
-@pytest.mark.parametrize("name", ["CenterSeparationLoss", "CrossModalityTripletLoss", "HCCLoss", "PartDiversityLoss"])
+@pytest.mark.parametrize(
+    "name",
+    ["CenterSeparationLoss", "CrossModalityTripletLoss", "HCCLoss", "HeteroCenterTripletLoss", "PartDiversityLoss"],
+)
 def test_distances_far_from_1_are_right_on_the_cpu(name, dtype):
     """A loss of distances is homogeneous: it is scaled by a power of two where features and margins are."""
     case = NAMED[name]
@@ -546,6 +565,7 @@ CHOICES = {
     "maps": "'sigmoid', 'logits'",
     "negatives": "'mean', 'sum'",
     "pairs": "'all', 'one_to_one'",
+    "reduction": "'sum', 'mean'",
     "solver": "'auto', 'exact', 'entropic'",
     "variant": "'paper', 'released'",
 }

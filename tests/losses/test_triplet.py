@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from batches import any_batch
-from reference import g2da
-from vireid.losses import CrossModalityTripletLoss, cross_modality_triplet_loss
+from reference import agw, g2da
+from vireid.losses import CrossModalityTripletLoss, cross_modality_triplet_loss, weighted_regularized_triplet_loss
 
 
 def papers_batch(dim: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,3 +78,22 @@ def test_small_distances_survive_float32():
     expected = g2da.triplet(x.double(), labels, modality, margin=1e-3)
     assert 1e-4 < expected < 1e-2
     assert_close(cross_modality_triplet_loss(x, labels, modality, margin=1e-3).double(), expected, rtol=1e-3, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), size=st.integers(1, 12), ids=st.integers(1, 5), normalize=st.booleans())
+def test_weighted_triplets_equal_the_loop(device, seed, size, ids, normalize):
+    x, labels, _ = any_batch(seed, size, ids)
+    out = weighted_regularized_triplet_loss(x.to(device), labels.to(device), normalize=normalize)
+    assert_close(out.cpu(), agw.weighted_triplet(x, labels, normalize), rtol=1e-10, atol=1e-12)
+
+
+def test_weights_of_far_negatives_sum_to_1():
+    """With a maximum over zeros in place of the masked set, the negatives, 20 away, would count for nearly nothing."""
+    x, labels = torch.tensor([[0.0], [1.0], [20.0], [22.0]]), torch.tensor([0, 0, 1, 1])
+    terms = []
+    for positive, *negatives in ((1.0, 20.0, 22.0), (1.0, 19.0, 21.0), (2.0, 20.0, 19.0), (2.0, 22.0, 21.0)):
+        n = torch.tensor(negatives)
+        terms.append(positive - (-n).softmax(0) @ n)
+    expected = torch.nn.functional.softplus(torch.stack(terms)).mean()
+    assert_close(weighted_regularized_triplet_loss(x, labels), expected, rtol=1e-4, atol=0)

@@ -19,12 +19,23 @@ a compiler larger and smaller ones are scaled first.
 
 from vireid.losses.affinity import AffinityInferenceLoss, affinity_inference_loss, affinity_inference_scores
 from vireid.losses.centers import CenterSeparationLoss, HCCLoss, center_separation_loss, hcc_loss
+from vireid.losses.hetero_center import (
+    HeteroCenterLoss,
+    HeteroCenterTripletLoss,
+    hetero_center_loss,
+    hetero_center_triplet_loss,
+)
 from vireid.losses.identity import MutualIdentityLoss, mutual_identity_loss
 from vireid.losses.intervention import CRILoss, cri_loss
 from vireid.losses.parts import PartContrastiveLoss, PartDiversityLoss, part_contrastive_loss, part_diversity_loss
 from vireid.losses.query_gallery import query_gallery_cross_entropy, query_gallery_hcc_loss
 from vireid.losses.transport import GraphOTLoss, graph_ot_loss
-from vireid.losses.triplet import CrossModalityTripletLoss, cross_modality_triplet_loss
+from vireid.losses.triplet import (
+    CrossModalityTripletLoss,
+    WeightedRegularizedTripletLoss,
+    cross_modality_triplet_loss,
+    weighted_regularized_triplet_loss,
+)
 
 __all__ = [
     "AffinityInferenceLoss",
@@ -33,9 +44,12 @@ __all__ = [
     "CrossModalityTripletLoss",
     "GraphOTLoss",
     "HCCLoss",
+    "HeteroCenterLoss",
+    "HeteroCenterTripletLoss",
     "MutualIdentityLoss",
     "PartContrastiveLoss",
     "PartDiversityLoss",
+    "WeightedRegularizedTripletLoss",
     "affinity_inference_loss",
     "affinity_inference_scores",
     "center_separation_loss",
@@ -43,9 +57,12 @@ __all__ = [
     "cross_modality_triplet_loss",
     "graph_ot_loss",
     "hcc_loss",
+    "hetero_center_loss",
+    "hetero_center_triplet_loss",
     "mutual_identity_loss",
     "part_contrastive_loss",
     "part_diversity_loss",
     "query_gallery_cross_entropy",
     "query_gallery_hcc_loss",
+    "weighted_regularized_triplet_loss",
 ]

@@ -1,6 +1,7 @@
-"""Triplet losses on the hardest pairs of a batch, in any order and for any number of images per identity."""
+"""Triplet losses on the pairs of a batch, in any order and for any number of images per identity."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vireid._checks import check_flag, check_positive, check_tensor
@@ -58,3 +59,54 @@ class CrossModalityTripletLoss(Loss):
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
         """Compute the loss of a batch."""
         return self._compute(cross_modality_triplet_loss, x, labels, modality)
+
+
+def weighted_regularized_triplet_loss(
+    x: Tensor, labels: Tensor, modality: Tensor | None = None, *, normalize: bool = False
+) -> Tensor:
+    """Compute the weighted regularized triplet loss of a batch; see `WeightedRegularizedTripletLoss`."""
+    check_tensor("x", x, "B d")
+    check_rows(len(x), optional=["modality"], labels=labels, modality=modality)
+    check_flag("normalize", normalize)
+    with torch.autocast(x.device.type, enabled=False):
+        rows = at_least_float32(x)
+        rows = normalize_rows(rows) if normalize else rows
+        pairs = euclidean(rows, rows)
+        same = labels[:, None] == labels
+        positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=same.device)
+        farthest = (pairs * _masked_softmax(pairs, positive)).sum(1)
+        nearest = (pairs * _masked_softmax(-pairs, ~same)).sum(1)
+        return masked_mean(F.softplus(farthest - nearest), positive.any(1) & ~same.all(1), 0)
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Compute the softmax of each row over the entries in ``mask``; 0 elsewhere, and in a row without any."""
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(1) * mask
+
+
+class WeightedRegularizedTripletLoss(Loss):
+    """Weighted regularized triplet loss: a soft margin between weighted means of pairs (AGW, Ye et al., TPAMI 2021).
+
+        L = mean_i log(1 + exp( Σ_p w_ip d_ip - Σ_n w_in d_in ))
+        w_ip = exp(d_ip) / Σ_p' exp(d_ip'),   w_in = exp(-d_in) / Σ_n' exp(-d_in'),   d the Euclidean distance
+
+    p are the other images of i's identity and n those of other identities, in both modalities. The weights are
+    softmaxes over these sets only, so that they sum to 1 for distances of any size. An image without a positive or
+    without a negative drops out of the mean; with none left the loss is 0. The published code counts an image among its
+    own positives; here it is not (our choice). The gradient of a distance of 0 is 0.
+
+    Args:
+        normalize: L2-normalize the rows first (our choice; off by default, as in the published code).
+
+    Shape:
+        x (B, d) features, labels (B,) integers; modality is not used. The loss is a scalar of at least 0, in at least
+        float32.
+    """
+
+    def __init__(self, *, normalize: bool = False) -> None:
+        super().__init__()
+        self.normalize = check_flag("normalize", normalize)
+
+    def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:
+        """Compute the loss of a batch."""
+        return weighted_regularized_triplet_loss(x, labels, modality, **self._options())
