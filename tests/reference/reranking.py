@@ -96,6 +96,12 @@ def k_reciprocal(query, gallery, *, k1, k2, lambda_value):
     return result
 
 
+def alone(method, query, gallery, **settings):
+    """Each query by itself with the gallery, as if the other queries did not exist."""
+    rows = [method(q[None], gallery, **settings) for q in query]
+    return torch.cat([torch.empty(0, len(gallery), dtype=torch.float64), *rows])
+
+
 def gnn(query, gallery, *, k1, k2, layers, alpha):
     """Zhang et al., 2020."""
     x = torch.cat([query, gallery])
