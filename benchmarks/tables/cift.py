@@ -24,14 +24,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.speed.postprocessing import aim, gnn, k_reciprocal, k_reciprocal_parts, query_expansion
+from benchmarks.tables.data import evaluate
 from benchmarks.tables.diagnose import MARGIN_IDENTITIES, diagnostic_rows
+from benchmarks.tables.options import Plan, about_of, add_row_options, options_parser, parse, parse_variants
 from benchmarks.tables.records import (
-    COLUMNS,
-    HEAD,
     Row,
     Values,
     accuracy_section,
     diagnostic_section,
+    head_of,
     line_of,
     markdown,
     of_table,
@@ -39,23 +40,7 @@ from benchmarks.tables.records import (
     section,
     trials_text,
 )
-from benchmarks.tables.runs import (
-    Features,
-    Plan,
-    Run,
-    add_data_options,
-    add_row_options,
-    evaluate,
-    make_runs,
-    options_parser,
-    parse,
-    parse_variants,
-    train_all,
-    uses_of,
-    ways_of,
-    write_results,
-)
-from vireid.protocols import DIRECTIONS, RegDB
+from benchmarks.tables.runs import Run, runs_of, train_all, uses_of, ways_of, write_results
 
 MODULE = "benchmarks.tables.cift"
 CHOSEN = "best of the grid"  # table of the parameters that were
@@ -114,16 +99,17 @@ class SharedJaccard:
         return (1 - lambda_value) * jaccard + lambda_value * distance
 
 
-def post_process(data: Features, methods: Sequence[Method], description: str) -> dict[str, list[Values]]:
+def post_process(run: Run, methods: Sequence[Method]) -> dict[str, list[Values]]:
     """Return, by method, the accuracies of each entry of its grid, in the grid's order."""
     found: dict[str, list[dict[str, Any]]] = {method.name: [{} for _ in method.grid] for method in methods}
-    steps = [(direction, method) for direction in DIRECTIONS for method in methods]
-    with tqdm(total=sum(len(method.grid) for _, method in steps), desc=description, leave=False) as progress:
-        for direction, method in steps:
+    steps = [(*column, method) for column in run.data.columns.items() for method in methods]
+    total = sum(len(method.grid) for *_, method in steps)
+    with tqdm(total=total, desc=f"post-processing, {run}", leave=False) as progress:
+        for column, protocol, method in steps:
             function = SharedJaccard() if method.function is k_reciprocal else method.function
             for number, parameters in enumerate(method.grid):
-                report = RegDB(direction).evaluate(*data, rerank=partial(function, **parameters))
-                found[method.name][number][direction] = report.rows[0].mean
+                reached = evaluate(run.features, partial(function, **parameters), {column: protocol})
+                found[method.name][number] |= reached
                 progress.update()
     return {name: list(entries) for name, entries in found.items()}
 
@@ -150,7 +136,7 @@ def post_processing_rows(row: str, name: str, trials: Mapping[int, Mapping[str, 
             rows.append(Row("post-processing", f"{row}/{method.name}/default", shown, uses, default.values))
         best = Row("post-processing", f"{row}/{method.name}/best", f"{label}, best of the grid", uses)
         chosen = Row(CHOSEN, f"{row}/{method.name}", label)
-        for column in COLUMNS:
+        for column in entries[0].values:
             means = [statistics.fmean(entry.numbers(*column)) for entry in entries]
             at = means.index(max(means))
             best.values[column] = entries[at].values[column]
@@ -169,11 +155,9 @@ def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run]) -> list[Row]:
             name = "CIFT†" if dagger else plans[run.row].label
             key = f"{run.row}/{kind}"
             row = accuracy.setdefault(key, Row("accuracy", key, name, uses_of(kind)))
-            row.add(run.trial, evaluate(run.features, rerank))
+            row.add(run.trial, evaluate(run.features, rerank, run.data.columns))
         if run.row in PROCESSED:
-            description = f"post-processing, {run.row}, trial {run.trial}"
-            found = post_process(run.features, PROCESSED[run.row], description)
-            processed.setdefault(run.row, {})[run.trial] = found
+            processed.setdefault(run.row, {})[run.trial] = post_process(run, PROCESSED[run.row])
     order = {row: n for n, row in enumerate(plans)}
     rows = sorted(accuracy.values(), key=lambda row: order[row.key.split("/")[0]])
     for model, trials in processed.items():
@@ -188,17 +172,18 @@ def make_table(about: Mapping[str, str], rows: Sequence[Row]) -> str:
     graphs = {row.key.split("/")[0] for row in accuracy if row.key.endswith("/transferred")} - {"cri"}
     backbone = [row for row in accuracy if row.key.endswith("/backbone") and row.key.split("/")[0] in graphs]
     main = [row for row in accuracy if row not in backbone] + of_table(rows, "post-processing")
-    chosen = [[row.name, *(str(row.values[column]["all"]) for column in COLUMNS)] for row in of_table(rows, CHOSEN)]
+    chosen = [[row.name, *(str(choice["all"]) for choice in row.values.values())] for row in of_table(rows, CHOSEN)]
+    head = head_of(accuracy[0])
     return "".join(
         [
             f"{trials_text(about['trials'])}\n\n",
-            markdown(("", "looks at", *HEAD), [line_of(row) for row in main], 2),
+            markdown(("", "looks at", *head), [line_of(row) for row in main], 2),
             accuracy_section("The same models scored with their backbone features", backbone),
             section(
                 "Best of the grid: chosen on the test set, for each column by itself. The parameters",
-                ("", *HEAD),
+                ("", *head),
                 chosen,
-                5,
+                1 + len(head),
             ),
             diagnostic_section(
                 "The graphs on the test set, mean of both directions (4 neighbors; margins over "
@@ -212,14 +197,13 @@ def make_table(about: Mapping[str, str], rows: Sequence[Row]) -> str:
 def main(given: Sequence[str] | None = None) -> None:
     """Train what is missing, evaluate, write results.csv and table.md."""
     parser = options_parser(__doc__, "runs/cift_table")
-    add_data_options(parser)
     add_row_options(parser, ROWS)
     arguments, extra = parse(parser, given)
     plans = {row: ROWS[row] for row in arguments.rows} | parse_variants("cift", arguments.variant, ROWS)
-    runs = make_runs(plans, extra, root=arguments.root, output=arguments.output, trials=arguments.trials)
+    runs = runs_of(arguments, plans, extra)
     train_all(runs, arguments.jobs)
     rows = evaluate_all(plans, runs)
-    about = {"trials": ", ".join(map(str, arguments.trials)), "data": arguments.root.resolve().name}
+    about = about_of(arguments)
     write_results(arguments.output, MODULE, given, rows, make_table(about, rows), **about)
 
 

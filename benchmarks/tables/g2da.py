@@ -16,7 +16,6 @@ Options after ``--`` go to every training run. Into --output go <row>/<trial or 
 table.md; of ``sweep`` (the paper's Fig. 7), results.csv and the runs that --table does not have already.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.tables.data import evaluate
+from benchmarks.tables.options import Plan, about_of, add_row_options, options_parser, parse, parse_variants
 from benchmarks.tables.records import (
     Row,
     Values,
@@ -34,21 +35,7 @@ from benchmarks.tables.records import (
     section,
     trials_text,
 )
-from benchmarks.tables.runs import (
-    Plan,
-    Run,
-    add_row_options,
-    evaluate,
-    make_runs,
-    options_parser,
-    parse,
-    parse_variants,
-    reuse,
-    train_all,
-    uses_of,
-    ways_of,
-    write_results,
-)
+from benchmarks.tables.runs import Run, reuse, runs_of, train_all, uses_of, ways_of, write_results
 from benchmarks.tables.sweep import add_sweep_options, check_sweep, sweep
 
 MODULE = "benchmarks.tables.g2da"
@@ -95,7 +82,7 @@ def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run]) -> list[Row]:
             name = label.replace("CIFT", "CIFT†") if kind == "backbone" and "transferred" in ways else label
             key = f"{run.row}/{kind}"
             rows.setdefault(key, Row("accuracy", key, name, uses_of(kind))).add(
-                run.trial, evaluate(run.features, rerank)
+                run.trial, evaluate(run.features, rerank, run.data.columns)
             )
         if "graph" in ways:
             graph = graphs.setdefault(run.row, Row("graph", run.row, label))
@@ -182,29 +169,9 @@ def make_table(about: Mapping[str, str], rows: Sequence[Row]) -> str:
 # -------------------------------------------------------------------------------------------------- command line
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the data."""
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--root", type=Path, help="folder of RegDB, or of data in its layout")
-    data.add_argument("--synthetic", type=Path, metavar="FOLDER", help="the synthetic pedestrians, drawn there")
-    parser.add_argument("--trials", type=int, nargs="+", help="of --root, 1-10 (default: 1 2 3)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="with --synthetic, of the training (default: 0 1 2)")
-
-
-def data_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the data and the numbers of the runs, as `make_runs` takes them."""
-    if arguments.synthetic is not None and arguments.trials is not None:
-        parser.error("--trials goes with --root; the runs with --synthetic differ by --seeds")
-    if arguments.root is not None and arguments.seeds is not None:
-        parser.error("--seeds goes with --synthetic; the runs with --root differ by --trials")
-    if arguments.synthetic is None:
-        return {"root": arguments.root, "trials": arguments.trials or [1, 2, 3]}
-    return {"root": arguments.synthetic, "trials": arguments.seeds or [0, 1, 2], "synthetic": True}
-
-
 def evaluate_sweep(run: Run) -> Values:
     """Return the accuracies of a run, which ranks in one way."""
-    return evaluate(run.features)
+    return evaluate(run.features, None, run.data.columns)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -212,14 +179,12 @@ def main(given: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if given is None else given
     sweeping = bool(given) and given[0] == "sweep"
     parser = options_parser(__doc__, "runs/g2da_sweep" if sweeping else "runs/g2da_table")
-    add_options(parser)
     if sweeping:
         add_sweep_options(parser, "g2da", "runs/g2da_table", "epsilon, phi, threshold, contrastive")
         arguments, extra = parse(parser, given[1:])
         check_sweep(parser, arguments, "g2da")
         symbol = SYMBOLS.get(arguments.parameter, f"--{arguments.parameter}")
-        data = data_of(parser, arguments)
-        sweep("g2da", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep, **data)
+        sweep("g2da", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep)
         return
     add_row_options(parser, ROWS)
     parser.add_argument(
@@ -235,20 +200,16 @@ def main(given: Sequence[str] | None = None) -> None:
         if not folder.is_dir():
             parser.error(f"--reuse must name folders, found none at {folder}")
     output: Path = arguments.output
-    data = data_of(parser, arguments)
     variants = parse_variants("g2da", arguments.variant, ROWS)
     plans = {row: ROWS[row] for row in arguments.rows} | variants
-    runs = make_runs(plans, extra, output=output, **data)
+    runs = runs_of(arguments, plans, extra)
     runs = [reuse(run, [folder / run.row for folder in arguments.reuse]) for run in runs]
     train_all(runs, arguments.jobs)
     rows = evaluate_all(plans, runs)
     own = {run.row: run.settings["ablation"] for run in runs if run.row in variants}
-    about = {
-        "trials": ", ".join(map(str, data["trials"])),
-        "data": "synthetic" if data.get("synthetic") else data["root"].resolve().name,
-        "variants": ", ".join(f"{row}: {other}" for row, other in own.items()),
-        "reused": ", ".join(str(run.folder) for run in runs if output not in run.folder.parents),
-    }
+    about = about_of(arguments)
+    about["variants"] = ", ".join(f"{row}: {other}" for row, other in own.items())
+    about["reused"] = ", ".join(str(run.folder) for run in runs if output not in run.folder.parents)
     write_results(output, MODULE, given, rows, make_table(about, rows), **about)
 
 

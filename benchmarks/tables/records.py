@@ -1,18 +1,21 @@
-"""Rows of the accuracy tables: as CSV, one line per (table, row, trial, direction, metric), and as Markdown."""
+"""Rows of the accuracy tables: as CSV, one line per (table, row, trial, direction, metric), and as Markdown.
 
-import itertools
+A column "direction" holds the setting of the protocol, on SYSU-MM01 such as "all single-shot".
+"""
+
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.speed.measure import read_table, write_table
-from vireid.protocols import DIRECTIONS
 
-COLUMNS = tuple(itertools.product(DIRECTIONS, ("rank1", "mAP")))
-HEAD = ("V→I rank-1", "V→I mAP", "I→V rank-1", "I→V mAP")
+NAMES = {"visible_to_infrared": "V→I", "infrared_to_visible": "I→V", "rank1": "rank-1", "rank10": "rank-10"}
+NAMES |= {"rank20": "rank-20"}
+Column = tuple[str, str]
+"""A column of the data set's protocols, such as a direction, and a metric."""
 Values = Mapping[str, Mapping[str, float]]
-"""direction -> metric -> percent, of one trial."""
+"""column -> metric -> percent, of one trial."""
 
 
 @dataclass
@@ -24,25 +27,24 @@ class Row:
         key: names the row within its table, such as "saai/backbone/none".
         name: as shown.
         uses: as `uses` of the re-rankers, such as "gallery".
-        values: (direction, metric) -> trial -> number, or text of a choice.
+        values: (column, metric) -> trial -> number, or text of a choice.
     """
 
     table: str
     key: str
     name: str
     uses: str = ""
-    values: dict[tuple[str, str], dict[str, float | str]] = field(default_factory=dict)
+    values: dict[Column, dict[str, float | str]] = field(default_factory=dict)
 
     def add(self, trial: object, values: Mapping[str, Mapping[str, float | str]]) -> None:
-        """Add a trial's ``values``, direction -> metric -> number; of the accuracies rank-1 and mAP are kept."""
-        for direction, metrics in values.items():
+        """Add a trial's ``values``, column -> metric -> number."""
+        for column, metrics in values.items():
             for metric, value in metrics.items():
-                if metric not in ("rank5", "rank10", "rank20", "mINP"):
-                    self.values.setdefault((direction, metric), {})[str(trial)] = value
+                self.values.setdefault((column, metric), {})[str(trial)] = value
 
-    def numbers(self, direction: str, metric: str) -> list[float]:
+    def numbers(self, column: str, metric: str) -> list[float]:
         """Return a metric's number in each trial."""
-        return [float(value) for value in self.values[direction, metric].values()]
+        return [float(value) for value in self.values[column, metric].values()]
 
 
 def write_rows(path: Path, rows: Iterable[Row], about: Mapping[str, object]) -> None:
@@ -54,12 +56,12 @@ def write_rows(path: Path, rows: Iterable[Row], about: Mapping[str, object]) -> 
             "name": row.name,
             "uses": row.uses,
             "trial": trial,
-            "direction": direction,
+            "direction": column,
             "metric": metric,
             "value": value,
         }
         for row in rows
-        for (direction, metric), trials in row.values.items()
+        for (column, metric), trials in row.values.items()
         for trial, value in trials.items()
     ]
     write_table(path, lines, about)
@@ -105,14 +107,19 @@ def section(title: str, head: Sequence[str], lines: Sequence[Sequence[str]], wor
     return f"\n{title}:\n\n{markdown(head, lines, words)}" if lines else ""
 
 
+def head_of(row: Row) -> list[str]:
+    """Return the heads of a row's columns, such as "V→I rank-1"."""
+    return [f"{NAMES.get(column, column)} {NAMES.get(metric, metric)}" for column, metric in row.values]
+
+
 def line_of(row: Row) -> list[str]:
-    """Return name, ``uses`` and the four columns."""
-    return [row.name, row.uses, *(cell(row.numbers(*column)) for column in COLUMNS)]
+    """Return name, ``uses`` and the columns."""
+    return [row.name, row.uses, *(cell(row.numbers(*column)) for column in row.values)]
 
 
 def accuracy_section(title: str, rows: Sequence[Row]) -> str:
-    """Return a titled table of accuracies."""
-    return section(title, ("", "looks at", *HEAD), [line_of(row) for row in rows], 2)
+    """Return a titled table of accuracies, all of the first row's columns."""
+    return section(title, ("", "looks at", *head_of(rows[0])), list(map(line_of, rows)), 2) if rows else ""
 
 
 def difference_section(rows: Mapping[str, Row], pairs: Iterable[tuple[str, str]], run: str = "trial") -> str:
@@ -123,11 +130,12 @@ def difference_section(rows: Mapping[str, Row], pairs: Iterable[tuple[str, str]]
         pairs: keys of a row and of the one that is taken from it.
         run: "trial" or "seed".
     """
-    lines = []
+    lines: list[list[str]] = []
+    head: list[str] = []
     for first, second in pairs:
         if first in rows and second in rows:
-            cells = []
-            for column in COLUMNS:
+            cells, head = [], head_of(rows[first])
+            for column in rows[first].values:
                 numbers = zip(rows[first].numbers(*column), rows[second].numbers(*column), strict=True)
                 differences = [a - b for a, b in numbers]
                 above = sum(x > 0 for x in differences)
@@ -136,7 +144,7 @@ def difference_section(rows: Mapping[str, Row], pairs: Iterable[tuple[str, str]]
                 cells.append(f"{shown}{spread}, {above}/{len(differences)}")
             lines.append([rows[first].name, rows[second].name, *cells])
     title = f"Differences in points, {run} by {run}, and in how many {run}s they are above 0"
-    return section(title, ("", "minus", *HEAD), lines, 2)
+    return section(title, ("", "minus", *head), lines, 2)
 
 
 DIAGNOSTICS = {"error_rate": ("affinity error %", 2), "Q_A": ("Q_A %", 2), "Q_X": ("Q_X", 3), "Q_Y": ("Q_Y", 3)}

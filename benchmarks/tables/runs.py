@@ -1,78 +1,59 @@
-"""Rows of a table times trials of RegDB: training, resuming, and reading the runs.
+"""Rows of a table times trials of a data set: training, resuming, and reading the runs.
 
 A row is a method of `vireid.training` with settings of its own. Each of its trials is trained in a process of its own
-(`train.py`); what is complete is not run again, and what was interrupted goes on. `cift.py`, `saai.py`, `g2da.py` and
-`rerank_accuracy.py` are made of this. On the synthetic pedestrians the runs of a row differ by the training's seed.
+(`train.py`); what is complete is not run again, and what was interrupted goes on. All tables are made of this. The
+trials are RegDB's splits; on SYSU-MM01 and the synthetic pedestrians the runs of a row differ by the training's seed.
 """
 
 import argparse
 import json
-import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.speed.measure import child_environment, command_of, environment, write_text
-from benchmarks.tables.records import Row, Values, write_rows
-from vireid.cli.signatures import keyword_arguments
+from benchmarks.tables.data import Data, Features
+from benchmarks.tables.options import Plan, read_options
+from benchmarks.tables.records import Row, write_rows
 from vireid.data import generate_synthetic
 from vireid.data.features import load_features
-from vireid.protocols import DIRECTIONS, RegDB
-from vireid.training import METHODS, Recipe, load_model, read_checkpoint, settings_of
-
-RECIPE_OPTIONS = {"epochs": int, "batches": int, "identities": int, "per_modality": int, "lr": float, "seed": int}
-GRAPH = ("attention", "aggregation")  # layers of G2DA's graph, for --graph-lr
-
-
-class Plan(NamedTuple):
-    """A row of a table: its name, the method that is trained, and its options."""
-
-    label: str
-    method: str
-    options: tuple[str, ...] = ()
-
-
-class Features(NamedTuple):
-    """Features of all images of a split, and whose they are."""
-
-    features: Tensor
-    ids: Tensor
-    modality: Tensor
+from vireid.training import Recipe, load_model, ranking_ways, read_checkpoint, settings_of
+from vireid.training.datasets import digest_keypoints
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row of one trial, or of one seed of the synthetic data, and the folder that it writes."""
+    """One row of one trial, or of one seed, and the folder that it writes."""
 
     row: str
     trial: int
     method: str
-    dataset: str
-    root: Path
+    data: Data
     folder: Path
     settings: dict[str, Any]
     recipe: Recipe
+    accelerator: str = "auto"
 
     def __str__(self) -> str:
-        return f"row {self.row}, {'seed' if self.dataset == 'synthetic' else 'trial'} {self.trial}"
+        return f"row {self.row}, {'seed' if self.data.seeded else 'trial'} {self.trial}"
 
     @property
     def kept(self) -> dict[str, Any]:
         """Settings in its checkpoint, beside the recipe."""
-        trial = 1 if self.dataset == "synthetic" else self.trial
-        return {"method": self.method, "dataset": self.dataset, "trial": trial, "root": str(self.root.resolve())} | (
-            self.settings
-        )
+        found = {"method": self.method, "dataset": self.data.dataset, "trial": 1 if self.data.seeded else self.trial}
+        found |= {"root": str(self.data.root.resolve())} | self.settings
+        if self.data.keypoints is not None and self.data.keypoints_of(self.settings) is not None:
+            found["keypoints"] = digest_keypoints(self.data.keypoints)
+        return found
 
     @cached_property
     def model(self) -> nn.Module:
@@ -83,130 +64,56 @@ class Run:
     def features(self) -> Features:
         """Its features of the test split."""
         found = load_features(self.folder / "features.npz")
-        return Features(*map(torch.from_numpy, (found.features, found.ids, found.modality)))
-
-
-# ---------------------------------------------------------------------------------------------------- options
-
-
-def options_parser(doc: str | None, output: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every table; ``output`` is --output's default."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(output), help="folder of the runs and the results")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one CPU thread each when above 1")
-    return parser
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the trials of RegDB, or of data in its layout."""
-    parser.add_argument("--root", type=Path, required=True, help="folder of RegDB, or of data in its layout")
-    parser.add_argument("--trials", type=int, nargs="+", default=[1, 2, 3], help="1-10")
-
-
-def add_row_options(parser: argparse.ArgumentParser, rows: Collection[str]) -> None:
-    """Add the options that choose a table's rows."""
-    parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
-    parser.add_argument(
-        "--variant", action="append", default=[], metavar="NAME=OPTIONS", help="a further row; may be repeated"
-    )
-
-
-def parse(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Return a table's own options, and those after ``--`` for every training run.
-
-    Numbers of runs must be at least 1, and lists name each entry once.
-    """
-    given = list(sys.argv[1:] if given is None else given)
-    at = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:at])
-    for name, value in vars(arguments).items():
-        if isinstance(value, int) and value < 1:
-            parser.error(f"--{name} must be at least 1, got {value}")
-        if isinstance(value, list) and name != "variant" and len(set(value)) < len(value):
-            parser.error(f"--{name} must name each once, got {value}")
-    return arguments, given[at + 1 :]
-
-
-def read_options(method: str, given: Sequence[str]) -> tuple[dict[str, Any], Recipe]:
-    """Return settings and recipe from options such as ``--tau-hom 0.2 --epochs 40``; a wrong one ends the program."""
-    parser = argparse.ArgumentParser(
-        prog=f"options of {method}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    arguments = keyword_arguments(f"training/methods/{method}.py", f"{method.upper()}Settings")
-    for argument in arguments.values():
-        flag, kind = f"--{argument.name.replace('_', '-')}", argument.kind.removesuffix(" | None")
-        if kind == "bool":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction)
-        elif kind == "Sequence[int]":
-            parser.add_argument(flag, type=int, nargs=2)
-        else:
-            parser.add_argument(flag, type={"int": int, "float": float}.get(kind, str))
-    for name, number in RECIPE_OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=number)
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--graph-lr", type=float, help="share of the learning rate for G2DA's graph")
-    found = vars(parser.parse_args(list(given)))
-    shares = {"lr_shares": dict.fromkeys(GRAPH, found.pop("graph_lr"))} if "graph_lr" in found else {}
-    settings = {name: value for name, value in found.items() if name in arguments}
-    recipe = {name: value for name, value in found.items() if name not in arguments}
-    return settings, METHODS[method].recipe.replace(**recipe, **shares)
-
-
-def parse_variants(method: str, variants: Sequence[str], taken: Collection[str]) -> dict[str, Plan]:
-    """Return the row of each ``name=options`` by its folder.
-
-    Raises:
-        ValueError: for one that is not ``name=options``, or whose folder is ``taken`` or another variant's.
-    """
-    found: dict[str, Plan] = {}
-    for variant in variants:
-        name, equals, options = variant.partition("=")
-        folder = re.sub(r"\W+", "_", name).strip("_").lower()
-        if not equals or not folder or not options.strip():
-            raise ValueError(f"a variant must be name=options of {method}, got {variant!r}")
-        if folder in found or folder in taken:
-            raise ValueError(f"a variant's name must give a folder of its own, got {name!r} for {folder!r} again")
-        found[folder] = Plan(name.strip(), method, tuple(shlex.split(options)))
-    return found
+        x, ids, modality, cameras = map(torch.from_numpy, (found.features, found.ids, found.modality, found.cameras))
+        numbers = None if found.image_numbers is None else torch.from_numpy(found.image_numbers)
+        return Features(x, ids, modality, cameras, numbers)
 
 
 def make_runs(
     rows: Mapping[str, Plan],
     extra: Sequence[str],
     *,
-    root: Path,
+    data: Data,
     output: Path,
     trials: Sequence[int],
-    synthetic: bool = False,
+    recipe: str = "small",
+    changes: Sequence[str] = (),
+    accelerator: str = "auto",
 ) -> list[Run]:
     """Return all runs, trial by trial, each in the folder ``output``/row/trial.
 
     Args:
         rows: by folder.
         extra: options of every run; a row's own come after them.
-        root: the data.
+        data: the images.
         output: where the folders are.
-        trials: 1-10; of the synthetic data the seeds.
-        synthetic: the data are the synthetic pedestrians: trial 1, trained with each seed. G2DA has its key points
-            there, and in other data the parts of a 4 x 3 grid.
+        trials: RegDB's splits, 1-10; of other data the seeds of the training.
+        recipe: its name, or `PAPER`.
+        changes: of its fields, such as "lr=0.05".
+        accelerator: Lightning Fabric's.
 
     Raises:
         ValueError: for an option that is set here.
     """
+    names = [option.split("=")[0] for option in (*extra, *changes)]
+    if data.seeded and {"--seed", "seed"} & set(names):
+        raise ValueError("--seed is set by this benchmark; leave it out")
     runs = []
     for trial in trials:
         for row, plan in rows.items():
-            grid = ("--part-grid", "4", "3") if plan.method == "g2da" and not synthetic else ()
-            given = (*grid, *extra, *plan.options)
-            if synthetic and "--seed" in {option.split("=")[0] for option in given}:
-                raise ValueError("--seed is set by this benchmark; leave it out")
-            own, recipe = read_options(plan.method, given)
+            no_points = data.dataset != "synthetic" and data.keypoints is None
+            grid = ("--part-grid", "4", "3") if plan.method == "g2da" and no_points else ()
+            own, found = read_options(plan.method, (*grid, *extra, *plan.options), recipe, changes)
             settings = settings_of(plan.method) | own
-            recipe = recipe.replace(seed=trial) if synthetic else recipe
-            folder = output / row / str(trial)
-            dataset = "synthetic" if synthetic else "regdb"
-            runs.append(Run(row, trial, plan.method, dataset, root, folder, settings, recipe))
+            found = found.replace(seed=trial) if data.seeded else found
+            runs.append(Run(row, trial, plan.method, data, output / row / str(trial), settings, found, accelerator))
     return runs
+
+
+def runs_of(arguments: argparse.Namespace, plans: Mapping[str, Plan], extra: Sequence[str], **other: Any) -> list[Run]:
+    """Return the runs of ``plans`` with the options of `parse`, of ``other`` data or in another folder if given."""
+    given = {name: getattr(arguments, name) for name in ("data", "output", "trials", "recipe", "accelerator")}
+    return make_runs(plans, extra, **{**given, "changes": arguments.set, **other})
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -245,7 +152,9 @@ def reuse(run: Run, folders: Sequence[Path]) -> Run:
 
 def job_of(run: Run) -> dict[str, Any]:
     """Return the description of a run for `train.py`, ready for JSON."""
-    job: dict[str, Any] = {"method": run.method, "folder": str(run.folder), "root": str(run.root), "kept": run.kept}
+    points = run.data.keypoints_of(run.settings)
+    job: dict[str, Any] = {"method": run.method, "folder": str(run.folder), "root": str(run.data.root)}
+    job |= {"keypoints": points and str(points), "accelerator": run.accelerator, "kept": run.kept}
     return job | {"recipe": run.recipe.to_dict(), "resume": state_of(run) == "interrupted"}
 
 
@@ -274,7 +183,7 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
     Synthetic data are drawn before: the first runs would each do it.
     """
     todo = [run for run in runs if state_of(run) != "complete"]
-    for root in {run.root for run in todo if run.dataset == "synthetic"}:
+    for root in {run.data.root for run in todo if run.data.dataset == "synthetic"}:
         generate_synthetic(root, layout="regdb", progress=True)
     with (
         tqdm(total=len(runs), initial=len(runs) - len(todo), desc="training") as progress,
@@ -294,17 +203,9 @@ def train_all(runs: Sequence[Run], jobs: int) -> None:
 # ---------------------------------------------------------------------------------------------------- results
 
 
-def evaluate(data: Features, rerank: Any = None) -> Values:
-    """Return direction -> metric -> percent, ranked by the cosine or by ``rerank``: (query, gallery) -> distance."""
-    return {direction: dict(RegDB(direction).evaluate(*data, rerank=rerank).rows[0].mean) for direction in DIRECTIONS}
-
-
 def ways_of(run: Run) -> dict[str, Any]:
     """Return the ranking function of each kind of a run's features; None is the cosine."""
-    transfer: Any = getattr(run.model, "transfer", None)
-    graph = run.method == "g2da" and run.model.attention is not None
-    ways: dict[str, Any] = {"graph" if graph else "backbone": None}
-    return ways if transfer is None else ways | {"transferred": transfer.distance}
+    return dict(ranking_ways(run.model))
 
 
 def uses_of(kind: str) -> str:

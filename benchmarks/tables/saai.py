@@ -27,25 +27,15 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.tables.data import aim_of, evaluate
 from benchmarks.tables.diagnose import diagnostic_rows
+from benchmarks.tables.options import Plan, about_of, add_row_options, options_parser, parse, parse_variants
 from benchmarks.tables.records import Row, Values, read_rows
-from benchmarks.tables.rerank_accuracy import METHODS, SHARE, mean_map, write_validation_split
-from benchmarks.tables.runs import (
-    Plan,
-    Run,
-    add_data_options,
-    add_row_options,
-    evaluate,
-    make_runs,
-    options_parser,
-    parse,
-    parse_variants,
-    train_all,
-    ways_of,
-    write_results,
-)
+from benchmarks.tables.rerank_accuracy import METHODS
+from benchmarks.tables.runs import Run, runs_of, train_all, ways_of, write_results
 from benchmarks.tables.saai_table import make_table
 from benchmarks.tables.sweep import add_sweep_options, check_sweep, sweep
+from benchmarks.tables.validation import SHARE, mean_map, write_validation_split
 from vireid.rerank import AIM_SETTINGS, aim
 
 MODULE = "benchmarks.tables.saai"
@@ -161,7 +151,10 @@ def choose(choosers: Sequence[Run]) -> dict[tuple[str, str, Variant], dict[str, 
         steps += [(row, kind, variant, own) for kind in ways_of(own[0]) for variant in GRIDS]
     for row, kind, variant, own in tqdm(steps, desc="choosing k1 and k2"):
         grid = GRIDS[variant]
-        found = [mean_map([evaluate(run.features, rank_by(entry, kind, run)) for run in own]) for entry in grid]
+        found = [
+            mean_map([evaluate(run.features, rank_by(entry, kind, run), run.data.columns) for run in own])
+            for entry in grid
+        ]
         best = grid[found.index(max(found))]
         chosen[row, kind, variant] = {"k1": best["k1"], "k2": best["k2"]}
     return chosen
@@ -187,7 +180,7 @@ def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run], chosen: Chosen)
                 parameters = parameters_of(form, kind, chooser_of(run), chosen)
                 same = (kind, *(parameters or {}).values())
                 if same not in known:
-                    known[same] = evaluate(run.features, rank_by(parameters, kind, run))
+                    known[same] = evaluate(run.features, rank_by(parameters, kind, run), run.data.columns)
                 key = f"{run.row}/{kind}/{'none' if form is None else form.key}"
                 uses = "query" if kind == "backbone" and form is None else "gallery"
                 name = name_of(plans[run.row].label, kind, form, parameters)
@@ -209,8 +202,10 @@ def quote(path: Path, data: str, trials: str) -> list[Row]:
 
 def evaluate_sweep(run: Run) -> Values:
     """Return the accuracies of a run without AIM and, named so, with the paper's."""
-    plain = evaluate(run.features)
-    both = evaluate(run.features, rank_by({**AIM_SETTINGS["regdb"], "variant": "paper"}, "backbone", run))
+    columns = run.data.columns
+    plain = evaluate(run.features, None, columns)
+    aims: dict[str, Any] = {column: partial(aim, k1=own["k1"], k2=own["k2"]) for column, own in aim_of(columns).items()}
+    both = evaluate(run.features, aims, columns)
     return {d: {**plain[d], **{f"{name} + AIM": both[d][name] for name in ("rank1", "mAP")}} for d in plain}
 
 
@@ -219,35 +214,31 @@ def main(given: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if given is None else given
     sweeping = bool(given) and given[0] == "sweep"
     parser = options_parser(__doc__, "runs/saai_sweep" if sweeping else "runs/saai_table")
-    add_data_options(parser)
     if sweeping:
         add_sweep_options(parser, "saai", "runs/saai_table", "parts, part-diversity")
         arguments, extra = parse(parser, given[1:])
         check_sweep(parser, arguments, "saai")
         symbol = {"parts": "p", "part-diversity": "λ"}.get(arguments.parameter, f"--{arguments.parameter}")
-        data = {"root": arguments.root, "trials": arguments.trials}
-        sweep("saai", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep, **data)
+        sweep("saai", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep)
         return
     add_row_options(parser, ROWS)
     parser.add_argument("--quote", type=Path, default=QUOTED, help="results of cift.py, quoted if of the same trials")
     arguments, extra = parse(parser, given)
     if not arguments.quote.is_file():
         parser.error(f"--quote must be a file of results, found none at {arguments.quote}")
+    if arguments.data.dataset == "sysu":
+        parser.error("--dataset must be regdb or synthetic; the tables of SYSU-MM01 are in benchmarks.tables")
     output: Path = arguments.output
     plans = {row: ROWS[row] for row in arguments.rows} | parse_variants("saai", arguments.variant, (*ROWS, *FOLDERS))
-    runs = make_runs(plans, extra, root=arguments.root, output=output, trials=arguments.trials)
+    runs = runs_of(arguments, plans, extra)
     needed = {row: ROWS[row] for row in dict.fromkeys(map(chooser_of, runs))}
     validation = output / "validation"
-    people = write_validation_split(arguments.root, validation, arguments.trials, SHARE)
-    models = output / "validation_models"
-    choosers = make_runs(needed, extra, root=validation, output=models, trials=arguments.trials)
+    data, people = write_validation_split(arguments.data, validation, arguments.trials, SHARE)
+    choosers = runs_of(arguments, needed, extra, data=data, output=output / "validation_models")
     train_all([*runs, *choosers], arguments.jobs)
     rows = evaluate_all(plans, runs, choose(choosers))
-    about = {
-        "trials": ", ".join(map(str, arguments.trials)),
-        "data": arguments.root.resolve().name,
-        "chosen_on": f"{people} training identities per trial, by mAP over trials and directions",
-    }
+    about = about_of(arguments)
+    about["chosen_on"] = f"{people} training identities per trial, by mAP over trials and directions"
     quoted = quote(arguments.quote, about["data"], about["trials"])
     write_results(output, MODULE, given, rows, make_table(about, rows, quoted), **about)
 

@@ -4,12 +4,12 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.tables.options import Plan, about_of
 from benchmarks.tables.records import Row, Values, read_rows
-from benchmarks.tables.runs import Plan, Run, make_runs, reuse, train_all, write_results
+from benchmarks.tables.runs import Run, reuse, runs_of, train_all, write_results
 from benchmarks.tables.sensitivity_plot import sensitivity_curves
 from vireid.training import settings_of
 
@@ -48,7 +48,6 @@ def sweep(
     command: tuple[str, Sequence[str] | None],
     symbol: str,
     evaluate: Callable[[Run], Values],
-    **data: Any,
 ) -> None:
     """Train the method with each value in each trial, evaluate, write results.csv and draw the figure.
 
@@ -59,18 +58,17 @@ def sweep(
         command: module and options.
         symbol: name of the parameter below the figure's axis.
         evaluate: direction -> metric -> percent of a run.
-        data: root, trials and kind, of `make_runs`.
     """
     option = f"--{arguments.parameter}"
     folders = {f"{arguments.parameter}_{value}": value for value in arguments.values}
     plans = {folder: Plan(f"{option} {value}", method, (option, value)) for folder, value in folders.items()}
     table = [arguments.table / method]
-    runs = [reuse(run, table) for run in make_runs(plans, extra, output=arguments.output, **data)]
+    runs = [reuse(run, table) for run in runs_of(arguments, plans, extra)]
     train_all(runs, arguments.jobs)
     rows = {folder: Row("sweep", value, f"{option} {value}") for folder, value in folders.items()}
     for run in tqdm(runs, desc="evaluation"):
         rows[run.row].add(run.trial, evaluate(run))
-    about = {"trials": ", ".join(map(str, data["trials"])), "parameter": arguments.parameter}
+    about = about_of(arguments) | {"parameter": arguments.parameter}
     write_results(arguments.output, *command, list(rows.values()), **about)
     if arguments.figure:
         draw(list(rows.values()), arguments.figure, symbol)

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 from benchmarks.speed import postprocessing as pp
 from benchmarks.tables import cift, runs
+from benchmarks.tables.data import Data, Features
 from benchmarks.tables.diagnose import diagnose
-from benchmarks.tables.records import COLUMNS, read_rows
+from benchmarks.tables.records import read_rows
 from reference.postprocessing import cosine
 from vireid.models import CIFT, Baseline
 from vireid.nn import GFT, H2FT
@@ -34,14 +35,14 @@ def test_the_best_of_the_grid_is_chosen_for_each_column(monkeypatch):
     }
     default, best, chosen = cift.post_processing_rows("baseline", "B", trials)
     assert [row.name for row in (default, best, chosen)] == ["B + x (k1 1)", "B + x, best of the grid", "B + x"]
-    assert (default.uses, default.numbers(*COLUMNS[0])) == ("gallery", [10, 14])
-    assert [best.values[column] for column in COLUMNS] == [
+    assert (default.uses, default.numbers("visible_to_infrared", "rank1")) == ("gallery", [10, 14])
+    assert list(best.values.values()) == [
         {"1": 20, "3": 22},
         {"1": 50, "3": 52},
         {"1": 30, "3": 34},  # equal means: the first
         {"1": 8, "3": 8},
     ]
-    assert [chosen.values[column]["all"] for column in COLUMNS] == ["k1 2", "k1 1", "k1 1", "k1 2"]
+    assert [choice["all"] for choice in chosen.values.values()] == ["k1 2", "k1 1", "k1 1", "k1 2"]
 
 
 def test_every_default_is_in_its_grid():
@@ -64,7 +65,9 @@ def test_diagnostics_by_loops(transfer):
     model.eval().double()
     x = (torch.randn(4, 5).repeat_interleave(6, 0) + 0.7 * torch.randn(24, 5)).double()
     ids, modality = torch.arange(4).repeat_interleave(6), torch.arange(24) % 2
-    found = diagnose(SimpleNamespace(model=model, features=runs.Features(x, ids, modality)))
+    run = SimpleNamespace(model=model, features=Features(x, ids, modality), data=Data("regdb", None))
+    columns = list(diagnose(run).values())
+    found = {name: sum(column[name] for column in columns) / 2 for name in columns[0]}
     v = x if transfer is None else transfer.value(x).detach()
     right, wrong, margins = [], [], []
     for i in range(24):
@@ -103,12 +106,12 @@ def test_the_whole_table_on_drawn_people(people, tmp_path, capsys, trained_here,
     assert about["command"].startswith(f"python -m benchmarks.tables.cift --root {root}")
     assert cift.make_table(about, rows) == table
     found = {row.key: row for row in rows if row.table in ("accuracy", "post-processing")}
-    run = runs.make_runs({"cri": cift.ROWS["cri"]}, tiny, root=root, output=output, trials=[1])[0]
+    run = runs.make_runs({"cri": cift.ROWS["cri"]}, tiny, data=Data("regdb", root), output=output, trials=[1])[0]
     for kind, rerank in (("backbone", None), ("transferred", run.model.transfer.distance)):
-        for direction, metric in COLUMNS:
+        for direction, metric in found[f"cri/{kind}"].values:
             report = RegDB(direction).evaluate(*run.features, rerank=rerank)
             assert found[f"cri/{kind}"].numbers(direction, metric) == [report.rows[0].mean[metric]]
-    for column in COLUMNS:
+    for column in found["baseline/AIM/best"].values:
         best, default = (found[f"baseline/AIM/{choice}"].numbers(*column) for choice in ("best", "default"))
         assert best >= default
 
@@ -122,7 +125,7 @@ def test_the_whole_table_on_drawn_people(people, tmp_path, capsys, trained_here,
 @pytest.mark.slow
 def test_a_run_in_a_process_of_its_own(people, tmp_path, tiny):
     plans = {"h2g": cift.ROWS["h2g"]}
-    run = runs.make_runs(plans, tiny, root=people, output=tmp_path / "out", trials=[1])[0]
+    run = runs.make_runs(plans, tiny, data=Data("regdb", people), output=tmp_path / "out", trials=[1])[0]
     runs.train_all([run], 2)
     assert runs.state_of(run) == "complete"
     assert sorted(path.name for path in run.folder.iterdir() if path.is_file()) == [

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from benchmarks.tables.runs import read_options
+from benchmarks.tables.options import read_options
 from places import ROOT
 
 PRINTED = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*/*.*")]

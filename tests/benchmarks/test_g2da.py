@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.tables import g2da, runs
-from benchmarks.tables.records import COLUMNS, cell, line_of, read_rows
+from benchmarks.tables import g2da, options, runs
+from benchmarks.tables.data import Data
+from benchmarks.tables.records import cell, line_of, read_rows
 from vireid.protocols import RegDB
 from vireid.training import read_checkpoint
 
@@ -33,9 +34,10 @@ def test_a_real_run_end_to_end(people, tmp_path, trained_here, tiny, capsys):
 
 
 def test_key_points_of_the_synthetic_people_are_the_nodes(people, tmp_path, trained_here, tiny):
-    where = {"root": people, "output": tmp_path / "out", "trials": [3], "synthetic": True}
+    where = {"data": Data("synthetic", people), "output": tmp_path / "out", "trials": [3]}
     run = runs.make_runs({"g2da": g2da.ROWS["g2da"]}, tiny, **where)[0]
-    run = replace(run, dataset="regdb")  # or else all 96 people are drawn
+    points = people / "keypoints.npz"
+    run = replace(run, data=Data("regdb", people, points))  # or else all 96 people are drawn
     runs.train(run)
     assert (run.model.attention.nodes, run.recipe.seed) == (14, 3)
 
@@ -73,12 +75,13 @@ def test_rows_are_what_the_runs_say(table, tiny):
         ("SAAI + D_ot", "backbone", "query"),
         ("GW", "graph", "query"),
     ]
-    plans = g2da.ROWS | runs.parse_variants("g2da", ["GW=--phi 0"], ())
-    made = runs.make_runs(plans, tiny, root=runs.Path(given[1]), output=output, trials=[1, 2, 3])
+    plans = g2da.ROWS | options.parse_variants("g2da", ["GW=--phi 0"], ())
+    made = runs.make_runs(plans, tiny, data=Data("regdb", runs.Path(given[1])), output=output, trials=[1, 2, 3])
     for row in accuracy:
         model, kind = row.key.split("/")
         own = [run for run in made if run.row == model]
-        for direction, metric in COLUMNS:
+        assert len(row.values) == 4
+        for direction, metric in row.values:
             rerank = own[0].model.transfer.distance if kind == "transferred" else None
             values = [RegDB(direction).evaluate(*run.features, rerank=rerank).rows[0].mean[metric] for run in own]
             assert row.numbers(direction, metric) == pytest.approx(values, abs=1e-6)
@@ -111,7 +114,7 @@ def test_graphs(table):
 
 
 def test_one_head_replaces_nothing(tmp_path, written):
-    where = {"root": tmp_path, "output": tmp_path, "trials": [1]}
+    where = {"data": Data("regdb", tmp_path), "output": tmp_path, "trials": [1]}
     run = runs.make_runs({"g2da": g2da.ROWS["g2da"]}, ["--heads", "1"], **where)[0]
     runs.train(run)
     assert g2da.look_at_graph(run)["replaced"] == 0
@@ -129,7 +132,7 @@ def test_the_text_of_the_table(table):
     assert f"\n| {' | '.join(line_of(found['cri/transferred']))} |\n" in text
     own, other = found["g2da/graph"], found["baseline/backbone"]
     cells = []
-    for column in COLUMNS:
+    for column in own.values:
         differences = [a - b for a, b in zip(own.numbers(*column), other.numbers(*column), strict=True)]
         shown = cell(differences)
         cells.append(f"{'' if shown.startswith('-') else '+'}{shown}, {sum(x > 0 for x in differences)}/3")

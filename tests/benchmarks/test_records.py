@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.tables import records
-from benchmarks.tables.records import COLUMNS, DIRECTIONS, Row
+from benchmarks.tables.records import Row
+from vireid.protocols import DIRECTIONS
 
 
 def row(key, *trials, table="accuracy", **about):
@@ -16,7 +17,6 @@ def row(key, *trials, table="accuracy", **about):
 
 def test_rows_are_read_as_they_were_written(tmp_path):
     rows = [row("a", 50.25, 51.0), row("b, c", 1 / 3), Row("parameters", "a", "A")]
-    rows[0].add(1, {DIRECTIONS[0]: {"rank5": 9.0, "rank10": 9.0, "rank20": 9.0, "mINP": 9.0}})  # not kept
     rows[2].add("all", {"": {"parameters": "k1 4, k2 1"}})
     path = tmp_path / "results.csv"
     records.write_rows(path, rows, {"command": "python", "trials": "1, 2"})
@@ -34,7 +34,12 @@ def test_cells_and_lines():
     assert records.cell([20, 22]) == "21.00 ± 1.41"
     assert records.cell([3.0], 1) == "3.0"
     assert records.line_of(row("a", 10, 12)) == ["A", "query", *(f"{n}.00 ± 1.41" for n in (11, 12, 13, 14))]
-    assert records.section("t", ("", "n"), [], 1) == ""
+    assert records.head_of(row("a", 10)) == ["V→I rank-1", "V→I mAP", "I→V rank-1", "I→V mAP"]
+    sysu = Row("accuracy", "a", "A")
+    sysu.add(0, {"all single-shot": {"rank1": 50.0, "rank10": 90.0}})
+    text = "\nt:\n\n|  | looks at | all single-shot rank-1 | all single-shot rank-10 |\n"
+    assert records.accuracy_section("t", [sysu]).startswith(text)
+    assert records.accuracy_section("t", []) == records.section("t", ("", "n"), [], 1) == ""
     assert records.section("t", ("", "n"), [["x", "1"]], 1) == "\nt:\n\n|  | n |\n| --- | ---: |\n| x | 1 |\n"
     assert (
         records.parameters_text({"k1": 4, "lambda_value": 0.3, "alpha": 3, "variant": "paper"}) == "k1 4, λ 0.3, paper"
@@ -47,7 +52,7 @@ def test_differences_are_taken_trial_by_trial():
     found = {"a": row("a", 10, 12, 11), "b": row("b", 9, 13, 9)}
     text = records.difference_section(found, [("a", "b"), ("a", "missing"), ("missing", "b")], "seed")
     assert "seed by seed, and in how many seeds they are above 0" in text
-    assert text.splitlines()[-1] == f"| A | B | {' | '.join(['+0.67 ± 1.53, 2/3'] * len(COLUMNS))} |"
+    assert text.splitlines()[-1] == f"| A | B | {' | '.join(['+0.67 ± 1.53, 2/3'] * 4)} |"
     assert "+1.00, 1/1 |" in records.difference_section({"a": row("a", 2), "b": row("b", 1)}, [("a", "b")])
     assert records.difference_section(found, [("a", "missing")]) == ""
 

@@ -1,18 +1,20 @@
 """The table of accuracy beside cost: the validation split, choosing, measuring, the whole of it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.speed import rerank
 from benchmarks.tables import rerank_accuracy as accuracy
-from benchmarks.tables import runs
+from benchmarks.tables import validation
 from benchmarks.tables.cift import Method, grid
-from benchmarks.tables.records import DIRECTIONS, read_rows
+from benchmarks.tables.data import METRICS, REGDB, Data, Features, evaluate
+from benchmarks.tables.records import read_rows
 from vireid._ops import normalize_rows
 from vireid.data import RegDBDataset
-from vireid.protocols import RegDB
+from vireid.protocols import DIRECTIONS, RegDB
 
 
 @pytest.fixture
@@ -35,36 +37,38 @@ def layout(tmp_path):
 
 def test_the_validation_split_is_made_of_training_identities_alone(layout, tmp_path):
     folder = tmp_path / "validation"
-    assert accuracy.write_validation_split(layout, folder, [1, 2], 0.5) == 3
+    data = Data("regdb", layout)
+    assert validation.write_validation_split(data, folder, [1, 2], 0.5) == (Data("regdb", folder), 3)
     train, test = (RegDBDataset(folder, split, trial=1) for split in ("train", "test"))
     assert sorted(set(train.ids.tolist())) == [2, 4, 6]
     assert sorted(set(test.ids.tolist())) == [9, 11, 30]
     assert len(train) == len(test) == 12
     assert sorted(set(RegDBDataset(folder, "test", trial=2).ids.tolist())) == [7, 8, 10]
-    accuracy.write_validation_split(layout, folder, [1, 2], 0.5)  # once more is no change
+    validation.write_validation_split(data, folder, [1, 2], 0.5)  # once more is no change
     with pytest.raises(ValueError, match="another --root or --share"):
-        accuracy.write_validation_split(layout, folder, [1], 0.34)
+        validation.write_validation_split(data, folder, [1], 0.34)
     assert sorted(set(RegDBDataset(folder, "test", trial=1).ids.tolist())) == [9, 11, 30]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_validation_split_has_two_sides(layout, tmp_path, share):
     with pytest.raises(ValueError, match="both sides"):
-        accuracy.write_validation_split(layout, tmp_path / "validation", [1], share)
+        validation.write_validation_split(Data("regdb", layout), tmp_path / "validation", [1], share)
 
 
 @pytest.fixture
 def features():
     data = rerank.clustered_features(50, 50, 16, noise=1.2)
     ids = torch.cat([data.query_ids, data.gallery_ids])
-    return runs.Features(torch.cat([data.query, data.gallery]), ids, torch.arange(2).repeat_interleave(50))
+    return Features(torch.cat([data.query, data.gallery]), ids, torch.arange(2).repeat_interleave(50))
 
 
 def test_evaluate_is_the_protocol_in_both_directions(features):
-    found = runs.evaluate(features)
+    found = evaluate(features)
     for direction in DIRECTIONS:
-        assert found[direction] == RegDB(direction).evaluate(*features).rows[0].mean
-    assert accuracy.mean_map([found]) == pytest.approx(sum(v["mAP"] for v in found.values()) / 2)
+        mean = RegDB(direction).evaluate(*features).rows[0].mean
+        assert found[direction] == {metric: mean[metric] for metric in METRICS}
+    assert validation.mean_map([found]) == pytest.approx(sum(v["mAP"] for v in found.values()) / 2)
 
 
 def test_the_best_mean_map_is_chosen_and_the_first_of_equals(features):
@@ -73,7 +77,8 @@ def test_the_best_mean_map_is_chosen_and_the_first_of_equals(features):
         return weight * distance
 
     method = Method("toward", toward, None, grid(weight=(-1, 2, 1), unused=(0, 1)))
-    assert accuracy.choose(method, [features, features]) == {"weight": 2, "unused": 0}
+    run = SimpleNamespace(features=features, data=SimpleNamespace(columns=REGDB))
+    assert validation.choose(method, [run, run]) == {"weight": 2, "unused": 0}
 
 
 def test_measure_counts_every_query_once(features):
@@ -83,7 +88,8 @@ def test_measure_counts_every_query_once(features):
         calls.append((len(query), len(gallery)))
         return query @ gallery.T
 
-    found = accuracy.measure(rank, features, 3)
+    run = SimpleNamespace(features=features, data=SimpleNamespace(columns=REGDB))
+    found = accuracy.measure(rank, run, 3)
     assert calls[0] == (8, 50)  # warms up
     assert set(calls[1:]) == {(50, 50)}
     assert len(calls) == 1 + 3 + ("peak_bytes" in found)

@@ -8,34 +8,38 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tables import cift, g2da, runs, saai
-from benchmarks.tables.runs import Plan
+from benchmarks.tables import cift, g2da, options, runs, saai
+from benchmarks.tables.data import Data
+from benchmarks.tables.options import Plan
 from vireid.training import METHODS, read_checkpoint
 
 
-def one(tmp_path, *options, method="cift", row="a", synthetic=False):
-    where = {"root": Path("data"), "output": tmp_path, "trials": [1], "synthetic": synthetic}
-    return runs.make_runs({row: Plan(row, method, options)}, [], **where)[0]
+def one(tmp_path, *given, method="cift", row="a", dataset="regdb"):
+    where = {"data": Data(dataset, Path("data")), "output": tmp_path, "trials": [1]}
+    return runs.make_runs({row: Plan(row, method, given)}, [], **where)[0]
 
 
 def test_options_are_the_methods_settings_and_the_recipes():
     given = "--ablation gft --tau-het 0.4 --detach-values --alignment 1 --part-grid 6 2"
-    settings, recipe = runs.read_options("cift", f"{given} --epochs 3 --size 96 48 --seed 5".split())
+    settings, recipe = options.read_options("cift", f"{given} --epochs 3 --size 96 48 --seed 5".split())
     expected = {"ablation": "gft", "tau_het": 0.4, "detach_values": True, "alignment": 1.0, "part_grid": [6, 2]}
     assert settings == expected
     assert recipe == METHODS["cift"].recipe.replace(epochs=3, size=(96, 48), seed=5)
-    assert runs.read_options("saai", ["--no-amend", "--affinity-loss", "1"])[0] == {"amend": False, "affinity_loss": 1}
-    settings, recipe = runs.read_options("g2da", ["--no-two-stream", "--graph-lr", "1", "--structure", "square"])
+    assert options.read_options("saai", ["--no-amend", "--affinity-loss", "1"])[0] == {
+        "amend": False,
+        "affinity_loss": 1,
+    }
+    settings, recipe = options.read_options("g2da", ["--no-two-stream", "--graph-lr", "1", "--structure", "square"])
     assert settings == {"two_stream": False, "structure": "square"}
     assert recipe.lr_shares == {"attention": 1, "aggregation": 1}
-    assert runs.read_options("g2da", [])[1].lr_shares == {"attention": 0.03, "aggregation": 0.03}
+    assert options.read_options("g2da", [])[1].lr_shares == {"attention": 0.03, "aggregation": 0.03}
 
 
 def test_runs_are_every_row_of_every_trial_with_its_options(tmp_path):
-    variants = runs.parse_variants("cift", ["Other τ=--tau-hom 0.2"], cift.ROWS)
+    variants = options.parse_variants("cift", ["Other τ=--tau-hom 0.2"], cift.ROWS)
     assert variants == {"other_τ": Plan("Other τ", "cift", ("--tau-hom", "0.2"))}
     plans = {row: cift.ROWS[row] for row in ("baseline", "cri")} | variants
-    made = runs.make_runs(plans, ["--k", "3"], root=Path("data"), output=tmp_path, trials=[2, 5])
+    made = runs.make_runs(plans, ["--k", "3"], data=Data("regdb", Path("data")), output=tmp_path, trials=[2, 5])
     assert [(run.trial, run.row) for run in made] == [(trial, row) for trial in (2, 5) for row in plans]
     for run in made:
         assert run.folder == tmp_path / run.row / str(run.trial)
@@ -46,11 +50,13 @@ def test_runs_are_every_row_of_every_trial_with_its_options(tmp_path):
 
 
 def test_synthetic_runs_differ_by_their_seed_and_have_key_points(tmp_path):
-    where = {"root": Path("people"), "output": tmp_path, "trials": [4, 0], "synthetic": True}
+    where = {"data": Data("synthetic", Path("people")), "output": tmp_path, "trials": [4, 0]}
     plans = {row: g2da.ROWS[row] for row in ("g2da", "saai_ot")}
     made = runs.make_runs(plans, [], **where)
     assert [(run.row, run.recipe.seed) for run in made] == [(row, seed) for seed in (4, 0) for row in plans]
-    assert {(run.dataset, run.kept["trial"], run.kept.get("part_grid")) for run in made} == {("synthetic", 1, None)}
+    assert {(run.data.dataset, run.kept["trial"], run.kept.get("part_grid")) for run in made} == {
+        ("synthetic", 1, None)
+    }
     assert str(made[0]) == "row g2da, seed 4"
     assert one(tmp_path, method="g2da").kept["part_grid"] == [4, 3]
     assert one(tmp_path, "--part-grid", "6", "2", method="g2da").kept["part_grid"] == [6, 2]
@@ -61,7 +67,7 @@ def test_synthetic_runs_differ_by_their_seed_and_have_key_points(tmp_path):
 
 def test_the_rows_train_what_they_say(tmp_path):
     def settings(table, *names):
-        made = runs.make_runs(table, [], root=tmp_path, output=tmp_path, trials=[1])
+        made = runs.make_runs(table, [], data=Data("regdb", tmp_path), output=tmp_path, trials=[1])
         return {run.row: (run.method, *(run.settings.get(name) for name in names)) for run in made}
 
     assert settings(cift.ROWS, "ablation") == {row: ("cift", row) for row in ("baseline", "gft", "ubs", "h2g", "cri")}
@@ -104,7 +110,7 @@ def test_states_of_a_run(tmp_path, written):
     for other, change in (
         (one(tmp_path, "--epochs", "4", "--k", "7"), "epochs 3 -> 4, k 4 -> 7"),
         (one(tmp_path, "--epochs", "3", method="saai"), "method 'cift' -> 'saai'"),
-        (one(tmp_path, "--epochs", "3", synthetic=True), "dataset 'regdb' -> 'synthetic', seed 0 -> 1"),
+        (one(tmp_path, "--epochs", "3", dataset="synthetic"), "dataset 'regdb' -> 'synthetic', seed 0 -> 1"),
     ):
         with pytest.raises(ValueError, match=f"other settings .*{change}"):
             runs.state_of(other)
@@ -140,10 +146,19 @@ SWEEP = ["sweep", "--root", "a", "--parameter"]
         (saai, [*SWEEP, "color", "--values", "1"], "--parameter must be a setting of saai"),
         (saai, [*SWEEP, "parts", "--values", "few"], "--values must be numbers, got 'few'"),
         (saai, [*SWEEP, "parts", "--values", "3", "3"], "--values must name each once"),
-        (g2da, [], "one of the arguments --root --synthetic is required"),
+        (g2da, [], "--root must name the folder of the data set, or --dataset be synthetic"),
+        (g2da, ["--synthetic", "a", "--dataset", "sysu"], "--synthetic must be left out with --dataset sysu"),
+        (g2da, ["--root", "a", "--keypoints", "nowhere"], "--keypoints must be a file or a folder, found none at now"),
+        (g2da, ["--root", "a", "--set", "epochs"], "--set epochs takes a value of int, got ''"),
+        (g2da, ["--root", "a", "--set", "color=1"], "--set takes FIELD=VALUE with a field of size, epochs"),
+        (saai, ["--root", "a", "--dataset", "sysu"], "--dataset must be regdb or synthetic"),
         (g2da, ["--root", "a", "--synthetic", "b"], "not allowed with argument"),
-        (g2da, ["--root", "a", "--seeds", "0"], "--seeds goes with --synthetic"),
-        (g2da, ["--synthetic", "a", "--trials", "1"], "--trials goes with --root"),
+        (g2da, ["--root", "a", "--seeds", "0"], "--seeds goes with SYSU-MM01 and synthetic data"),
+        (
+            g2da,
+            ["--synthetic", "a", "--trials", "1"],
+            "--trials goes with RegDB; the runs on synthetic differ by --seeds",
+        ),
         (g2da, ["--synthetic", "a", "--seeds", "3", "3"], r"--seeds must name each once, got \[3, 3\]"),
         (g2da, ["--root", "a", "--reuse", "nowhere"], "--reuse must name folders, found none at nowhere"),
         (g2da, ["--root", "a", "--", "--phi", "0"], "unrecognized arguments: --phi 0"),  # CIFT has none
@@ -152,7 +167,7 @@ SWEEP = ["sweep", "--root", "a", "--parameter"]
     ],
 )
 def test_wrong_options_end_a_table_before_anything_runs(table, given, message, written, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(saai, "write_validation_split", lambda *args: 1)
+    monkeypatch.setattr(saai, "write_validation_split", lambda data, *args: (data, 1))
     with pytest.raises(SystemExit):
         table.main(given)
     assert re.search(message, capsys.readouterr().err)

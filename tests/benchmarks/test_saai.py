@@ -8,8 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.tables import runs, saai, saai_table
-from benchmarks.tables.records import DIRECTIONS, read_rows
+from benchmarks.tables.data import REGDB, Data
+from benchmarks.tables.records import read_rows
 from vireid.nn import H2FT
+from vireid.protocols import DIRECTIONS
 
 TRAINED = ("saai", "saai_cift")
 
@@ -66,7 +68,7 @@ def parameters_in(name):
 def test_every_row_is_what_the_checkpoints_give(table, tiny):
     output, rows, given = table
     plans = {row: saai.ROWS[row] for row in TRAINED}
-    made = runs.make_runs(plans, tiny, root=runs.Path(given[1]), output=output, trials=[1, 2])
+    made = runs.make_runs(plans, tiny, data=Data("regdb", runs.Path(given[1])), output=output, trials=[1, 2])
     trained = {(run.row, run.trial): run for run in made}
     assert {key.split("/")[0] for key in rows} == set(TRAINED)
     for key, row in rows.items():
@@ -77,7 +79,7 @@ def test_every_row_is_what_the_checkpoints_give(table, tiny):
         for direction, query in zip(DIRECTIONS, (0, 1), strict=True):
             for trial in (1, 2):
                 run = trained[model, trial]
-                x, ids, modality = run.features
+                x, ids, modality, *_ = run.features
                 q, g = x[modality == query].double(), x[modality != query].double()
                 if kind == "transferred":
                     assert isinstance(run.model.transfer, H2FT)
@@ -103,18 +105,24 @@ def test_rows_and_their_forms(table):
 def test_the_first_of_the_best_is_chosen(monkeypatch):
     reached = {1: 50.0, 2: 60.0, 4: 60.0, 6: 55.0}
 
-    def evaluate(features, rerank):
+    def evaluate(features, rerank, columns):
         return {direction: {"mAP": reached[rerank.keywords["k2"]]} for direction in DIRECTIONS}
 
     monkeypatch.setattr(saai, "evaluate", evaluate)
-    run = SimpleNamespace(row="saai", features=None, method="saai", model=SimpleNamespace(transfer=None))
+    run = SimpleNamespace(
+        row="saai",
+        features=None,
+        method="saai",
+        model=SimpleNamespace(transfer=None),
+        data=SimpleNamespace(columns=REGDB),
+    )
     assert saai.choose([run]) == {
         ("saai", "backbone", variant): {"k1": 4, "k2": 2} for variant in ("paper", "released")
     }
 
 
 def test_who_chooses_and_what_a_form_is(tmp_path):
-    made = runs.make_runs(saai.ROWS, [], root=tmp_path, output=tmp_path, trials=[1])
+    made = runs.make_runs(saai.ROWS, [], data=Data("regdb", tmp_path), output=tmp_path, trials=[1])
     own = {"baseline": "baseline", "saai_cift": "saai_cift"}
     assert {run.row: saai.chooser_of(run) for run in made} == {row: own.get(row, "saai") for row in saai.ROWS}
     chosen = {("saai", "backbone", "paper"): {"k1": 5, "k2": 3}}
