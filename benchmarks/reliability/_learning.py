@@ -203,6 +203,8 @@ LAYERS: dict[str, Any] = {
         "dim": DIM, "heads": d.option(1, 2, 4), "adjacency": torch.ones(4, 4, dtype=torch.bool),
         "threshold": d.share(0, 0.6), "negative_slope": d.share(0.1, 0.5),
     },
+    "GeM": lambda d: {"p": d.share(1, 10), "trainable": d.option(True, False), "grid": d.option((1, 1), (3, 2))},
+    "NonLocal": lambda d: {"channels": DIM},
     "PrototypePooling": lambda d: {
         "channels": DIM, "parts": d.count(1, 3), "size": (4, 2), "position_in_values": d.option(True, False),
     },
@@ -247,6 +249,9 @@ for name in LAYERS:
         method("nn", name, "forward", made, nodes)
         method("nn", name, "attention", made, nodes)
         method("nn", name, "kept", made, lambda d, m, w: {}, weight=0.1)
+    elif name in ("GeM", "NonLocal"):
+        maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(2, 3))}  # noqa: E731
+        method("nn", name, "forward", made, maps)
     elif name == "PrototypePooling":
         maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(1, 3))}  # noqa: E731
         method("nn", name, "forward", made, maps)
@@ -292,6 +297,13 @@ method("nn", "TwoStream", "stream", two_stream, lambda d, m, w: {"modality": d.c
 def from_sequential(d: Draw, world: Path) -> Made:
     """Draw a network to split."""
     return layers.TwoStream.from_sequential, {"net": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh()), "shared_from": "1"}
+
+
+@call("nn.insert_non_local", weight=0.3)
+def non_local(d: Draw, world: Path) -> Made:
+    """Draw a network with a stage."""
+    return layers.insert_non_local, {"net": layers.SmallBackbone(), "blocks": {"refinements": d.count(1, 2)},
+                                     "size": d.option((64, 64), (32, 16))}  # fmt: skip
 
 
 @call("nn.TwoStream.from_resnet", "nn.resnet50", weight=0.02)

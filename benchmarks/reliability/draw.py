@@ -93,6 +93,7 @@ class Draw:
             if x.is_floating_point():
                 drawn = self.rng.uniform(0.5, 1.5, x.shape) if x.ndim == 1 else self.rng.normal(size=x.shape) * 0.3
                 low = 0.5 if "norm" in name or "var" in name else 0.0
-                x.copy_(torch.from_numpy(drawn).clamp_min(low) if low else torch.from_numpy(drawn))
+                values = torch.as_tensor(drawn)  # a number for a parameter without axes
+                x.copy_(values.clamp_min(low) if low else values)
         module = module.to(self.dtype)
         return (module.double() if self.exact else module).train(bool(self.count(0, 1)))

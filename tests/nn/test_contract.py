@@ -15,8 +15,10 @@ from vireid.nn import (
     BNNeck,
     DualBNNeck,
     FeatureTransfer,
+    GeM,
     H2FTOutput,
     MessageFusionAttention,
+    NonLocal,
     PrototypePooling,
     SkeletonAggregation,
     SmallBackbone,
@@ -95,6 +97,18 @@ CASES = {
         lambda n: (torch.randn(n, 5, 3, 2).double(),),
         {"feature_map": "float"},
         "PrototypePooling(5, parts=3, size=(4, 3), position_in_values=False)",
+    ),
+    "GeM": Case(
+        lambda: GeM(grid=(3, 2)),
+        lambda n: (torch.rand(n, 5, 7, 4).double() + 0.1,),
+        {"feature_map": "float"},
+        "GeM(p=3, trainable=True, grid=(3, 2))",
+    ),
+    "NonLocal": Case(
+        lambda: NonLocal(5),
+        lambda n: (torch.randn(n, 5, 3, 2).double(),),
+        {"feature_map": "float"},
+        "(theta): Conv2d(5, 2, kernel_size=(1, 1), stride=(1, 1))",
     ),
     "keypoint_pooling": Case(
         KeypointPooling,
@@ -268,7 +282,7 @@ def test_bad_input_is_named(case):
         refused(place, x[None], ValueError, rf"{name} must have shape \(.*\), got \(1, 4")
         if place:
             refused(place, x[:3], ValueError, rf"{name} must have shape \(4,.*\), got \(3,")
-        elif x.ndim < 4 or (name == "feature_map" and len(inputs) == 1):
+        elif x.ndim < 4 or (name == "feature_map" and len(inputs) == 1 and not isinstance(layer, GeM)):
             refused(place, x[:, :-1], ValueError, rf"{name} must have shape \(B, .*\), got \(4, ")
         if kind != "any":
             for dtype in {torch.float64, torch.int64, torch.bool, torch.complex64} - {x.dtype}:

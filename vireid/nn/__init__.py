@@ -1,6 +1,7 @@
 """Layers from feature maps (B, c, h, w) or features (B, d) to features, each usable without the others."""
 
 from vireid.nn.fusion import MessageFusionAttention
+from vireid.nn.gem import GeM
 from vireid.nn.gft import GFT
 from vireid.nn.h2ft import H2FT
 from vireid.nn.heatmaps import (
@@ -12,6 +13,7 @@ from vireid.nn.heatmaps import (
     present_keypoints,
 )
 from vireid.nn.necks import BNNeck, DualBNNeck
+from vireid.nn.non_local import NonLocal, insert_non_local
 from vireid.nn.prototypes import PrototypePooling
 from vireid.nn.resnet import resnet50
 from vireid.nn.skeleton import COCO_17, PERSON_13, Skeleton, SkeletonAggregation, skeleton_adjacency
@@ -27,14 +29,17 @@ __all__ = [
     "BNNeck",
     "DualBNNeck",
     "FeatureTransfer",
+    "GeM",
     "H2FTOutput",
     "MessageFusionAttention",
+    "NonLocal",
     "PrototypePooling",
     "Skeleton",
     "SkeletonAggregation",
     "SmallBackbone",
     "TwoStream",
     "gaussian_heatmaps",
+    "insert_non_local",
     "keypoint_pooling",
     "merge_coco_heatmaps",
     "merge_coco_keypoints",
