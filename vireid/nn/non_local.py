@@ -73,14 +73,9 @@ def insert_non_local(net: nn.Module, blocks: Mapping[str, int], *, size: tuple[i
 
     Example:
         >>> from vireid.nn import SmallBackbone
-        >>> insert_non_local(SmallBackbone(), {"refinements": 1}).refinements[-1][1]
-        NonLocal(
-          (theta): Conv2d(9, 4, kernel_size=(1, 1), stride=(1, 1))
-          (phi): Conv2d(9, 4, kernel_size=(1, 1), stride=(1, 1))
-          (g): Conv2d(9, 4, kernel_size=(1, 1), stride=(1, 1))
-          (out): Conv2d(4, 9, kernel_size=(1, 1), stride=(1, 1))
-          (norm): BatchNorm2d(9, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-        )
+        >>> net = insert_non_local(SmallBackbone(), {"refinements": 1})
+        >>> net.refinements[-1][1].channels
+        9
     """
     check_module("net", net)
     height, width = check_size("size", size)
