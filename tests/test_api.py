@@ -61,8 +61,8 @@ PROMISED = {
     "ot": ["GraphOT", "graph_ot"],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": [
-        *("AIM", "AfterTransfer", "GraphTransfer", "QueryExpansion", "SIM", "aim", "gnn", "graph_transfer"),
-        *("k_reciprocal", "query_expansion", "sim"),
+        *("AIM", "AfterTransfer", "GraphTransfer", "QueryExpansion", "SIM", "aim", "cmkr", "gnn", "graph_transfer"),
+        *("k_reciprocal", "mser", "query_expansion", "sim"),
     ],
     "metrics": [
         *("RankMetrics", "RankingMetric", "RetrievalMetric", "affinity_error_rate", "affinity_quality"),

@@ -130,6 +130,12 @@ def settings(name: str, d: Draw) -> dict[str, Any]:
         return counts(d) | {"layers": d.count(1, 3), "alpha": d.share(0.5, 3), "top": d.option(None, 5)}
     if name == "k_reciprocal":
         return counts(d) | {"lambda_value": d.share(), "top": d.option(None, 5)}
+    if name == "cmkr":
+        how = d.option("joint", "constrained", "extended", "divided")
+        given = counts(d) | {"neighbors": how, "lambda_value": d.share(), "top": d.option(None, 5)}
+        return given | ({"k3": d.count(0, given["k2"])} if how == "extended" else {})
+    if name == "mser":
+        return counts(d) | {"lambda_value": d.share(), "top": d.option(None, 5)}
     if name in ("sim", "SIM"):
         return counts(d) | {"lambda_value": d.share()}
     kind = H2FT if d.count(0, 1) else GFT
@@ -137,7 +143,7 @@ def settings(name: str, d: Draw) -> dict[str, Any]:
     return {"module": kind(DIM, k=d.count(1, 5), value=nn.Identity()).to(torch.float64 if double else torch.float32)}
 
 
-for name in ("aim", "gnn", "graph_transfer", "k_reciprocal", "query_expansion", "sim"):
+for name in ("aim", "cmkr", "gnn", "graph_transfer", "k_reciprocal", "mser", "query_expansion", "sim"):
 
     def function(d: Draw, world: Path, name: str = name) -> Made:
         """Draw a re-ranking."""

@@ -21,9 +21,11 @@ from vireid.rerank import (
     GraphTransfer,
     QueryExpansion,
     aim,
+    cmkr,
     gnn,
     graph_transfer,
     k_reciprocal,
+    mser,
     query_expansion,
     sim,
 )
@@ -83,8 +85,12 @@ METHODS = {
     "gft": Transfer(GFT),
     "k-reciprocal": Method(k_reciprocal, {"k1": 5, "k2": 3}),
     "gnn": Method(gnn, {"k1": 5, "k2": 3}),
+    "cmkr": Method(cmkr, {"k1": 5, "k2": 3}),
+    "cmkr-constrained": Method(cmkr, {"k1": 5, "k2": 1, "neighbors": "constrained"}),
+    "mser": Method(mser, {"k1": 5, "k2": 3}),
 }
 METHODS["aim-relations"].function.uses = "transductive"
+TRANSDUCTIVE = ("k", "gnn", "cmkr", "mser")  # first words of their names
 every = pytest.mark.parametrize("name", METHODS)
 fitted_ones = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind])
 
@@ -155,7 +161,9 @@ def test_distances_follow_the_order_of_queries_and_gallery(name):
 @every
 def test_uses_says_whether_queries_depend_on_each_other(name):
     method = METHODS[name]
-    assert method.uses == ("transductive" if name in ("k-reciprocal", "gnn", "aim-relations") else "gallery")
+    assert method.uses == (
+        "transductive" if name.split("-")[0] in TRANSDUCTIVE or name == "aim-relations" else "gallery"
+    )
     assert method.kind is None or method.kind.uses == method.uses
     for q, g in (features(20), with_twins()):
         whole = method(q, g)
@@ -247,6 +255,9 @@ def test_bad_features_are_named(name, case):
         ("k-reciprocal", {"k2": 0}, "k2 must be at least 1, got 0"),
         ("k-reciprocal", {"lambda_value": -0.1}, r"lambda_value must be at least 0 and at most 1, got -0.1"),
         ("k-reciprocal", {"top": 0}, "top must be at least 1, got 0"),
+        ("cmkr", {"k1": 0}, "k1 must be at least 1, got 0"),
+        ("mser", {"k2": 0}, "k2 must be at least 1, got 0"),
+        ("mser", {"lambda_value": 2}, "lambda_value must be at least 0 and at most 1, got 2"),
         ("gnn", {"k1": 0}, "k1 must be at least 1, got 0"),
         ("gnn", {"k2": 0}, "k2 must be at least 1, got 0"),
         ("gnn", {"layers": 0}, "layers must be at least 1, got 0"),

@@ -13,9 +13,11 @@ from vireid.rerank import (
     GraphTransfer,
     QueryExpansion,
     aim,
+    cmkr,
     gnn,
     graph_transfer,
     k_reciprocal,
+    mser,
     query_expansion,
 )
 from vireid.rerank import sim as similarity
@@ -58,6 +60,9 @@ RANKINGS = {
     "aim with queries": lambda q, g: (aim(q, g, k1=5, k2=2, use_query_relations=True),),
     "gnn": lambda q, g: gnn(q, g, k1=6, k2=3, top=10),
     "k_reciprocal": lambda q, g: k_reciprocal(q, g, k1=6, k2=3, top=10),
+    "cmkr": lambda q, g: cmkr(q, g, k1=6, k2=3, top=10),
+    "cmkr constrained": lambda q, g: cmkr(q, g, k1=6, k2=3, neighbors="constrained", top=10),
+    "mser": lambda q, g: mser(q, g, k1=6, k2=3, top=10),
     "sim": lambda q, g: (similarity(q, g, k1=6, k2=6),),
     "query_expansion": lambda q, g: (query_expansion(q, g, n=4),),
     "AIM": fitted(AIM(k1=5, k2=2, variant="released")),

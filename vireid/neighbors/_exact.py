@@ -4,7 +4,7 @@ A fast float32 product proposes candidates; their scores are then computed again
 operations whose result depends only on the two rows. A bound on the product's rounding error says for which queries
 that settles the answer; the others (many ties, duplicates, zero rows) score each gallery row it cannot rule out.
 
-Two doors, for prepared rows: `search` a gallery for queries, and `neighbors_within` a set.
+Three doors, for prepared rows: `search` a gallery for queries, `neighbors_within` a set, and `neighbors_across` two.
 """
 
 from collections.abc import Callable, Iterator
@@ -97,18 +97,8 @@ def neighbors_within(
     n, device = len(rows.given), rows.proposal.device
     if k == 1 and visit is None:
         return torch.ones_like(to_float(rows.square[:, None])), torch.arange(n, device=device)[:, None]
-    m = min(k + PAD, n)
-    step = _tile(device, m)
-    # no neighbor yet: -inf is behind every cosine
-    best = torch.full((n, m), -torch.inf, dtype=rows.proposal.dtype, device=device)
-    index = torch.zeros((n, m), dtype=torch.int64, device=device)
-
-    def merge(part: slice, product: Tensor, first: int) -> None:
-        value, column = product.topk(min(m, product.shape[1]), dim=1)
-        value, column = torch.cat([best[part], value], 1), torch.cat([index[part], column + first], 1)
-        best[part], chosen = value.topk(m, dim=1)
-        index[part] = column.gather(1, chosen)
-
+    best = _Best(n, min(k + PAD, n), rows.proposal)
+    step = _tile(device, best.index.shape[1])
     for top in range(0, n, step):
         part = slice(top, min(top + step, n))
         for left in range(top, n, step):
@@ -119,18 +109,72 @@ def neighbors_within(
             if left == top:
                 product.fill_diagonal_(torch.inf)
             else:
-                merge(columns, product.T.contiguous(), top)
-            merge(part, product, left)
-
-    scores = to_float(rows.square[:0]).new_empty(n, k)
-    indices = torch.empty(n, k, dtype=torch.int64, device=device)
-    for start in range(0, n, step):
-        part = slice(start, min(start + step, n))
-        itself = torch.arange(part.start, part.stop, device=device)
-        found = _exact(rows.select(part), rows, best[part], index[part], best[:0], k, "cosine", itself)
-        scores[part], indices[part] = to_float(found[0], scores.dtype), found[1]
+                best.merge(columns, product.T.contiguous(), top)
+            best.merge(part, product, left)
+    scores, indices = best.settled(rows, rows, k, step, within=True)
     scores[:, 0] = 1
     return scores, indices
+
+
+def neighbors_across(
+    left: Rows, right: Rows, k: int, *, visit: Callable[[slice, slice, Tensor], None] | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Find the exact min(k, M) nearest of each of N rows among M others by cosine, and the min(k, N) nearest of those.
+
+    A product of two blocks of rows serves both directions; none is kept.
+
+    Args:
+        left: N rows, prepared for "cosine", at least 1.
+        right: M rows, likewise.
+        k: neighbors wanted.
+        visit: called with (rows, columns, product) of each block. It must neither change nor keep the product.
+
+    Returns:
+        Cosines and indices of the first rows, and of the others, as of `neighbors_within`, by descending cosine, ties
+        by index.
+    """
+    n, m = len(left.given), len(right.given)
+    forth, back = _Best(n, min(k + PAD, m), left.proposal), _Best(m, min(k + PAD, n), right.proposal)
+    step = _tile(left.proposal.device, k + PAD)
+    for top in range(0, n, step):
+        part = slice(top, min(top + step, n))
+        for start in range(0, m, step):
+            columns = slice(start, min(start + step, m))
+            product = left.proposal[part] @ right.proposal[columns].T
+            if visit is not None:
+                visit(part, columns, product)
+            forth.merge(part, product, start)
+            back.merge(columns, product.T.contiguous(), top)
+    return forth.settled(left, right, min(k, m), step), back.settled(right, left, min(k, n), step)
+
+
+class _Best:
+    """The m largest products of each of n rows so far."""
+
+    def __init__(self, n: int, m: int, like: Tensor) -> None:
+        self.value = like.new_full((n, m), -torch.inf)  # no neighbor yet: behind every cosine
+        self.index = torch.zeros((n, m), dtype=torch.int64, device=like.device)
+
+    def merge(self, part: slice, product: Tensor, first: int) -> None:
+        """Take in the products of rows ``part`` with those from ``first`` on."""
+        m = self.index.shape[1]
+        value, column = product.topk(min(m, product.shape[1]), dim=1)
+        value, column = torch.cat([self.value[part], value], 1), torch.cat([self.index[part], column + first], 1)
+        self.value[part], chosen = value.topk(m, dim=1)
+        self.index[part] = column.gather(1, chosen)
+
+    def settled(self, rows: Rows, others: Rows, k: int, step: int, *, within: bool = False) -> tuple[Tensor, Tensor]:
+        """Return exact scores and indices (n, k) among ``others``; ``within``: those are the rows, itself first."""
+        n, device = self.index.shape[0], self.index.device
+        scores = to_float(rows.square[:0]).new_empty(n, k)
+        indices = torch.empty(n, k, dtype=torch.int64, device=device)
+        for start in range(0, n, step):
+            part = slice(start, min(start + step, n))
+            itself = torch.arange(part.start, part.stop, device=device) if within else None
+            proposed = self.value[part], self.index[part], self.value[:0]
+            found = _exact(rows.select(part), others, *proposed, k, "cosine", itself)
+            scores[part], indices[part] = to_float(found[0], scores.dtype), found[1]
+        return scores, indices
 
 
 def best_per_row(score: Tensor, row: Tensor, rows: int, k: int) -> Tensor:

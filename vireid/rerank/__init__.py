@@ -6,9 +6,11 @@ object that is fitted once and then answers any number of queries.
 """
 
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
+from vireid.rerank.cmkr import cmkr
 from vireid.rerank.gnn import gnn
 from vireid.rerank.graph_transfer import AfterTransfer, GraphTransfer, graph_transfer
 from vireid.rerank.k_reciprocal import k_reciprocal
+from vireid.rerank.mser import mser
 from vireid.rerank.query_expansion import QueryExpansion, query_expansion
 from vireid.rerank.sim import SIM, sim
 
@@ -20,9 +22,11 @@ __all__ = [
     "GraphTransfer",
     "QueryExpansion",
     "aim",
+    "cmkr",
     "gnn",
     "graph_transfer",
     "k_reciprocal",
+    "mser",
     "query_expansion",
     "sim",
 ]

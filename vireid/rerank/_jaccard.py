@@ -7,10 +7,15 @@ From reciprocal sets R and narrower ones R':
     Jaccard(i, j) = 1 - S / (2 - S), S = Σ_c min(V_ic, V_jc)
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from vireid.rerank._sparse import Sparse, accumulate, product, rows_of
+from vireid._ops import equalize_columns
+from vireid.neighbors._exact import neighbors_across, neighbors_within
+from vireid.neighbors._scores import Rows
+from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
 
 _CANDIDATES = 2**20  # neighbors of neighbors per block
 
@@ -81,3 +86,79 @@ def jaccard(encodings: Sparse, lists: Sparse) -> Tensor:
     shared = lists.value.new_zeros(len(encodings.start) - 1, lists.columns)
     accumulate(shared, encodings, lists, torch.minimum)
     return shared.neg_().add_(2).reciprocal_().mul_(-2).add_(2).clamp_min_(0)  # 1 - S / (2 - S) = 2 - 2 / (2 - S)
+
+
+def mixed(block: Tensor, shares: Tensor, scale: Tensor, weight: float, repeated: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute (1 - λ) ``shares`` + λ D (b, M), in place of the cosines ``block`` and of the Jaccard distances."""
+    equalize_columns(block, repeated)
+    factor = weight * scale[:, None]
+    torch.addcmul(factor, factor, block, value=-1, out=block).clamp_min_(0)  # λ D
+    return block.add_(shares.mul_(1 - weight))
+
+
+class Ranked(NamedTuple):
+    """Nearest images of one set, queries or gallery, per image of one, by cosine; an image itself comes first."""
+
+    cosine: Tensor  # (N, k)
+    near: Tensor  # (N, k) indices
+    lowest: Tensor  # (N,) cosine with the farthest image of the set
+
+
+Rankings = dict[tuple[int, int], Ranked]
+"""By (set of the images, set of their neighbors): 0 the queries, 1 the gallery."""
+
+
+def rankings(sets: list[Rows], k: int, *, gallery: bool = True, cosines: Tensor | None = None) -> Rankings:
+    """Rank queries and gallery by set, with half of the products of all images with all.
+
+    Args:
+        sets: prepared queries and gallery.
+        k: neighbors wanted.
+        gallery: False: the gallery is not ranked for its own images.
+        cosines: (Nq, Ng), where those of queries and gallery are written.
+    """
+    found: Rankings = {}
+    for a, b in ((0, 0), (0, 1), (1, 1))[: 3 if gallery else 2]:
+        lowest = [x.proposal.new_full((len(x.proposal),), torch.inf) for x in (sets[a], sets[b])]
+
+        def visit(part: slice, columns: slice, cosine: Tensor, lowest: list[Tensor] = lowest, a: int = a) -> None:
+            lowest[0][part] = torch.minimum(lowest[0][part], cosine.amin(1))
+            lowest[1][columns] = torch.minimum(lowest[1][columns], cosine.amin(0))
+            if cosines is not None and lowest[0] is not lowest[1]:
+                cosines[part, columns] = cosine
+
+        if a == b:
+            lowest[1] = lowest[0]
+            within = neighbors_within(sets[a], min(k, len(sets[a].given)), visit=visit)
+            found[a, a] = Ranked(*within, lowest[0])
+        else:
+            forth, back = neighbors_across(sets[a], sets[b], k, visit=visit)
+            found[a, b], found[b, a] = Ranked(*forth, lowest[0]), Ranked(*back, lowest[1])
+    return found
+
+
+def within_one(
+    sets: list[Rows], found: Rankings, one: int, k: tuple[int, int, int], scales: tuple[Tensor, Tensor]
+) -> tuple[Sparse, Sparse]:
+    """Compute encodings of queries and gallery over the images of one of the two.
+
+    Args:
+        sets: queries and gallery.
+        found: their rankings.
+        one: the set whose images are the columns.
+        k: sizes k1 of R and of R', and k2 of the local query expansion, over images of this set.
+        scales: s of D in the rows of this set and of the other.
+    """
+    (k1, half, k2), other = k, 1 - one
+    x, index = sets[one].proposal, found[one, one].near
+    wide, narrow = index[:, : k1 + 1], index[:, : half + 1]
+    inner = narrow, reciprocal(narrow)
+    own = encoding(x, x, *members(wide, reciprocal(wide), *inner), scales[0], same=True)
+    across = found[other, one].near
+    if k2 > 1:
+        both = mean_over(index[:, :k2], own), mean_over(across[:, :k2], own)
+    else:
+        near = across[:, : k1 + 1]
+        pairs = members(near, reciprocal(near, found[one, other].near[:, : k1 + 1]), *inner)
+        both = own, encoding(sets[other].proposal, x, *pairs, scales[1])
+    return both if one == 0 else both[::-1]
