@@ -150,12 +150,12 @@ def into_range(*tensors: Tensor, dtype: torch.dtype | None = None, wait: bool = 
     return 2.0 ** (most * 7 // 16 - 1 - bits if bits > 0 else min(-bits, most - 2))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Compute the mean cross-entropy of ``logits`` (N, C) and ``labels`` (N,), 0 … C - 1, in at least float32."""
     check_tensor("logits", logits, "N C")
     check_tensor("labels", labels, "N", kind="integer", N=logits.shape[0])
     check_labels("labels", labels, logits.shape[1])  # PyTorch ignores -100
-    return F.cross_entropy(at_least_float32(logits), labels.long())
+    return F.cross_entropy(at_least_float32(logits), labels.long(), label_smoothing=label_smoothing)
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:

@@ -375,6 +375,10 @@ PLAIN_ADJACENCY = layers.part_grid(2, 1)
 MODELS: dict[str, Any] = {
     "Baseline": lambda d: {"grid": d.option(None, (1, 1), (2, 1))},
     "CIFT": lambda d: {},
+    "AGW": lambda d: {
+        "pooling": d.option("gem", "avg"), "p": d.share(1, 4), "stripes": d.count(1, 3), "relu": d.option(True, False),
+        "part_dim": d.option(None, 4), "trainable_p": d.option(True, False),
+    },
     "SAAI": lambda d: {"parts": d.count(1, 3), "size": (3, 2), "dual_neck": d.option(True, False)},
     "G2DA": lambda d: {
         "parts": PLAIN_ADJACENCY[0], "adjacency": PLAIN_ADJACENCY[1], "heads": d.option(1, 2), "threshold": 0.0,
@@ -390,6 +394,10 @@ def criterion_of(d: Draw, name: str, model: nn.Module) -> tuple[Any, dict[str, A
     if name == "G2DA":
         return models.G2DACriterion, {"margin": d.share(0.1), "phi": d.share(), "loss": d.option("abs", "square"),
                                       "pairs": d.option("all", "one_to_one"), "contrastive": d.share()}  # fmt: skip
+    if name == "AGW":
+        return models.AGWCriterion, {"model": model, "triplet": d.share(), "hetero_center": d.share(),
+                                     "hetero_center_triplet": d.share(), "label_smoothing": d.share(0, 0.5),
+                                     "metric_features": d.option("pooled", "neck")}  # fmt: skip
     if name == "SAAI":
         return models.SAAICriterion, {"model": model, "part_diversity": d.share(), "affinity":
                                       d.option(None, losses.AffinityInferenceLoss(k1=3))}  # fmt: skip

@@ -13,9 +13,11 @@ from torch.testing import assert_close
 from vireid import INFRARED, VISIBLE
 from vireid.losses import AffinityInferenceLoss, CRILoss
 from vireid.models import (
+    AGW,
     CIFT,
     G2DA,
     SAAI,
+    AGWCriterion,
     AlignedCriterion,
     Baseline,
     BaselineCriterion,
@@ -89,6 +91,23 @@ CASES = [
     Case("SAAI", saai, saai_criterion, f"{SAAI_TERMS} {GRAPH}"),
     Case("G2DA", g2da(True), lambda _: G2DACriterion(), "ce triplet transport contrastive graph"),
     Case("G2DA, no graph", g2da(False), lambda _: G2DACriterion(), "ce triplet transport contrastive"),
+    Case("AGW", lambda net: AGW(net, CLASSES), AGWCriterion, "ce triplet"),
+    Case(
+        "AGW, HC under CIFT",
+        lambda net: AGW(net, CLASSES, pooling="avg", stripes=3, part_dim=4, transfer=H2FT(12, k=3)),
+        lambda model: AGWCriterion(
+            model, triplet=0.0, hetero_center=0.5, metric_features="neck", cri=CRILoss(model.dim)
+        ),
+        f"ce hetero_center {GRAPH}",
+    ),
+    Case(
+        "AGW, HCT",
+        lambda net: AGW(net, CLASSES, stripes=2, part_dim=5, relu=True),
+        lambda model: AGWCriterion(
+            model, triplet=0.0, hetero_center_triplet=1.0, metric_features="neck", label_smoothing=0.1
+        ),
+        "ce hetero_center_triplet",
+    ),
     Case(
         "SAAI, aligned",
         lambda net: SAAI(net, CLASSES, parts=2, size=(3, 2)),
@@ -204,7 +223,7 @@ def test_autocast_losses_are_near_full_precision_and_gradients_finite(case, dtyp
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name in ("CIFT", "SAAI", "G2DA")], ids=lambda c: c.name
+    "case", [case for case in CASES if case.name in ("CIFT", "SAAI", "G2DA", "AGW, HCT")], ids=lambda c: c.name
 )
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_features_are_exported_with_any_batch(case):
