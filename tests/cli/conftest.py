@@ -83,6 +83,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "aim": {"k1": 4, "k2": 2, "variant": "released"},
     "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2},
     "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0},
+    "cmkr": {"neighbors": "extended", "k1": 6, "k2": 4, "k3": 1, "lambda_value": 0.1},
+    "mser": {"k1": 6, "k2": 4, "lambda_value": 0.2},
     "sim": {"k1": 6, "k2": 4, "lambda_value": 0.1},
     "query_expansion": {"n": 3, "alpha": 3.0},
 }

@@ -37,10 +37,14 @@ def keywords(function):
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_of_rerankers_are_those_of_their_signatures(method):
     function, fitted = getattr(rerankers, method), METHODS[method]
-    assert function.uses == ("gallery" if fitted else "transductive")
-    for form in [function] + ([getattr(rerankers, fitted)] if fitted else []):
-        expected = {n: d for n, d in keywords(form).items() if n not in ("top", "use_query_relations")}
-        assert settings_of(method) == expected
+    settings = settings_of(method)
+    assert function.uses == ("gallery" if fitted and "queries" not in settings else "transductive")
+    left_out = ("top", "use_query_relations", "query_spectra", "gallery_spectra")
+    assert settings == {name: default for name, default in keywords(function).items() if name not in left_out}
+    if fitted:
+        kind = getattr(rerankers, fitted)
+        assert kind.uses == "gallery"
+        assert keywords(kind) == {name: default for name, default in settings.items() if name != "queries"}
 
 
 def test_help_names_every_setting_and_default(run):
@@ -48,7 +52,7 @@ def test_help_names_every_setting_and_default(run):
     for method in METHODS:
         for name, default in settings_of(method).items():
             assert "--" + name.replace("_", "-") in text
-            assert default is NEEDED or f"{method} [{default}]" in text
+            assert default in (NEEDED, None) or f"{method} [{default}]" in text
     assert run("--version")[0].strip() == vireid.__version__
 
 

@@ -12,10 +12,21 @@ from vireid.cli.signatures import NEEDED, keyword_arguments
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from torch import Tensor
 
-METHODS = {"aim": "AIM", "sim": "SIM", "query_expansion": "QueryExpansion", "k_reciprocal": None, "gnn": None}
-"""Functions of `vireid.rerank`, each in the file of its name, and their classes; transductive ones have none."""
+METHODS = {
+    "aim": "AIM",
+    "sim": "SIM",
+    "query_expansion": "QueryExpansion",
+    "k_reciprocal": None,
+    "gnn": None,
+    "cmkr": None,
+    "mser": None,
+}
+"""Functions of `vireid.rerank`, each in the file of its name, and the classes that rank a query with the gallery only.
 
-_LEFT_OUT = {"top", "use_query_relations"}  # keyword arguments that are no settings of a ranking
+A function with the setting ``queries`` is transductive unless it is "alone".
+"""
+
+_LEFT_OUT = {"top", "use_query_relations", "query_spectra", "gallery_spectra"}  # no settings of a ranking of one file
 _BLOCK = 256  # queries between two steps of a bar
 
 
@@ -32,6 +43,11 @@ class CountOrAll(click.IntRange):
 _OPTIONS: dict[str, tuple[click.ParamType, str]] = {
     "k1": (CountOrAll(min=1), "Neighbors of the affinities or the graph; aim also takes all, the whole gallery."),
     "k2": (click.IntRange(min=1), "Neighbors averaged over (sim: in a gallery image's set)."),
+    "k3": (click.IntRange(min=0), "Gallery images among the k2; unless given, as they come."),
+    "neighbors": (
+        click.Choice(["joint", "constrained", "extended", "divided"]),
+        "Images of which modality may be neighbors.",
+    ),
     "variant": (click.Choice(["paper", "released"]), "Equation of the paper, or of the authors' code."),
     "lambda_value": (click.FloatRange(0, 1), "Weight of the original distance."),
     "layers": (click.IntRange(min=1), "Rounds of propagation."),
@@ -86,7 +102,7 @@ class Reranking:
         if missing:
             hint = "See vireid evaluate --help for the paper's values."
             raise click.UsageError(f"--rerank {method} needs {flags(missing)}. {hint}")
-        return Reranking(method, settings)
+        return Reranking(method, {name: value for name, value in settings.items() if value is not None})
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name}={value}" for name, value in self.given.items())
@@ -94,7 +110,16 @@ class Reranking:
 
     @property
     def _keywords(self) -> dict[str, Any]:
-        return {name: None if value == "all" else value for name, value in self.given.items()}
+        return {name: None if (name, value) == ("k1", "all") else value for name, value in self.given.items()}
+
+    def _fitted(self) -> Any:
+        """Return a re-ranker to fit to a gallery, None if the method is a transductive one."""
+        from vireid import rerank
+
+        kind = METHODS.get(str(self.method))
+        if kind is None or self.given.get("queries") == "all":
+            return None
+        return getattr(rerank, kind)(**{name: x for name, x in self._keywords.items() if name != "queries"})
 
     def function(self, after: Callable[[], Any] = lambda: None) -> Callable[..., Any]:
         """Return (query, gallery) -> distance (Nq, Ng) that says its name, ``uses`` and settings, then calls ``after``.
@@ -105,14 +130,15 @@ class Reranking:
         from vireid.protocols._protocol import compare
 
         function: Callable[..., Any] = getattr(rerank, str(self.method), compare)
+        fitted = self._fitted()
 
         def ranked(query: "Tensor", gallery: "Tensor") -> Any:
-            distance = function(query, gallery, **self._keywords)
+            distance = fitted(query, gallery) if fitted else function(query, gallery, **self._keywords)
             after()
             return distance
 
         ranked.__name__ = str(self.method)
-        vars(ranked).update(uses=getattr(function, "uses", "query"), settings=self.given)
+        vars(ranked).update(uses=getattr(fitted or function, "uses", "query"), settings=self.given)
         return ranked
 
     def nearest(self, query: "Tensor", gallery: "Tensor", top: int) -> Iterator[tuple[Any, Any]]:
@@ -124,24 +150,27 @@ class Reranking:
             for block in query.split(_BLOCK):
                 values, indices = topk(block, gallery, top)
                 yield 1 - values, indices
-        elif (fitted := METHODS[str(self.method)]) is None:
-            yield getattr(rerank, str(self.method))(query, gallery, **self.given, top=top)
-        else:
-            ranker = getattr(rerank, fitted)(**self._keywords).fit(gallery)
+        elif fitted := self._fitted():
+            fitted.fit(gallery)
             for block in query.split(_BLOCK):
-                yield ranker.topk(block, top)
+                yield fitted.topk(block, top)
+        else:
+            yield getattr(rerank, str(self.method))(query, gallery, **self.given, top=top)
 
 
 def rerank_options(*, required: bool = False, text: str = "") -> Callable[[Command], Command]:
     """Give a command --rerank and an option for each setting; it is called with one ``reranking``."""
-    text += f" {', '.join(m for m, fitted in METHODS.items() if fitted)}: a query with the gallery only. "
-    text += f"{', '.join(m for m, fitted in METHODS.items() if not fitted)}: transductive, with the other queries too."
+    alone = [m for m in METHODS if "queries" in settings_of(m)]
+    others = [m for m, fitted in METHODS.items() if m in alone or not fitted]
+    text += f" {', '.join(m for m in METHODS if m not in others)}: a query with the gallery only. "
+    text += f"{', '.join(others)}: transductive, with the other queries too"
+    text += f" ({', '.join(alone)}: unless --queries alone)." if alone else "."
 
     choice = click.Choice(["none", *METHODS])
     options = [click.option("--rerank", type=choice, required=required, help=text.strip())]
     for name, (kind, what) in _OPTIONS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
-        defaults = ", ".join(m if value is NEEDED else f"{m} [{value}]" for m, value in takers.items())
+        defaults = ", ".join(m if value in (NEEDED, None) else f"{m} [{value}]" for m, value in takers.items())
         options.append(click.option(flags([name]), name, type=kind, help=f"{what} For {defaults}."))
 
     def make(rerank: str | None, **given: Any) -> Reranking:
