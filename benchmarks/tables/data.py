@@ -42,27 +42,29 @@ class Data:
         dataset: "regdb", "sysu" or "synthetic", which is in RegDB's layout.
         root: its folder.
         keypoints: of its images, for G2DA; None: the parts of a 4 x 3 grid, of the synthetic data their own.
-        sampling: of SYSU-MM01's galleries; "agw" where there are no official ones.
+        sampling: of SYSU-MM01's ten galleries; "agw" for one where there are no official ones.
+        seeded: whether the runs of a row differ by the training's seed, not by RegDB's split. Default: except on RegDB.
     """
 
     dataset: str
     root: Path
     keypoints: Path | None = None
     sampling: typing.Literal["official", "agw"] = "official"
+    seeded: bool | None = None
 
-    @property
-    def seeded(self) -> bool:
-        """Whether the runs of a row differ by the seed of the training."""
-        return self.dataset != "regdb"
+    def __post_init__(self) -> None:
+        if self.seeded is None:
+            object.__setattr__(self, "seeded", self.dataset != "regdb")
 
     @cached_property
     def columns(self) -> Columns:
         """Both directions, or SYSU-MM01's four settings."""
         if self.dataset != "sysu":
             return REGDB
+        trials = 10 if self.sampling == "official" else 1
         permutations = self.root / "exp" / "rand_perm_cam.mat" if self.sampling == "official" else None
         return {
-            f"{mode} {name}-shot": SYSUMM01(mode, shots, self.sampling, permutations=permutations)
+            f"{mode} {name}-shot": SYSUMM01(mode, shots, self.sampling, permutations=permutations, trials=trials)
             for mode in typing.get_args(typing.Literal["all", "indoor"])
             for name, shots in (("single", 1), ("multi", 10))
         }

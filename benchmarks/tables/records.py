@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.speed.measure import read_table, write_table
 
 NAMES = {"visible_to_infrared": "V→I", "infrared_to_visible": "I→V", "rank1": "rank-1", "rank10": "rank-10"}
-NAMES |= {"rank20": "rank-20"}
+NAMES |= {"rank20": "rank-20", "error_rate": "affinity error", "Q_A": "Q_A"}
 Column = tuple[str, str]
 """A column of the data set's protocols, such as a direction, and a metric."""
 Values = Mapping[str, Mapping[str, float]]
@@ -103,8 +103,9 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], words: int) ->
 
 
 def section(title: str, head: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> str:
-    """Return a titled table; nothing without lines."""
-    return f"\n{title}:\n\n{markdown(head, lines, words)}" if lines else ""
+    """Return a table, below its title if it has one; nothing without lines."""
+    above = f"\n{title}:\n\n" if title else "\n"
+    return above + markdown(head, lines, words) if lines else ""
 
 
 def head_of(row: Row) -> list[str]:

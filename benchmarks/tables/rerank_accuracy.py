@@ -148,7 +148,7 @@ def main(given: Sequence[str] | None = None) -> None:
     choosing = runs_of(arguments, choosers, extra, data=data, output=output / "validation_models")
     train_all([*runs, *choosing], arguments.jobs)
     rows = []
-    shared = ["--dataset", data.dataset, "--root", str(arguments.data.root)]
+    shared = ["--dataset", arguments.data.dataset, "--root", str(arguments.data.root)]
     number = "--seeds" if arguments.data.seeded else "--trials"
     for entry in tqdm(plan_entries(choosing), desc="test"):
         own = [run for run in runs if run.row == entry.model]

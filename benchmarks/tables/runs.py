@@ -177,14 +177,20 @@ def train(run: Run, *, single_thread: bool) -> None:
         raise RuntimeError(f"{run} failed (exit status {result.returncode}), {log}:\n{end}")
 
 
+def draw(data: Data) -> None:
+    """Draw the data if they are synthetic and not there yet."""
+    if data.dataset == "synthetic":
+        generate_synthetic(data.root, layout="regdb", progress=True)
+
+
 def train_all(runs: Sequence[Run], jobs: int) -> None:
     """Run what is not complete, ``jobs`` at a time; the first failure is raised once the running ones have ended.
 
     Synthetic data are drawn before: the first runs would each do it.
     """
     todo = [run for run in runs if state_of(run) != "complete"]
-    for root in {run.data.root for run in todo if run.data.dataset == "synthetic"}:
-        generate_synthetic(root, layout="regdb", progress=True)
+    for data in {run.data for run in todo}:
+        draw(data)
     with (
         tqdm(total=len(runs), initial=len(runs) - len(todo), desc="training") as progress,
         ThreadPoolExecutor(jobs) as pool,
@@ -214,13 +220,24 @@ def uses_of(kind: str) -> str:
 
 
 def write_results(
-    output: Path, module: str, given: Sequence[str] | None, rows: Sequence[Row], table: str = "", **about: object
+    output: Path,
+    module: str,
+    given: Sequence[str] | None,
+    rows: Sequence[Row],
+    table: str = "",
+    *,
+    name: str = "",
+    **about: object,
 ) -> None:
-    """Write results.csv: the rows below the command, the machine and ``about``; write and print the ``table``."""
+    """Write the rows below the command, the machine and ``about``; write and print the ``table``.
+
+    The files are ``name``.csv and ``name``.md, by default results.csv and table.md.
+    """
     machine = environment(torch.device("cpu"), ["numpy"])
     machine.pop("threads")
-    write_rows(output / "results.csv", rows, {"command": command_of(module, given), **about, **machine})
-    print(f"wrote {output / 'results.csv'}")
+    path = output / f"{name or 'results'}.csv"
+    write_rows(path, rows, {"command": command_of(module, given), **about, **machine})
+    print(f"wrote {path}")
     if table:
-        write_text(output / "table.md", table)
+        write_text(output / f"{name or 'table'}.md", table)
         print(table)

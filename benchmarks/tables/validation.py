@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from benchmarks.speed.measure import write_text
 from benchmarks.tables.data import Data, evaluate
-from benchmarks.tables.runs import Run
+from benchmarks.tables.runs import Run, draw
 from vireid.data import SYSUMM01Dataset
 
 SHARE = 0.5  # of the training identities, to train the choosers on
@@ -31,17 +31,17 @@ def write_validation_split(data: Data, folder: Path, trials: Sequence[int], shar
         ValueError: if one side would be empty, or ``folder`` holds another split: models were trained on it.
     """
     sysu = data.dataset == "sysu"
+    draw(data)
     (folder / ("exp" if sysu else "idx")).mkdir(parents=True, exist_ok=True)
     for kind in [f"cam{camera}" for camera in range(1, 7)] if sysu else ["Visible", "Thermal"]:
         link = folder / kind
         if not link.exists():
             link.symlink_to((data.root / kind).resolve(), target_is_directory=True)
-    keypoints = data.keypoints
-    if data.dataset == "synthetic":  # the same people, who are not drawn again
-        keypoints = data.root / "keypoints.npz"
-    write = _split_sysu if sysu else _split_regdb
-    left = write(data.root, folder, trials, share)
-    return Data("sysu" if sysu else "regdb", folder, keypoints, "agw" if sysu else "official"), left
+    keypoints = data.root / "keypoints.npz" if data.dataset == "synthetic" else data.keypoints
+    if sysu:
+        return Data("sysu", folder, keypoints, "agw"), _split_sysu(data.root, folder, share)
+    left = _split_regdb(data.root, folder, [1] if data.seeded else trials, share)
+    return Data("regdb", folder, keypoints, seeded=data.seeded), left
 
 
 def _split_regdb(root: Path, folder: Path, trials: Sequence[int], share: float) -> int:
@@ -58,7 +58,7 @@ def _split_regdb(root: Path, folder: Path, trials: Sequence[int], share: float) 
     return left
 
 
-def _split_sysu(root: Path, folder: Path, trials: Sequence[int], share: float) -> int:
+def _split_sysu(root: Path, folder: Path, share: float) -> int:
     first, second = _halves(SYSUMM01Dataset(root, "trainval").ids.tolist(), share)
     # The reader asks for both lists of training identities and joins them.
     for name, ids in {"train": first[:-1], "val": first[-1:], "test": second}.items():

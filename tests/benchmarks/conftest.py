@@ -1,5 +1,6 @@
 """Runs of the tables that are written instead of trained, or trained in this process."""
 
+import itertools
 import json
 from contextlib import contextmanager
 
@@ -9,12 +10,13 @@ import torch
 from vireid import INFRARED, VISIBLE
 from vireid.data import generate_synthetic
 from vireid.data.features import save_features
+from vireid.data.synthetic.generate import _write_sysu_split
 
 pytest.importorskip("lightning_fabric", reason="the tables need the extra train")
 pytest.importorskip("tqdm", reason="the tables need the extra train")
 
 from benchmarks.tables import runs, train
-from vireid.training import build
+from vireid.training import build, open_dataset
 
 TINY = ["--epochs", "1", "--batches", "2", "--identities", "2", "--per-modality", "2"]
 
@@ -60,9 +62,14 @@ def write_run(run, *, replaced=0):
     torch.save(state, run.folder / "checkpoint.pt")
     transfer = getattr(model, "transfer", None)
     ids, modality = torch.arange(4).repeat_interleave(6), torch.tensor([VISIBLE, INFRARED]).repeat(12)
+    cameras, numbers = modality, None
+    if run.data.dataset == "sysu":
+        test = open_dataset("sysu", "test", root=run.data.root)
+        about = (test.ids, test.modality, test.cameras, test.image_numbers)
+        ids, modality, cameras, numbers = map(torch.from_numpy, about)
     dim = 8 if transfer is None else transfer.dim
-    features = torch.randn(4, dim).repeat_interleave(6, 0) + 2.5 * torch.randn(24, dim)
-    save_features(run.folder / "features.npz", features, ids, modality, modality)
+    features = torch.randn(100, dim)[ids] + 2.5 * torch.randn(len(ids), dim)
+    save_features(run.folder / "features.npz", features, ids, modality, cameras, image_numbers=numbers)
 
 
 @contextmanager
@@ -108,3 +115,15 @@ def written(writing):
 def trained_here(training_here):
     with training_here() as done:
         yield done
+
+
+@pytest.fixture(scope="session")
+def sysu(tmp_path_factory):
+    """Folder in SYSU-MM01's layout: its lists, permutations and empty files instead of images; no test writes to it."""
+    root = tmp_path_factory.mktemp("sysu")
+    _write_sysu_split(root, 6, 10, 0)
+    for camera, person, number in itertools.product(range(1, 7), range(1, 7), range(1, 11)):
+        path = root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root

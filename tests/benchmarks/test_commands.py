@@ -36,14 +36,15 @@ def test_a_printed_command_is_accepted(module, options, monkeypatch):
     def parse_args(parser, *arguments):
         raise Accepted(read(parser, *arguments))
 
-    benchmark = importlib.import_module(module)
+    benchmark = importlib.import_module("benchmarks.tables.__main__" if module == "benchmarks.tables" else module)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     with pytest.raises(Accepted) as accepted:
         benchmark.main(given)
     monkeypatch.undo()
     (arguments,) = accepted.value.args
     if module.startswith("benchmarks.tables"):
-        method = {"rerank_accuracy": "cift"}.get(module.split(".")[-1], module.split(".")[-1])
+        name = module.split(".")[-1]
+        method = {"rerank_accuracy": "cift", "tables": getattr(arguments, "paper", "")}.get(name, name)
         trained = [given[given.index("--") + 1 :]] if "--" in given else []
         trained += [shlex.split(variant.partition("=")[2]) for variant in getattr(arguments, "variant", ())]
         for one in trained:
