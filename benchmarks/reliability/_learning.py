@@ -43,15 +43,19 @@ OPTIONS: dict[str, Any] = {
     "graph_ot_loss": lambda d: {
         "phi": d.share(), "loss": d.option("abs", "square"), "solver": d.option("auto", "exact", "entropic"),
         "pairs": d.option("all", "one_to_one"), "iterations": d.count(10, 60), "restarts": d.count(0, 1),
+        "average": d.option("pairs", "images"),
     },
     "hcc_loss": lambda d: {
         "margin": d.option(None, d.share()), "distance": d.option("euclidean", "kl"),
         "centers": d.option("shared", "cross"), "negatives": d.option("mean", "sum"),
-        "normalize": d.option(True, False),
+        "normalize": d.option(True, False), "kl_direction": d.option("to_center", "from_center"),
+        "kl_center": d.option("probabilities", "logits"),
+    },
+    "part_contrastive_loss": lambda d: {
+        "epsilon": d.share(0.5, 3), "normalize": d.option(True, False), "average": d.option("pairs", "images"),
     },
     "hetero_center_loss": lambda d: {"normalize": d.option(True, False), "reduction": d.option("sum", "mean")},
     "hetero_center_triplet_loss": lambda d: {"margin": d.share(0.1), "normalize": d.option(True, False)},
-    "part_contrastive_loss": lambda d: {"epsilon": d.share(0.5, 3), "normalize": d.option(True, False)},
     "part_diversity_loss": lambda d: {"maps": d.option("sigmoid", "logits")},
     "weighted_regularized_triplet_loss": lambda d: {"normalize": d.option(True, False)},
 }  # fmt: skip
@@ -113,7 +117,8 @@ def scores(d: Draw, world: Path) -> Made:
 
 def cri_settings(d: Draw, world: Path) -> Made:
     """Draw the settings of CRI."""
-    return losses.CRILoss, {"dim": DIM, "samples": d.count(1, 2), "detach_values": d.option(True, False)}
+    more = {"detach_values": d.option(True, False), "intervention": d.option("free", "predicted")}
+    return losses.CRILoss, {"dim": DIM, "samples": d.count(1, 2), **more}
 
 
 def cri_keywords(d: Draw) -> dict[str, Any]:
@@ -123,6 +128,7 @@ def cri_keywords(d: Draw) -> dict[str, Any]:
 
 call("losses.CRILoss", weight=0.5)(cri_settings)
 method("losses", "CRILoss", "forward", cri_settings, lambda d, m, w: batch(d) | cri_keywords(d), comparable=False)
+method("losses", "CRILoss", "distribution", cri_settings, lambda d, m, w: {"x": d.floats(d.count(0, 6), DIM)})
 
 
 @call("losses.cri_loss", comparable=False)
@@ -140,7 +146,8 @@ def mutual_of_type(d: Draw, world: Path) -> Made:
 
 def mutual(d: Draw, world: Path) -> Made:
     """Draw the settings of the mutual identity loss."""
-    more = {"rate": d.share(0.1, 1), "specific_weight": d.share(), "mutual_weight": d.share()}
+    more = {"rate": d.share(0.1, 1), "means": d.option("modality", "batch"), "shared_weight": d.share()}
+    more |= {"specific_weight": d.share(), "mutual_weight": d.share()}
     return losses.MutualIdentityLoss, {"dim": DIM, "num_classes": CLASSES, **more}
 
 
@@ -165,8 +172,10 @@ def query_gallery(d: Draw, world: Path, name: str) -> Made:
     given = batch(d, CLASSES)
     index = torch.arange(0, len(given["labels"]), 2)
     more = {"query": given.pop("x"), "gallery": d.floats(len(index), CLASSES), "gallery_index": index}
-    hcc = {"margin": d.option(None, d.share())} if name == "query_gallery_hcc_loss" else {}
-    return getattr(losses, name), given | more | hcc
+    hcc = {"margin": d.option(None, d.share()), "kl_center": d.option("probabilities", "logits")}
+    hcc |= {"kl_direction": d.option("to_center", "from_center"), "negatives": d.option("mean", "sum")}
+    options = hcc if name == "query_gallery_hcc_loss" else {"label_smoothing": d.share()}
+    return getattr(losses, name), given | more | options
 
 
 # -- transport -----------------------------------------------------------------------------------------------------
@@ -196,12 +205,16 @@ def images(d: Draw, *grid: int) -> Tensor:
 
 LAYERS: dict[str, Any] = {
     "H2FT": lambda d: {"dim": DIM, "k": d.count(1, 6), "tau_hom": d.share(0.1, 1), "tau_het": d.share(0.1, 1)},
-    "GFT": lambda d: {"dim": DIM, "k": d.count(1, 6), "tau": d.share(0.1, 1), "unbalanced": d.option(True, False)},
+    "GFT": lambda d: {
+        "dim": DIM, "k": d.count(1, 6), "tau": d.share(0.1, 1), "unbalanced": d.option(True, False),
+        "transferred": d.option("values", "features"),
+    },
     "BNNeck": lambda d: {"dim": DIM, "eps": d.share(0.001, 0.1), "momentum": d.share(0.1, 1)},
     "DualBNNeck": lambda d: {"dim": DIM, "eps": d.share(0.001, 0.1), "momentum": d.share(0.1, 1)},
     "MessageFusionAttention": lambda d: {
         "dim": DIM, "heads": d.option(1, 2, 4), "adjacency": torch.ones(4, 4, dtype=torch.bool),
-        "threshold": d.share(0, 0.6), "negative_slope": d.share(0.1, 0.5),
+        "threshold": d.share(0, 0.6), "negative_slope": d.share(0.1, 0.5), "head_dim": d.option(None, 2, DIM),
+        "magnitude": d.option(True, False),
     },
     "GeM": lambda d: {"p": d.share(1, 10), "trainable": d.option(True, False), "grid": d.option((1, 1), (3, 2))},
     "NonLocal": lambda d: {"channels": DIM},
@@ -249,6 +262,7 @@ for name in LAYERS:
         method("nn", name, "forward", made, nodes)
         method("nn", name, "attention", made, nodes)
         method("nn", name, "kept", made, lambda d, m, w: {}, weight=0.1)
+        method("nn", name, "scales", made, lambda d, m, w: {}, weight=0.1)
     elif name in ("GeM", "NonLocal"):
         maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(2, 3))}  # noqa: E731
         method("nn", name, "forward", made, maps)
@@ -379,7 +393,10 @@ MODELS: dict[str, Any] = {
         "pooling": d.option("gem", "avg"), "p": d.share(1, 4), "stripes": d.count(1, 3), "relu": d.option(True, False),
         "part_dim": d.option(None, 4), "trainable_p": d.option(True, False),
     },
-    "SAAI": lambda d: {"parts": d.count(1, 3), "size": (3, 2), "dual_neck": d.option(True, False)},
+    "SAAI": lambda d: {
+        "parts": d.count(1, 3), "size": (3, 2), "dual_neck": d.option(True, False), "stripes": d.count(0, 2),
+        "global_feature": d.option(True, False),
+    },
     "G2DA": lambda d: {
         "parts": PLAIN_ADJACENCY[0], "adjacency": PLAIN_ADJACENCY[1], "heads": d.option(1, 2), "threshold": 0.0,
         "graph": d.option(True, False), "normalize_nodes": d.option(True, False),
@@ -389,19 +406,28 @@ MODELS: dict[str, Any] = {
 
 def criterion_of(d: Draw, name: str, model: nn.Module) -> tuple[Any, dict[str, Any]]:
     """Return a model's criterion and its settings."""
+    readings = {
+        "metric_features": d.option("pooled", "neck"), "centers": d.option("shared", "cross"),
+        "negatives": d.option("mean", "sum"), "kl_direction": d.option("to_center", "from_center"),
+        "kl_center": d.option("probabilities", "logits"), "label_smoothing": d.share(),
+    }  # fmt: skip
     if name == "Baseline":
-        return models.BaselineCriterion, {}
+        return models.BaselineCriterion, readings
     if name == "G2DA":
-        return models.G2DACriterion, {"margin": d.share(0.1), "phi": d.share(), "loss": d.option("abs", "square"),
+        return models.G2DACriterion, {"model": model, "fusion_sparsity": d.share(), "margin": d.share(0.1),
+                                      "average": d.option("pairs", "images"), "phi": d.share(),
+                                      "loss": d.option("abs", "square"),
                                       "pairs": d.option("all", "one_to_one"), "contrastive": d.share()}  # fmt: skip
     if name == "AGW":
         return models.AGWCriterion, {"model": model, "triplet": d.share(), "hetero_center": d.share(),
                                      "hetero_center_triplet": d.share(), "label_smoothing": d.share(0, 0.5),
                                      "metric_features": d.option("pooled", "neck")}  # fmt: skip
     if name == "SAAI":
-        return models.SAAICriterion, {"model": model, "part_diversity": d.share(), "affinity":
+        return models.SAAICriterion, {"model": model, "part_diversity": d.share(),
+                                      "maps": d.option("sigmoid", "logits"),
+                                      "identity_means": d.option("modality", "batch"), "affinity":
                                       d.option(None, losses.AffinityInferenceLoss(k1=3))}  # fmt: skip
-    return models.CIFTCriterion, {"model": model, "cri": d.option(None, losses.CRILoss(6))}
+    return models.CIFTCriterion, {"model": model, "cri": d.option(None, losses.CRILoss(6)), **readings}
 
 
 for name in MODELS:
@@ -457,6 +483,14 @@ def terms(d: Draw, world: Path) -> Made:
     given = batch(d)
     given = {"features": given.pop("x"), "logits": d.floats(len(given["labels"]), CLASSES), **given}
     return models.BaselineCriterion().terms, given
+
+
+@call("models.graph_losses", weight=0.3, free=("modality",))
+def graph_losses(d: Draw, world: Path) -> Made:
+    """Draw the logits of a graph's classifier."""
+    _, given = query_gallery(d, world, "query_gallery_hcc_loss")
+    del given["margin"]
+    return models.graph_losses, given | {"label_smoothing": d.share()}
 
 
 @call("models.AlignedCriterion", weight=0.3)

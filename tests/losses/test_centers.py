@@ -14,10 +14,25 @@ from vireid.losses import CenterSeparationLoss, HCCLoss, center_separation_loss,
 COMBINATIONS = [
     {"distance": d, "centers": c, "negatives": n, "normalize": z, "margin": 6.0 if d == "kl" else 0.6}
     for d, c, n, z in itertools.product(("euclidean", "kl"), ("shared", "cross"), ("mean", "sum"), (True, False))
+] + [
+    {
+        "distance": "kl",
+        "centers": c,
+        "negatives": n,
+        "normalize": True,
+        "margin": 6.0,
+        "kl_direction": d,
+        "kl_center": k,
+    }
+    for c, n, (d, k) in itertools.product(
+        ("shared", "cross"),
+        ("mean", "sum"),
+        (("from_center", "probabilities"), ("to_center", "logits"), ("from_center", "logits")),
+    )
 ]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     size=st.integers(1, 10),
@@ -47,6 +62,18 @@ def test_hcc_by_hand():
     assert_close(across.item(), ((2 + 4 - 3) + (2 + 0)) / 2, rtol=0, atol=1e-6)
 
 
+def test_hcc_of_logits_by_hand():
+    """Probabilities (1/2, 1/2) and (1/5, 4/5) of one identity: logits (0, 0) and (0, log 4), mean (0, log 2)."""
+    x, labels, log = torch.tensor([[0.0, 0.0], [0.0, math.log(4)]]), torch.tensor([0, 0]), math.log
+    rows, centers = ((0.5, 0.5), (0.2, 0.8)), {"probabilities": (0.35, 0.65), "logits": (1 / 3, 2 / 3)}
+    for name, c in centers.items():
+        to = sum(p * log(p / q) for row in rows for p, q in zip(row, c, strict=True)) / 2
+        back = sum(q * log(q / p) for row in rows for p, q in zip(row, c, strict=True)) / 2
+        for direction, expected in (("to_center", to), ("from_center", back)):
+            out = hcc_loss(x, labels, distance="kl", kl_center=name, kl_direction=direction)
+            assert_close(out.item(), expected, rtol=0, atol=1e-6)
+
+
 def test_small_distances_of_hcc_survive_float32():
     """Images 1e-3 from their center: |a|^2 + |b|^2 - 2ab would lose that distance in the rounding of the squares."""
     g = torch.Generator().manual_seed(0)
@@ -73,6 +100,13 @@ def test_defaults_of_hcc_are_the_papers_and_each_option_matters():
     assert len({round(v, 6) for v in values}) == len(values)
     kl = base | {"distance": "kl"}
     assert torch.equal(hcc_loss(x, labels, **kl), hcc_loss(x, labels, **kl | {"normalize": False}))
+    assert torch.equal(
+        hcc_loss(x, labels, **kl), hcc_loss(x, labels, **kl, kl_direction="to_center", kl_center="probabilities")
+    )
+    readings = {"kl_direction": "from_center", "kl_center": "logits"}
+    for name, value in readings.items():
+        assert (hcc_loss(x, labels, **kl, **{name: value}) - hcc_loss(x, labels, **kl)).abs() > 1e-3
+    assert torch.equal(hcc_loss(x, labels, **base), hcc_loss(x, labels, **base, **readings))  # of KL only
 
 
 @pytest.mark.parametrize("options", [o for o in COMBINATIONS if o["distance"] == "kl"], ids=str)

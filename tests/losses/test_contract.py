@@ -33,7 +33,7 @@ class Case:
     row: tuple[int, ...] = (DIM,)
     first: tuple[str, str] = ("x", r"\(B, d\)")  # name and shape of the first argument
     sizes: tuple[int, ...] = ()
-    given: Callable[[nn.Module], tuple[tuple[Any, ...], dict[str, Any]]] = lambda module: ((), {})
+    given: Callable[[nn.Module, Tensor], tuple[tuple[Any, ...], dict[str, Any]]] = lambda module, x: ((), {})
     uses: tuple[str, ...] = ("labels", "modality")
     symmetric: bool = True  # in the modalities
     exact: bool = True  # float32 rows are computed in float32 even under autocast, and half-precision rows too
@@ -58,7 +58,7 @@ class Case:
 
     def function(self, module: nn.Module, *batch: Tensor, **keywords: Any) -> Tensor:
         """The function with the module's settings and state, in place of the module."""
-        more, named = self.given(module)
+        more, named = self.given(module, batch[0])
         options = {p: getattr(module, p) for p in keyword_only(self.kind) if p in keyword_only(self.form)}
         return self.form(*batch, *more, **named, **options, **keywords)
 
@@ -92,14 +92,22 @@ def identity_loop(module: nn.Module, x: Tensor, labels: Tensor, modality: Tensor
     if len(x) and x.abs().max() > 100:
         return None  # in the loop, too, a probability underflows
     weights = (w.detach().double().cpu() for w in (module.shared, module.specific, module.averaged))
-    one, two, three = saai.mutual_identity(x, labels, modality, *weights)
-    return one + module.specific_weight * two + module.mutual_weight * three
+    one, two, three = saai.mutual_identity(x, labels, modality, *weights, module.means)
+    return module.shared_weight * one + module.specific_weight * two + module.mutual_weight * three
+
+
+def cri_distribution(module: nn.Module, x: Any) -> dict[str, Any]:
+    """X_mu and X_sigma of the features, or zeros where these are wrong."""
+    sizes = isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == (DIM,)
+    return dict(zip(("X_mu", "X_sigma"), module.distribution(x if sizes else torch.zeros(1, DIM)), strict=True))
 
 
 def transport_loop(module: nn.Module, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor | None:
     if module.solver == "entropic":
         return None
-    return g2da.graph_transport(x, labels, modality, phi=module.phi, loss=module.loss, which=module.pairs)
+    return g2da.graph_transport(
+        x, labels, modality, phi=module.phi, loss=module.loss, which=module.pairs, average=module.average
+    )
 
 
 def hcc_loop(module: nn.Module, x: Tensor, labels: Tensor, modality: Tensor) -> Tensor | None:
@@ -116,11 +124,11 @@ CASES = [
     ),
     Case(
         "CRILoss",
-        grid(samples=(1, 2), detach_values=(False, True)),
+        (*grid(samples=(1, 2), detach_values=(False, True)), {"intervention": "predicted"}),
         lambda *_: None,
         sizes=(DIM,),
         first=("x", r"\(B, 5\)"),
-        given=lambda m: ((), {"X_mu": m.X_mu, "X_sigma": m.X_sigma}),
+        given=lambda m, x: ((), cri_distribution(m, x)),
         exact=False,
         smooth=(("detach_values", False),),
     ),
@@ -140,7 +148,7 @@ CASES = [
         (
             {"restarts": 2},
             {"loss": "square", "phi": 0.3, "restarts": 2},
-            {"pairs": "one_to_one"},
+            {"pairs": "one_to_one", "average": "images", "restarts": 2},
             {"solver": "entropic"},
         ),
         transport_loop,
@@ -156,6 +164,8 @@ CASES = [
             {"normalize": False},
             {"distance": "kl"},
             {"distance": "kl", "centers": "cross", "negatives": "sum"},
+            {"distance": "kl", "kl_direction": "from_center"},
+            {"distance": "kl", "kl_direction": "from_center", "kl_center": "logits"},
             {"margin": 1.5},
         ),
         hcc_loop,
@@ -172,18 +182,18 @@ CASES = [
     ),
     Case(
         "MutualIdentityLoss",
-        ({}, {"specific_weight": 0.5, "mutual_weight": 2.0}),
+        ({}, {"shared_weight": 2.0, "specific_weight": 0.5, "mutual_weight": 2.0, "means": "batch"}),
         identity_loop,
         sizes=(DIM, CLASSES),
         first=("x", r"\(B, 5\)"),
-        given=lambda m: ((m.shared, m.specific, m.averaged), {}),
+        given=lambda m, x: ((m.shared, m.specific, m.averaged), {}),
         exact=False,
         smooth=(("mutual_weight", 0.0),),  # its target depends on the features and has no gradient by intent
     ),
     Case(
         "PartContrastiveLoss",
-        ({}, {"epsilon": 4.0}, {"normalize": True}),
-        lambda m, *b: g2da.part_contrastive(*b, epsilon=m.epsilon, normalize=m.normalize),
+        ({}, {"epsilon": 4.0, "average": "images"}, {"normalize": True}),
+        lambda m, *b: g2da.part_contrastive(*b, **attributes("epsilon", "normalize", "average")(m)),
         row=(3, 4),
         first=("nodes", r"\(B, K\+1, d\)"),
     ),
@@ -559,17 +569,22 @@ def test_losses_of_a_classifier_refuse_labels_and_indices_out_of_range(form):
 
 OPTIONS = [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in keyword_only(case.kind)]
 CHOICES = {
+    "average": "'pairs', 'images'",
     "centers": "'shared', 'cross'",
     "distance": "'euclidean', 'kl'",
+    "intervention": "'free', 'predicted'",
+    "kl_center": "'probabilities', 'logits'",
+    "kl_direction": "'to_center', 'from_center'",
     "loss": "'abs', 'square'",
     "maps": "'sigmoid', 'logits'",
+    "means": "'modality', 'batch'",
     "negatives": "'mean', 'sum'",
     "pairs": "'all', 'one_to_one'",
     "reduction": "'sum', 'mean'",
     "solver": "'auto', 'exact', 'entropic'",
     "variant": "'paper', 'released'",
 }
-MAY_BE_0 = {"rho1", "rho2", "specific_weight", "mutual_weight", "phi", "restarts"}
+MAY_BE_0 = {"rho1", "rho2", "shared_weight", "specific_weight", "mutual_weight", "phi", "restarts"}
 
 
 @pytest.mark.parametrize(("case", "name"), OPTIONS)

@@ -48,17 +48,18 @@ def trained(seed: int = 0, **options) -> MutualIdentityLoss:
     seed=st.integers(0, 2**31 - 1),
     size=st.integers(1, 8),
     identities=st.integers(1, 4),
-    weights=st.sampled_from([(1.0, 1.0), (0.5, 2.0), (0.0, 0.3)]),
+    weights=st.sampled_from([(1.0, 1.0, 1.0), (2.0, 0.5, 2.0), (0.5, 0.0, 0.3)]),
+    means=st.sampled_from(["modality", "batch"]),
 )
-def test_value_and_gradients_equal_the_loop(device, seed, size, identities, weights):
+def test_value_and_gradients_equal_the_loop(device, seed, size, identities, weights, means):
     x, labels, modality = batch(seed, size, identities)
     tensors = [x, *classifiers(seed, identities)]
     ours = [t.clone().to(device).requires_grad_() for t in tensors]
     theirs = [t.clone().requires_grad_() for t in tensors]
-    options = {"specific_weight": weights[0], "mutual_weight": weights[1]}
+    options = dict(zip(("shared_weight", "specific_weight", "mutual_weight"), weights, strict=True)) | {"means": means}
     out = mutual_identity_loss(ours[0], labels.to(device), modality.to(device), *ours[1:], **options)
-    one, two, three = saai.mutual_identity(theirs[0], labels, modality, *theirs[1:])
-    expected = one + weights[0] * two + weights[1] * three
+    terms = saai.mutual_identity(theirs[0], labels, modality, *theirs[1:], means)
+    expected = sum(weight * term for weight, term in zip(weights, terms, strict=True))
     assert_close(out.cpu(), expected.detach(), rtol=1e-10, atol=1e-12)
     out.backward()
     expected.backward()
@@ -82,6 +83,22 @@ def test_by_hand():
     # an infrared image uses the other two
     swapped = mutual_identity_loss(x, labels, 1 - modality, shared, specific.flip(0), averaged.flip(0))
     assert_close(swapped, torch.tensor(sum(terms)))
+
+
+def test_the_modalities_have_a_mean_each():
+    """Of three visible images and one infrared one, whose classifiers give 1/2 and 1/4 to the right identity."""
+    x, modality = torch.ones(4, 1), torch.tensor([0, 0, 1, 0])
+    specific = torch.tensor([[[0.0], [0.0]], [[0.0], [math.log(3)]]])
+    given = x, torch.zeros(4).long(), modality, torch.zeros(2, 1), specific, specific
+    options = {"shared_weight": 0, "mutual_weight": 0}
+    assert_close(mutual_identity_loss(*given, **options), torch.tensor(math.log(2) + math.log(4)))
+    per_batch = mutual_identity_loss(*given, **options, means="batch")
+    assert_close(per_batch, torch.tensor((3 * math.log(2) + math.log(4)) / 4))
+    balanced = x, torch.zeros(4).long(), torch.tensor([0, 1, 1, 0]), *given[3:]
+    twice = mutual_identity_loss(*balanced, **options)
+    assert_close(twice, 2 * mutual_identity_loss(*balanced, **options, means="batch"))
+    one = (x[:2], torch.zeros(2).long(), torch.zeros(2).long(), *given[3:])
+    assert_close(mutual_identity_loss(*one, **options), torch.tensor(math.log(2)))
 
 
 def test_no_divergence_and_no_gradient_of_it_where_both_agree():
@@ -114,7 +131,8 @@ def test_the_module_equals_the_function_and_names_its_terms():
 
 def test_classifiers_start_near_zero_and_the_averages_as_their_equals():
     loss = MutualIdentityLoss(64, 50)
-    assert (loss.rate, loss.specific_weight, loss.mutual_weight) == (0.2, 1.0, 1.0)
+    weights = loss.shared_weight, loss.specific_weight, loss.mutual_weight
+    assert (loss.rate, loss.means, weights) == (0.2, "modality", (1.0, 1.0, 1.0))
     assert dict(loss.named_parameters()).keys() == {"shared", "specific"}
     assert dict(loss.named_buffers()).keys() == {"averaged"}
     assert loss.shared.shape == (50, 64)

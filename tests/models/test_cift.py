@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from reference import cift as ref
 from vireid import INFRARED, VISIBLE
 from vireid.losses import CRILoss
-from vireid.models import CIFT, Baseline, BaselineCriterion, CIFTCriterion
+from vireid.models import CIFT, Baseline, BaselineCriterion, BaselineOutput, CIFTCriterion
 from vireid.nn import GFT, H2FT
 
 DIM, IDENTITIES = 6, 5
@@ -68,8 +68,9 @@ def cross_entropy(rows: Tensor, labels: Tensor) -> Tensor:
     return mean([ref.cross_entropy(row, int(label)) for row, label in zip(rows, labels, strict=True)])
 
 
-def hcc(x: Tensor, labels: Tensor, margin: float, distance: str) -> Tensor:
-    return ref.hcc(x, labels, margin=margin, distance=distance, centers="shared", negatives="mean", normalize=True)
+def hcc(x: Tensor, labels: Tensor, margin: float, distance: str, modality: Tensor | None = None, **options) -> Tensor:
+    options = {"centers": "shared", "negatives": "mean"} | options
+    return ref.hcc(x, labels, modality, margin=margin, distance=distance, normalize=True, **options)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -82,6 +83,7 @@ def test_baseline_is_pooled_backbone_neck_and_classifier(training, device):
     maps = model.backbone(images.to(device)).cpu()
     pooled = torch.stack([mean([m[:, i, j] for i in range(m.shape[1]) for j in range(m.shape[2])]) for m in maps])
     features = ref.batch_norm(pooled, **state, training=training)
+    assert_close(output.pooled.cpu(), pooled)
     assert_close(output.features.cpu(), features)
     assert_close(output.logits.cpu(), torch.stack([model.classifier.weight.cpu() @ row for row in features]))
 
@@ -154,7 +156,7 @@ def test_total_is_the_sum_of_the_specification(name, cri):
     query_logits, gallery_logits = query @ weight.T, torch.stack([row for _, row in flat]) @ weight.T
     expected = {
         "ce": cross_entropy(output.logits, labels),
-        "hcc_features": hcc(output.features, labels, 0.6, "euclidean"),
+        "hcc_features": hcc(output.pooled, labels, 0.6, "euclidean"),
         "hcc_logits": hcc(output.logits, labels, 6.0, "kl"),
         "graph_ce": (cross_entropy(query_logits, labels) + cross_entropy(gallery_logits, labels[owner])) / 2,
         "graph_hcc": hcc(graph_rows, labels.repeat(2), 6.0, "kl"),
@@ -183,18 +185,52 @@ def test_total_is_the_sum_of_the_specification(name, cri):
     assert_close(losses["total"], sum(expected.values()))
 
 
-def test_baseline_total_is_the_sum_of_its_three_terms():
-    images, labels, modality = batch()
-    model = Baseline(nn.Conv2d(3, DIM, 3), IDENTITIES).double()
-    nn.init.normal_(model.classifier.weight)
-    output = model(images, modality)
-    losses = BaselineCriterion()(output, labels, modality)
+def smoothed(rows: Tensor, labels: Tensor, share: float) -> Tensor:
+    """The cross-entropy with ``share`` of the target spread over all classes."""
+    every = mean([mean([ref.cross_entropy(row, c) for c in range(rows.shape[1])]) for row in rows])
+    return (1 - share) * cross_entropy(rows, labels) + share * every
+
+
+READINGS = {
+    "the default": {},
+    "behind the neck": {"metric_features": "neck"},
+    "other centers": {"centers": "cross", "negatives": "sum", "kl_direction": "from_center", "kl_center": "logits"},
+    "smoothed": {"label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", READINGS.values(), ids=READINGS)
+def test_each_reading_of_the_backbones_and_the_graphs_losses(options):
+    images, labels, modality = batch(6, 6)
+    labels[:6] = labels[6:]
+    model = cift()
+    baseline, output = model.baseline(images, modality), model(images, modality)
+    rows = baseline.features if "metric_features" in options else baseline.pooled
+    of_hcc = {name: options[name] for name in ("centers", "negatives") if name in options}
+    of_kl = of_hcc | {name: value for name, value in options.items() if name.startswith("kl")}
+    share = options.get("label_smoothing", 0)
+    losses = BaselineCriterion(**options)(baseline, labels, modality)
     expected = {
-        "ce": cross_entropy(output.logits, labels),
-        "hcc_features": hcc(output.features, labels, 0.6, "euclidean"),
-        "hcc_logits": hcc(output.logits, labels, 6.0, "kl"),
+        "ce": smoothed(baseline.logits, labels, share),
+        "hcc_features": hcc(rows, labels, 0.6, "euclidean", modality, **of_hcc),
+        "hcc_logits": hcc(baseline.logits, labels, 6.0, "kl", modality, **of_kl),
     }
     assert_close(losses, expected | {"total": sum(expected.values())})
+    both = torch.cat([output.query_logits, output.gallery_logits])
+    expected |= {
+        "graph_ce": smoothed(both, labels.repeat(2), share),
+        "graph_hcc": hcc(both, labels.repeat(2), 6.0, "kl", modality.repeat(2), **of_kl),
+    }
+    losses = CIFTCriterion(model, **options)(output, labels, modality)
+    for name in ("ce", "hcc_logits", "graph_ce", "graph_hcc"):
+        assert_close(losses[name], expected[name], msg=name)
+
+
+def test_pooled_features_that_are_missing_are_named():
+    x, labels = torch.rand(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="output must have pooled features for metric_features='pooled', got None"):
+        BaselineCriterion()(BaselineOutput(x, x), labels, labels)
+    assert BaselineCriterion(metric_features="neck")(BaselineOutput(x, x), labels, labels)["total"] > 0
 
 
 def test_criterion_does_not_own_the_model():

@@ -187,8 +187,9 @@ class Embedded(nn.Module):
         self.model = model
 
     def forward(self, images, modality):
-        features = self.model.neck(self.model(images, modality).pooled, modality)
-        return BaselineOutput(features, features.new_zeros(len(images), IDENTITIES))
+        pooled = self.model(images, modality).pooled
+        features = self.model.neck(pooled, modality)
+        return BaselineOutput(features, features.new_zeros(len(images), IDENTITIES), pooled=pooled)
 
 
 def test_with_transfer_it_is_cift_on_saais_features():

@@ -42,6 +42,31 @@ def test_it_equals_the_loop(heads, rows, training, device):
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("magnitude", [True, False])
+@pytest.mark.parametrize("head_dim", [1, 2, 8, 3])
+def test_heads_of_any_size_equal_the_loop(head_dim, magnitude, training, device):
+    net = layer(head_dim=head_dim, magnitude=magnitude).train(training)
+    assert net.scales().shape == net.kept().shape == (4, 4, head_dim)
+    assert (net.out is None) == (head_dim == 2)
+    if net.out is not None:
+        nn.init.normal_(net.out.weight)
+    nodes = torch.randn(5, 4, 8).double()
+    expected = ref.message_fusion(net, nodes, training)
+    assert_close(net.to(device)(nodes.to(device)).cpu(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("head_dim", [2, 8, 3, 1])
+def test_heads_of_any_size_start_without_mixing_the_channels(head_dim):
+    """A channel is the mean of the heads it was given to; of 8 channels, 4 heads of size 1 leave out half."""
+    net = MessageFusionAttention(8, head_dim=head_dim, adjacency=torch.eye(3, dtype=torch.bool)).double().eval()
+    nodes = torch.randn(5, 3, 8).double()
+    expected = nn.functional.elu(nodes) / (1 + 1e-5) ** 0.5
+    if head_dim == 1:
+        expected[..., 4:] = 0
+    assert_close(net(nodes), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_its_gradients_equal_the_loops(training):
     net, nodes = layer().train(training), torch.randn(3, 4, 8).double().requires_grad_()
     wanted, grad = [nodes, *net.parameters()], torch.randn(3, 4, 8).double()
@@ -74,9 +99,9 @@ def test_the_papers_graph_is_the_default():
 # -- Fusion --------------------------------------------------------------------------------------------------------
 
 
-def fused(gamma: float, *, heads: int = 4, threshold: float = 0.02) -> tuple[Tensor, Tensor]:
+def fused(gamma: float, *, heads: int = 4, threshold: float = 0.02, **options) -> tuple[Tensor, Tensor]:
     """The output where channel 1 of head 2 of node 3 has the scale ``gamma``, and where nothing is ever replaced."""
-    net = MessageFusionAttention(8, heads=heads, adjacency=CHAIN, threshold=threshold).double().train()
+    net = MessageFusionAttention(8, heads=heads, adjacency=CHAIN, threshold=threshold, **options).double().train()
     with torch.no_grad():
         net.norm.weight.uniform_(0.5, 1.5)
         net.norm.bias.normal_()
@@ -86,9 +111,11 @@ def fused(gamma: float, *, heads: int = 4, threshold: float = 0.02) -> tuple[Ten
     return net(nodes).unflatten(2, (heads, -1)), plain(nodes).unflatten(2, (heads, -1))
 
 
-@pytest.mark.parametrize("gamma", [0.02, 0.019, 0.0, -1.0])
-def test_a_channel_is_replaced_at_or_below_the_threshold(gamma):
-    ours, plain = fused(gamma)
+@pytest.mark.parametrize(
+    ("gamma", "magnitude"), [(0.02, True), (-0.02, True), (0.0, True), (0.02, False), (0.019, False), (-1.0, False)]
+)
+def test_a_channel_is_replaced_at_or_below_the_threshold(gamma, magnitude):
+    ours, plain = fused(gamma, magnitude=magnitude)
     expected = plain.clone()
     expected[:, 3, 2, 1] = (plain[:, 3, 0, 1] + plain[:, 3, 1, 1] + plain[:, 3, 3, 1]) / 3
     assert_close(ours, expected)
@@ -97,8 +124,15 @@ def test_a_channel_is_replaced_at_or_below_the_threshold(gamma):
 
 
 def test_a_channel_is_kept_above_the_threshold():
-    for gamma, threshold in ((0.021, 0.02), (0.02, 0.019), (-1.0, -1.1)):
-        ours, plain = fused(gamma, threshold=threshold)
+    for gamma, threshold, magnitude in (
+        (0.021, 0.02, True),
+        (-0.021, 0.02, True),
+        (-1e-9, 0.0, True),  # a threshold of 0 removes the fusion
+        (0.0, -1.0, True),
+        (0.02, 0.019, False),
+        (-1.0, -1.1, False),
+    ):
+        ours, plain = fused(gamma, threshold=threshold, magnitude=magnitude)
         assert torch.equal(ours, plain)
 
 
@@ -221,6 +255,8 @@ def test_learned_parameters():
     ("options", "error", "message"),
     [
         ({"dim": 6}, ValueError, "dim must be a multiple of heads = 4, got 6"),
+        ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
+        ({"magnitude": 1}, ValueError, "magnitude must be one of True, False, got 1"),
         ({"adjacency": CHAIN.long()}, TypeError, r"adjacency must be bool, got torch\.int64"),
         ({"adjacency": CHAIN.tolist()}, TypeError, r"adjacency must be a torch\.Tensor, got list"),
         ({"adjacency": CHAIN[:3]}, ValueError, r"adjacency must be square, one row per node, got \(3, 4\)"),

@@ -136,19 +136,22 @@ def gft_groups(
     return torch.stack(f_q), f_g
 
 
-def gft_transfer(query: Tensor, gallery: Tensor, *, k: int, tau: float) -> tuple[Tensor, Tensor, int, int]:
-    """GFT over {q} and the gallery for each query alone. Takes v(query), v(gallery).
+def gft_transfer(
+    query: Tensor, gallery: Tensor, *, k: int, tau: float, summed: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, int, int]:
+    """GFT over {q} and the gallery for each query alone. Takes v(query), v(gallery), and what is summed if not these.
 
     Returns f_q (Nq, d), F_G (Nq, Ng, d), and how many gallery rows have q among their neighbors and how many have not.
     """
     f_q, f_g, taken, free = [], [], 0, 0
-    for q in query:
-        rows = [q, *gallery]
+    own, theirs = (query, gallery) if summed is None else summed
+    for q, x in zip(query, own, strict=True):
+        rows, values = [q, *gallery], [x, *theirs]
         members = list(range(len(rows)))
         weights = [affinity(rows, i, members, k, tau) for i in members]
         taken += sum(0 in w for w in weights[1:])
         free += sum(0 not in w for w in weights[1:])
-        features = [aggregate(w, rows) for w in weights]
+        features = [aggregate(w, values) for w in weights]
         f_q.append(features[0])
         f_g.append(torch.stack(features[1:]))
     return torch.stack(f_q), torch.stack(f_g), taken, free
@@ -193,15 +196,21 @@ def hcc(
     centers: str,
     negatives: str,
     normalize: bool,
+    kl_direction: str = "to_center",
+    kl_center: str = "probabilities",
 ) -> Tensor:
     """mean_i { D(I_i, C_pos) + agg_k max(margin - D(I_i, C_k), 0) }, k over the other identities' centers."""
     identity = labels.tolist()
     kind = modality.tolist() if modality is not None else [0] * len(identity)
     rows = []
+
+    def softmax(row: Tensor) -> Tensor:
+        exponentials = torch.exp(row - row.max().detach())
+        return exponentials / exponentials.sum()
+
     for row in x:
         if distance == "kl":
-            exponentials = torch.exp(row - row.max().detach())
-            rows.append(exponentials / exponentials.sum())
+            rows.append(softmax(row))
         elif normalize and row @ row > 0:
             rows.append(row / (row @ row).sqrt())
         else:
@@ -209,13 +218,16 @@ def hcc(
 
     def center(of: int, i: int) -> Tensor | None:
         """The center of identity ``of`` that image i is compared with, None where it has none."""
-        chosen = [
-            rows[j] for j in range(len(rows)) if identity[j] == of and (centers == "shared" or kind[j] != kind[i])
-        ]
-        return sum(chosen) / len(chosen) if chosen else None
+        members = [j for j in range(len(rows)) if identity[j] == of and (centers == "shared" or kind[j] != kind[i])]
+        if not members:
+            return None
+        if distance == "kl" and kl_center == "logits":
+            return softmax(sum(x[j] for j in members) / len(members))
+        return sum(rows[j] for j in members) / len(members)
 
     def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
         if distance == "kl":
+            a, b = (a, b) if kl_direction == "to_center" else (b, a)
             return sum(a[c] * (torch.log(a[c]) - torch.log(b[c])) for c in range(len(a)))
         square = (a - b) @ (a - b)
         return square.sqrt() if square > 0 else square

@@ -32,8 +32,8 @@ def message_fusion(net: nn.Module, nodes: Tensor, training: bool, mask: Tensor |
     """
     if mask is not None:
         nodes = nodes.where(mask[:, :, None], torch.zeros(()).to(nodes))
-    images, count, dim = nodes.shape
-    heads, size = net.heads, dim // net.heads
+    images, count, _ = nodes.shape
+    heads, size = net.heads, len(net.project.weight) // net.heads
     weight, left, right = net.project.weight, *net.score
     gamma, beta, mean, var = (
         t.view(count, heads, size)
@@ -63,15 +63,18 @@ def message_fusion(net: nn.Module, nodes: Tensor, training: bool, mask: Tensor |
                     s = sum((x - m) ** 2 for x in column) / images
                 for b in range(images):
                     y[b, i, head, c] = gamma[i, head, c] * (column[b] - m) / (s + 1e-5) ** 0.5 + beta[i, head, c]
-    out = torch.zeros(images, count, dim).double()
+    out = torch.zeros(images, count, heads * size).double()
     for b in range(images):
         for i in range(count):
             for head in range(heads):
                 for c in range(size):
                     others = [y[b, i, other, c] for other in range(heads) if other != head]
-                    replaced = others and not gamma[i, head, c] > net.threshold
+                    scale = abs(gamma[i, head, c]) if net.magnitude else gamma[i, head, c]
+                    replaced = others and not scale > net.threshold
                     out[b, i, head * size + c] = sum(others) / len(others) if replaced else y[b, i, head, c]
-    return out
+    if net.out is None:
+        return out
+    return torch.stack([torch.stack([net.out.weight @ node for node in image]) for image in out]) if images else nodes
 
 
 # -- losses (Eq. 1, 4-7) -------------------------------------------------------------------------------------------
@@ -110,6 +113,7 @@ def part_contrastive(
     mask: Tensor | None = None,
     epsilon: float = 2.0,
     normalize: bool = False,
+    average: str = "pairs",
 ) -> Tensor:
     """Eq. 5 over every visible with every infrared image, part by part."""
     identity, kind = labels.tolist(), modality.tolist()
@@ -127,6 +131,8 @@ def part_contrastive(
                 total = total + d * d
             elif d < epsilon:
                 total = total + (epsilon - d) ** 2
+    if average == "images":
+        return total / (2 * max(len(nodes), 1) * nodes.shape[1])
     return total / (2 * count) if count else total
 
 
@@ -141,9 +147,19 @@ def pairs(labels: Tensor, modality: Tensor, mask: Tensor | None = None, which: s
 
 
 def graph_transport(
-    nodes: Tensor, labels: Tensor, modality: Tensor, *, phi: float = 0.5, loss: str = "abs", which: str = "all"
+    nodes: Tensor,
+    labels: Tensor,
+    modality: Tensor,
+    *,
+    phi: float = 0.5,
+    loss: str = "abs",
+    which: str = "all",
+    average: str = "pairs",
 ) -> Tensor:
-    """Mean D_ot of the pairs, each the lowest cost of all permutations."""
+    """Mean D_ot of the pairs, each the lowest cost of all permutations; or their sum over the number of images."""
     chosen = pairs(labels, modality, None, which)
     x, y = (nodes[[pair[side] for pair in chosen]] for side in (0, 1))
-    return brute_force(x, y, phi, loss).mean() if chosen else 0 * nodes.sum()
+    if not chosen:
+        return 0 * nodes.sum()
+    costs = brute_force(x, y, phi, loss)
+    return costs.mean() if average == "pairs" else costs.sum() / len(nodes)

@@ -73,22 +73,34 @@ def center_separation(
 
 
 def mutual_identity(
-    x: Tensor, labels: Tensor, modality: Tensor, shared: Tensor, specific: Tensor, averaged: Tensor
+    x: Tensor,
+    labels: Tensor,
+    modality: Tensor,
+    shared: Tensor,
+    specific: Tensor,
+    averaged: Tensor,
+    means: str = "modality",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three means, row by row, class by class."""
+    """The three terms, row by row, class by class; the second is a mean for each modality or one over the batch."""
 
     def probabilities(weight: Tensor, row: Tensor) -> list[Tensor]:
         logits = torch.stack([sum(w * v for w, v in zip(of, row, strict=True)) for of in weight])
         exponentials = torch.exp(logits - logits.max().detach())
         return list(exponentials / exponentials.sum())
 
-    terms = []
+    terms, of_modality = [], ([], [])
     for row, y, m in zip(x, labels.tolist(), modality.tolist(), strict=True):
         own = probabilities(specific[m], row)
         target = [p.detach() for p in probabilities(averaged[1 - m], row)]
         divergence = sum(t * (torch.log(t) - torch.log(q)) for t, q in zip(target, own, strict=True))
         terms.append((-torch.log(probabilities(shared, row)[y]), -torch.log(own[y]), divergence))
-    return tuple(sum(term) / len(x) for term in zip(*terms, strict=True)) if terms else (x.sum(),) * 3
+        of_modality[m].append(-torch.log(own[y]))
+    if not terms:
+        return (x.sum(),) * 3
+    one, two, three = (sum(term) / len(x) for term in zip(*terms, strict=True))
+    if means == "modality":
+        two = sum(sum(own) / len(own) for own in of_modality if own)
+    return one, two, three
 
 
 # -- AIM within a batch (Eq. 6-10) and a contrastive loss on its scores --------------------------------------------

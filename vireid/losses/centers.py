@@ -12,6 +12,8 @@ from vireid.losses._common import Groups, Loss, check_rows, membership
 Distance = Literal["euclidean", "kl"]
 Centers = Literal["shared", "cross"]
 Negatives = Literal["mean", "sum"]
+Direction = Literal["to_center", "from_center"]
+KLCenter = Literal["probabilities", "logits"]
 
 _PAPER_MARGIN = {"euclidean": 0.6, "kl": 6.0}
 
@@ -26,18 +28,23 @@ def hcc_loss(
     centers: Centers = "shared",
     negatives: Negatives = "mean",
     normalize: bool = True,
+    kl_direction: Direction = "to_center",
+    kl_center: KLCenter = "probabilities",
 ) -> Tensor:
     """Compute the heterogeneous center contrastive loss of a batch; see `HCCLoss`."""
     check_tensor("x", x, "B d")
     check_rows(len(x), optional=["modality"], labels=labels, modality=modality)
-    margin = _check_hcc(margin, distance, centers, negatives, normalize)
+    margin = _check_hcc(margin, distance, centers, negatives, normalize, kl_direction, kl_center)
     if modality is None and centers == "cross":
         raise ValueError("modality must be given for centers='cross', got None")
     kind = modality if centers == "cross" else None
     with torch.autocast(x.device.type, enabled=False):
         rows = at_least_float32(x)
         groups = membership(labels, *([] if kind is None else [kind]), dtype=rows.dtype)
-        pairs = _to_means(rows, groups, normalize) if distance == "euclidean" else _to_mean_softmax(rows, groups)
+        if distance == "euclidean":
+            pairs = _to_means(rows, groups, normalize)
+        else:
+            pairs = _divergences(rows, groups, kl_direction, kl_center)
         same = labels[:, None] == labels[groups.first]
         allowed = groups.real if kind is None else groups.real & (kind[:, None] != kind[groups.first])
         positive, negative = same & allowed, ~same & allowed
@@ -52,24 +59,42 @@ def _to_means(x: Tensor, groups: Groups, normalize: bool) -> Tensor:
     return euclidean(rows, groups.means(rows))
 
 
-def _to_mean_softmax(logits: Tensor, groups: Groups) -> Tensor:
-    """Compute KL(softmax(I) ‖ C) (B, M), C the mean softmax of each group."""
+def _divergences(logits: Tensor, groups: Groups, direction: str, center: str) -> Tensor:
+    """Compute KL(softmax(I) ‖ C) or KL(C ‖ softmax(I)) (B, M)."""
     log_p = logits.log_softmax(1)
-    # The logarithm of C is computed in the log domain, from each group's largest probability of a class on: where a
-    # probability underflows, its logarithm does not.
+    log_c = groups.means(logits).log_softmax(1) if center == "logits" else _log_of_means(log_p, groups)
+    if direction == "to_center":
+        p = log_p.exp()
+        return (p * log_p).sum(1, keepdim=True) - p @ log_c.T
+    c = log_c.exp()
+    return (c * log_c).sum(1) - log_p @ c.T
+
+
+def _log_of_means(log_p: Tensor, groups: Groups) -> Tensor:
+    """Compute the logarithms (M, C) of the mean probabilities of each group."""
+    # In the log domain, from each group's largest probability of a class on: where a probability underflows, its
+    # logarithm does not.
     own = groups.own[:, None].expand_as(log_p)
     largest = torch.full_like(log_p, -torch.inf).scatter_reduce(0, own, log_p.detach(), "amax")
-    log_mean = groups.means((log_p - largest[groups.own]).exp()).log() + largest[groups.own[groups.first]]  # (M, C)
-    p = log_p.exp()
-    return (p * log_p).sum(1, keepdim=True) - p @ log_mean.T
+    return groups.means((log_p - largest[groups.own]).exp()).log() + largest[groups.own[groups.first]]
 
 
-def _check_hcc(margin: float | None, distance: str, centers: str, negatives: str, normalize: bool) -> float:
+def _check_hcc(
+    margin: float | None,
+    distance: str,
+    centers: str,
+    negatives: str,
+    normalize: bool,
+    kl_direction: str,
+    kl_center: str,
+) -> float:
     """Raise unless these are options of the loss; return the margin, by default the paper's."""
     check_flag("normalize", normalize)
     check_option("distance", distance, ("euclidean", "kl"))
     check_option("centers", centers, ("shared", "cross"))
     check_option("negatives", negatives, ("mean", "sum"))
+    check_option("kl_direction", kl_direction, ("to_center", "from_center"))
+    check_option("kl_center", kl_center, ("probabilities", "logits"))
     return check_positive("margin", _PAPER_MARGIN[distance] if margin is None else margin)
 
 
@@ -84,11 +109,14 @@ class HCCLoss(Loss):
     Args:
         margin: ρ, above 0. Default: the paper's values, 0.6 for ``"euclidean"`` and 6 for ``"kl"``.
         distance: ``"euclidean"``: ‖I - C‖ between rows and their means. ``"kl"``: I are logits, D(I, C) =
-            KL(softmax(I) ‖ C), and C is the mean of softmax outputs.
+            KL(softmax(I) ‖ C), and C is the mean of softmax outputs; see ``kl_direction`` and ``kl_center``.
         centers: ``"shared"``: an identity's mean over both modalities (our choice). ``"cross"``: its mean over the
             images of the modality that i does not have.
         negatives: agg, ``"mean"`` as in the paper's appendix (our choice) or ``"sum"`` as in its supplement.
         normalize: L2-normalize the rows before the Euclidean distance (our choice). Has no effect on ``"kl"``.
+        kl_direction: ``"to_center"``: KL(softmax(I) ‖ C) (our choice; the paper names the divergence only).
+            ``"from_center"``: KL(C ‖ softmax(I)).
+        kl_center: C is the mean of the ``"probabilities"`` (our choice), or the softmax of the mean ``"logits"``.
 
     Shape:
         x (B, d) features or logits, labels (B,) integers, modality (B,) integers, needed by ``centers="cross"`` only.
@@ -103,10 +131,13 @@ class HCCLoss(Loss):
         centers: Centers = "shared",
         negatives: Negatives = "mean",
         normalize: bool = True,
+        kl_direction: Direction = "to_center",
+        kl_center: KLCenter = "probabilities",
     ) -> None:
         super().__init__()
-        self.margin = _check_hcc(margin, distance, centers, negatives, normalize)
+        self.margin = _check_hcc(margin, distance, centers, negatives, normalize, kl_direction, kl_center)
         self.distance, self.centers, self.negatives, self.normalize = distance, centers, negatives, normalize
+        self.kl_direction, self.kl_center = kl_direction, kl_center
         self._needs = "positive" if centers == "cross" else ""
 
     def forward(self, x: Tensor, labels: Tensor, modality: Tensor | None = None) -> Tensor:

@@ -1,14 +1,18 @@
 """Identity classification with mutual learning between the modalities' classifiers."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from vireid import VISIBLE
-from vireid._checks import check_at_least_zero, check_count, check_fraction, check_labels, check_tensor
+from vireid._checks import check_at_least_zero, check_count, check_fraction, check_labels, check_option, check_tensor
 from vireid._ops import at_least_float32
 from vireid.losses._common import Loss, check_rows
+
+Means = Literal["modality", "batch"]
 
 
 def mutual_identity_loss(
@@ -19,6 +23,8 @@ def mutual_identity_loss(
     specific: Tensor,
     averaged: Tensor,
     *,
+    means: Means = "modality",
+    shared_weight: float = 1.0,
     specific_weight: float = 1.0,
     mutual_weight: float = 1.0,
 ) -> Tensor:
@@ -26,7 +32,18 @@ def mutual_identity_loss(
 
     ``shared`` (C, d), ``specific`` (2, C, d) and ``averaged`` (2, C, d) are W, W_m and Ā_m; Ā_m gets no gradient.
     """
-    return _sum(_terms(x, labels, modality, (shared, specific, averaged), specific_weight, mutual_weight))
+    weights = _check_weights(means, shared_weight, specific_weight, mutual_weight)
+    return _sum(_terms(x, labels, modality, (shared, specific, averaged), means, weights))
+
+
+def _check_weights(means: str, shared: float, specific: float, mutual: float) -> tuple[float, float, float]:
+    """Raise unless these are options of the loss; return the weights of its terms."""
+    check_option("means", means, ("modality", "batch"))
+    return (
+        check_at_least_zero("shared_weight", shared),
+        check_at_least_zero("specific_weight", specific),
+        check_at_least_zero("mutual_weight", mutual),
+    )
 
 
 def _terms(
@@ -34,15 +51,14 @@ def _terms(
     labels: Tensor,
     modality: Tensor,
     classifiers: tuple[Tensor, Tensor, Tensor],
-    specific_weight: float,
-    mutual_weight: float,
+    means: str,
+    weights: tuple[float, float, float],
 ) -> dict[str, Tensor]:
+    """Compute the weighted terms by name."""
     shared, specific, averaged = classifiers
-    specific_weight = check_at_least_zero("specific_weight", specific_weight)
-    mutual_weight = check_at_least_zero("mutual_weight", mutual_weight)
     check_tensor("shared", shared, "C d")
-    for name, weights in (("specific", specific), ("averaged", averaged)):
-        check_tensor(name, weights, "2 C d", C=shared.shape[0], d=shared.shape[1])
+    for name, classifier in (("specific", specific), ("averaged", averaged)):
+        check_tensor(name, classifier, "2 C d", C=shared.shape[0], d=shared.shape[1])
     _check_batch(x, labels, modality, shared.shape)
     labels, visible = labels.long(), (modality == VISIBLE)[:, None]
     x = x.to(torch.promote_types(x.dtype, shared.dtype))  # half-precision features, autocast or not
@@ -52,16 +68,18 @@ def _terms(
     with torch.no_grad():
         log_target = _choose(~visible, F.linear(x, rearrange(averaged, "m c d -> (m c) d")))
     rows = max(len(x), 1)
+    # The images that a row's term is averaged over: all, or those of its modality. One without images adds nothing.
+    averaged_over = rows if means == "batch" else torch.where(visible, visible.sum(), (~visible).sum())[:, 0]
     return {
-        "id": _nll(at_least_float32(F.linear(x, shared)).log_softmax(1), labels) / rows,
-        "specific": specific_weight * _nll(log_own, labels) / rows,
-        "mutual": mutual_weight * F.kl_div(log_own, log_target, reduction="sum", log_target=True) / rows,
+        "id": weights[0] * _nll(at_least_float32(F.linear(x, shared)).log_softmax(1), labels).sum() / rows,
+        "specific": weights[1] * (_nll(log_own, labels) / averaged_over).sum(),
+        "mutual": weights[2] * F.kl_div(log_own, log_target, reduction="sum", log_target=True) / rows,
     }
 
 
 def _nll(log_p: Tensor, labels: Tensor) -> Tensor:
-    """Sum -log p of the labels. Unlike `torch.nn.functional.nll_loss` it ignores no label, such as -100."""
-    return -log_p.gather(1, labels[:, None]).sum()
+    """Compute -log p (B,) of the labels. Unlike `torch.nn.functional.nll_loss` it ignores no label, such as -100."""
+    return -log_p.gather(1, labels[:, None])[:, 0]
 
 
 def _choose(first: Tensor, logits: Tensor) -> Tensor:
@@ -83,13 +101,14 @@ def _check_batch(x: Tensor, labels: Tensor, modality: Tensor, sizes: torch.Size)
 class MutualIdentityLoss(Loss):
     """Identity loss of SAAI: a shared classifier, one classifier per modality, and mutual learning between these two.
 
-        L_id = CE(W x) + w_s CE(W_m x) + w_m KL( softmax(Ā_m' x) ‖ softmax(W_m x) ),   means over the batch
+        L_id = w CE(W x) + w_s Σ_m CE(W_m x_m) + w_m KL( softmax(Ā_m' x) ‖ softmax(W_m x) )
 
     m is a row's own modality, m' the other one, and Ā the exponential moving averages of the modalities' classifiers.
+    CE(W_m x_m) is the mean over the images of modality m, 0 without any; the two other terms are means over the batch.
     The target on the left of KL has no gradient, so each modality's classifier learns the other one's answer for the
-    same features. The paper leaves this loss to a supplement. Our choices: KL, which has the gradient of the
-    cross-entropy with a soft target and is 0 where both agree; the weights of 1; and means over the whole batch, not
-    over each modality, so that the mean over processes with batches of one size is that of the joined batch.
+    same features. The paper leaves this loss to a supplement: this is the sum of the authors' released model, whose
+    weights are 1. KL is our choice: it has the gradient of their cross-entropy with a soft target, and is 0 where both
+    agree.
 
     Every forward call in training mode, with gradients or without, first moves the averages,
     Ā ← (1 - rate) Ā + rate W, so that the targets know the last step of the optimizer. They start equal to the
@@ -108,6 +127,9 @@ class MutualIdentityLoss(Loss):
         dim: feature size d.
         num_classes: number C of training identities.
         rate: weight of the current classifiers in a step of the averages, in (0, 1].
+        means: of the modalities' cross-entropies: one per ``"modality"``, so that their sum is twice a mean over a
+            balanced batch, or one over the ``"batch"``.
+        shared_weight: w, at least 0.
         specific_weight: w_s, at least 0.
         mutual_weight: w_m, at least 0.
 
@@ -130,14 +152,16 @@ class MutualIdentityLoss(Loss):
         num_classes: int,
         *,
         rate: float = 0.2,
+        means: Means = "modality",
+        shared_weight: float = 1.0,
         specific_weight: float = 1.0,
         mutual_weight: float = 1.0,
     ) -> None:
         super().__init__()
         dim, num_classes = check_count("dim", dim), check_count("num_classes", num_classes)
         self.rate = check_fraction("rate", rate, zero=False)
-        self.specific_weight = check_at_least_zero("specific_weight", specific_weight)
-        self.mutual_weight = check_at_least_zero("mutual_weight", mutual_weight)
+        weights = _check_weights(means, shared_weight, specific_weight, mutual_weight)
+        self.means, (self.shared_weight, self.specific_weight, self.mutual_weight) = means, weights
         self.shared = nn.Parameter(torch.empty(num_classes, dim).normal_(std=0.001))
         self.specific = nn.Parameter(torch.empty(2, num_classes, dim).normal_(std=0.001))
         self.register_buffer("averaged", self.specific.detach().clone())
@@ -156,8 +180,9 @@ class MutualIdentityLoss(Loss):
         if self.training:
             with torch.no_grad():  # in place: nothing that waits for its backward pass keeps the averages
                 self.averaged.lerp_(self.specific, self.rate)
-        weights = self.shared, self.specific, self.averaged
-        return _terms(x, labels, modality, weights, self.specific_weight, self.mutual_weight)
+        classifiers = self.shared, self.specific, self.averaged
+        weights = self.shared_weight, self.specific_weight, self.mutual_weight
+        return _terms(x, labels, modality, classifiers, self.means, weights)
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the logits (B, C) of ``x`` (B, d) by the shared classifier."""

@@ -13,6 +13,7 @@ from vireid._ops import at_least_float32, euclidean, masked_mean, normalize_rows
 from vireid.losses._common import Loss, check_graphs, check_parts, check_rows
 
 Maps = Literal["sigmoid", "logits"]
+Average = Literal["pairs", "images"]
 
 
 def part_diversity_loss(
@@ -70,10 +71,12 @@ def part_contrastive_loss(
     mask: Tensor | None = None,
     epsilon: float = 2.0,
     normalize: bool = False,
+    average: Average = "pairs",
 ) -> Tensor:
     """Compute the part contrastive loss of a batch; see `PartContrastiveLoss`."""
     check_graphs(nodes, labels, modality, mask)
     epsilon, normalize = check_positive("epsilon", epsilon), check_flag("normalize", normalize)
+    check_option("average", average, ("pairs", "images"))
     with torch.autocast(nodes.device.type, enabled=False):
         rows = at_least_float32(nodes)
         rows = rows if mask is None else torch.where(mask[:, :, None], rows, 0)
@@ -90,6 +93,8 @@ def part_contrastive_loss(
         present = pairs.expand_as(terms)
         if mask is not None:
             present = present & mask[visible].T[:, :, None] & mask[infrared].T[:, None]
+        if average == "images":
+            return torch.where(present, terms, 0).sum() / (2 * max(len(rows), 1) * len(terms))
         return masked_mean(terms.flatten(), present.flatten(), 0) / 2
 
 
@@ -98,10 +103,9 @@ class PartContrastiveLoss(Loss):
 
         L_c = 1/(2 N (K+1)) Σ_n Σ_k (1 - z_n) d²_nk + z_n max(ε - d_nk, 0)²,   d_nk = ‖v_nk^R - v_nk^I‖₂   (Eq. 5)
 
-    z_n is 0 if the images of pair n share an identity, else 1. The paper takes "every pair" of different modalities but
-    calls their number N_t, "the batch size". Here n runs over all N pairs of a visible and an infrared image (our
-    choice): a mean, the same in any batch order. With P identities of equally many images, one pair in P attracts. A
-    batch of one modality has no pair and the loss is 0.
+    z_n is 0 if the images of pair n share an identity, else 1; n runs over all N pairs of a visible and an infrared
+    image. With P identities of equally many images, one pair in P attracts. A batch of one modality has no pair and the
+    loss is 0.
 
     The gradient of d = 0 is 0.
 
@@ -109,19 +113,24 @@ class PartContrastiveLoss(Loss):
         epsilon: ε, the distance beyond which parts of two persons are not pushed apart, above 0. Two unrelated features
             of unit variance are about √(2d) apart, far beyond 2; two of length 1 are never more than 2 apart.
         normalize: L2-normalize each node first (our choice; off by default, as the paper does not mention it).
+        average: the paper takes "every pair" of different modalities but divides by N_t, "the training batch size".
+            ``"pairs"``: by N, the number of pairs (our choice), a mean. ``"images"``: by the number B of images, as
+            printed; the loss then grows with the batch.
 
     Shape:
         nodes (B, K+1, d) features of the parts and of the whole image, labels (B,) integers, modality (B,) integers, 0
         visible, 1 infrared. mask (B, K+1) bool, True where a node is present: a part counts if both images of a
-        pair have it, N (K+1) becomes the number of those, and the content of absent nodes is ignored (our choice). The
-        loss is a scalar of at least 0, in at least float32.
+        pair have it, N (K+1) becomes the number of those, and the content of absent nodes is ignored (our choice);
+        with ``average="images"`` it stays B (K+1). The loss is a scalar of at least 0, in at least float32.
     """
 
     _needs = "pair"
 
-    def __init__(self, *, epsilon: float = 2.0, normalize: bool = False) -> None:
+    def __init__(self, *, epsilon: float = 2.0, normalize: bool = False, average: Average = "pairs") -> None:
         super().__init__()
         self.epsilon, self.normalize = check_positive("epsilon", epsilon), check_flag("normalize", normalize)
+        check_option("average", average, ("pairs", "images"))
+        self.average = average
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""

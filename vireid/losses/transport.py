@@ -11,6 +11,7 @@ from vireid import VISIBLE
 from vireid._checks import check_option
 from vireid._ops import at_least_float32
 from vireid.losses._common import Loss, check_graphs
+from vireid.losses.parts import Average
 from vireid.ot.graph import check_options, graph_ot
 
 Structure = Literal["abs", "square"]
@@ -30,10 +31,12 @@ def graph_ot_loss(
     pairs: PairChoice = "all",
     iterations: int = 200,
     restarts: int = 0,
+    average: Average = "pairs",
 ) -> Tensor:
     """Compute the graph optimal transport loss of a batch; see `GraphOTLoss`."""
     check_graphs(nodes, labels, modality, mask)
     check_option("pairs", pairs, ("all", "one_to_one"))
+    check_option("average", average, ("pairs", "images"))
     visible, infrared, chosen = _choose_pairs(labels, modality, mask, pairs)
     graphs = at_least_float32(nodes)  # before an image enters several pairs, whose gradients then add up in float32
     both = None if mask is None else mask[visible] & mask[infrared]
@@ -42,6 +45,8 @@ def graph_ot_loss(
     x, y = _select(graphs, visible), _select(graphs, infrared)
     options: dict[str, Any] = {"solver": solver, "iterations": iterations, "restarts": restarts}
     costs = graph_ot(x, y, phi=phi, loss=loss, mask_x=both, mask_y=both, **options).cost
+    if average == "images":
+        return costs.sum() / max(len(labels), 1)
     return costs.sum() / (max(len(costs), 1) if chosen is None else chosen.sum().clamp_min(1))
 
 
@@ -100,6 +105,8 @@ class GraphOTLoss(Loss):
         pairs: ``"all"`` or ``"one_to_one"``.
         iterations: steps of the solver at most.
         restarts: further starts of the solver.
+        average: the sum over the pairs is divided by the number of ``"pairs"`` (our choice; Eq. 7 is of one pair), or
+            by that of the ``"images"`` of the batch, the N_t of L_c (Eq. 5).
 
     Shape:
         nodes (B, K+1, d) features of a graph's nodes, labels (B,) integers, modality (B,) integers, 0 visible, 1
@@ -122,11 +129,13 @@ class GraphOTLoss(Loss):
         pairs: PairChoice = "all",
         iterations: int = 200,
         restarts: int = 0,
+        average: Average = "pairs",
     ) -> None:
         super().__init__()
         self.phi, self.iterations, self.restarts = check_options(phi, loss, solver, iterations, restarts)
         check_option("pairs", pairs, ("all", "one_to_one"))
-        self.loss, self.solver, self.pairs = loss, solver, pairs
+        check_option("average", average, ("pairs", "images"))
+        self.loss, self.solver, self.pairs, self.average = loss, solver, pairs, average
 
     def forward(self, nodes: Tensor, labels: Tensor, modality: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""

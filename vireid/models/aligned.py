@@ -11,7 +11,7 @@ from vireid.nn import keypoint_pooling, part_grid
 
 
 class MappedOutput(Protocol):
-    """Output of a model that keeps its backbone's map, such as `BaselineOutput`, `CIFTOutput` or `SAAIOutput`."""
+    """Output of a model that keeps its backbone's map, as those of all models here do."""
 
     @property
     def feature_map(self) -> Tensor | None:
@@ -24,7 +24,8 @@ class AlignedCriterion(nn.Module):
         L = criterion(output) + λ_o D_ot
 
     The nodes are the means of the map in the cells of a fixed grid, `vireid.nn.part_grid`, and in the whole of it, so
-    that no key points are needed.
+    that no key points are needed. It adds to a ``"transport"`` that the criterion has itself, as G2DA's between key
+    points.
 
     Args:
         criterion: module (output, labels, modality) -> dict of named losses with their ``"total"``.
@@ -57,4 +58,5 @@ class AlignedCriterion(nn.Module):
         local = keypoint_pooling(maps, self.parts.expand(maps.shape[0], -1, -1, -1))
         nodes = torch.cat([local, maps.mean((2, 3))[:, None]], 1)
         aligned = self.weight * self.transport(nodes, labels, modality)
-        return losses | {"transport": aligned, "total": losses["total"] + aligned}
+        own = losses.get("transport", 0.0)
+        return losses | {"transport": own + aligned, "total": losses["total"] + aligned}

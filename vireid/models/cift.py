@@ -1,16 +1,20 @@
 """CIFT: counterfactual intervention feature transfer (Li et al., ECCV 2022)."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
 from vireid._checks import check_module
 from vireid.losses import CRILoss, query_gallery_cross_entropy, query_gallery_hcc_loss
+from vireid.losses.centers import Centers, Direction, KLCenter, Negatives
 from vireid.models._common import add_total, check_transfer, linear_classifier
-from vireid.models.baseline import Baseline, BaselineCriterion
+from vireid.models.baseline import Baseline, BaselineCriterion, metric_features_of
 from vireid.nn import H2FT, H2FTOutput
 from vireid.nn.transfer import FeatureTransfer
+
+Tie: TypeAlias = Callable[..., Tensor]
 
 
 class CIFTOutput(NamedTuple):
@@ -23,6 +27,7 @@ class CIFTOutput(NamedTuple):
         query_logits: (B, C) Y_g of f_q.
         gallery_logits: (R, C) Y_g of F_G.
         feature_map: (B, c, h, w) of the backbone, for losses on parts; None if left out.
+        pooled: (B, d) the pooled map, before the neck; None if left out.
     """
 
     features: Tensor
@@ -31,6 +36,27 @@ class CIFTOutput(NamedTuple):
     query_logits: Tensor
     gallery_logits: Tensor
     feature_map: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+class TransferOutput(Protocol):
+    """Output of a model on whose features there may be a transfer, such as `SAAIOutput` or `G2DAOutput`."""
+
+    @property
+    def features(self) -> Tensor:
+        """Features (B, d) that enter the transfer."""
+
+    @property
+    def transfer(self) -> H2FTOutput | None:
+        """f_q, F_G and the affinities of the batch."""
+
+    @property
+    def query_logits(self) -> Tensor | None:
+        """Logits (B, C) of f_q."""
+
+    @property
+    def gallery_logits(self) -> Tensor | None:
+        """Logits (R, C) of F_G."""
 
 
 class CIFT(nn.Module):
@@ -64,10 +90,11 @@ class CIFT(nn.Module):
 
     def forward(self, images: Tensor, modality: Tensor) -> CIFTOutput:
         """Embed ``images`` (B, 3, H, W) and transfer features between them by ``modality`` (B,)."""
-        features, logits, maps = self.baseline(images, modality)
-        transfer = self.transfer(features, modality)
+        embedded = self.baseline(images, modality)
+        transfer = self.transfer(embedded.features, modality)
         query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
-        return CIFTOutput(features, logits, transfer, query, gallery, maps)
+        maps, pooled = embedded.feature_map, embedded.pooled
+        return CIFTOutput(embedded.features, embedded.logits, transfer, query, gallery, maps, pooled)
 
 
 class CIFTCriterion(nn.Module):
@@ -79,31 +106,133 @@ class CIFTCriterion(nn.Module):
         model: the `CIFT` whose transfer and classifier L_tie shares. It is not registered here: its parameters belong
             to the model only. So copy both together, or make a new criterion for a copied model.
         cri: the loss L_tie, trained with the model (it has parameters); None leaves it out.
+        metric_features: as in `BaselineCriterion`.
+        centers: likewise, of the losses of Y_g too, like all that follow.
+        negatives: likewise.
+        kl_direction: likewise.
+        kl_center: likewise.
+        label_smoothing: likewise.
     """
 
-    def __init__(self, model: CIFT, *, cri: CRILoss | None = None) -> None:
+    def __init__(
+        self,
+        model: CIFT,
+        *,
+        cri: CRILoss | None = None,
+        metric_features: Literal["pooled", "neck"] = "pooled",
+        centers: Centers = "shared",
+        negatives: Negatives = "mean",
+        kl_direction: Direction = "to_center",
+        kl_center: KLCenter = "probabilities",
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         check_module("model", model, CIFT)
-        if cri is not None:
-            check_module("cri", cri, CRILoss)
-        self.backbone_terms = BaselineCriterion()
+        self.backbone_terms = BaselineCriterion(
+            metric_features=metric_features,
+            centers=centers,
+            negatives=negatives,
+            kl_direction=kl_direction,
+            kl_center=kl_center,
+            label_smoothing=label_smoothing,
+        )
         self.cri = cri
-        # A partial is not a module, so that the model is not registered.
-        self._tie = cri if cri is None else partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
+        self._tie = tie_of(cri, model.transfer, model.graph_classifier)
 
     def forward(self, output: CIFTOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Compute the named losses and their sum ``"total"``; labels (B,), modality (B,)."""
-        losses = self.backbone_terms.terms(output.features, output.logits, labels, modality)
-        index = output.transfer.gallery_index
-        losses |= graph_losses(output.query_logits, labels, gallery=output.gallery_logits, gallery_index=index)
+        backbone = self.backbone_terms
+        features = metric_features_of(output, backbone.metric_features)
+        losses = backbone.terms(features, output.logits, labels, modality)
+        losses |= graph_losses(
+            output.query_logits,
+            labels,
+            modality,
+            gallery=output.gallery_logits,
+            gallery_index=output.transfer.gallery_index,
+            centers=backbone.logit_hcc.centers,
+            negatives=backbone.logit_hcc.negatives,
+            kl_direction=backbone.logit_hcc.kl_direction,
+            kl_center=backbone.logit_hcc.kl_center,
+            label_smoothing=backbone.label_smoothing,
+        )
         if self._tie is not None:
             losses["tie"] = self._tie(output.features, labels, modality, output=output.transfer)
         return add_total(losses)
 
 
-def graph_losses(query: Tensor, labels: Tensor, *, gallery: Tensor, gallery_index: Tensor) -> dict[str, Tensor]:
-    """Compute CE(Y_g) and HCC_kl(Y_g) by name from the logits of f_q, (B, C), and of F_G, (R, C)."""
+def graph_losses(
+    query: Tensor,
+    labels: Tensor,
+    modality: Tensor | None = None,
+    *,
+    gallery: Tensor,
+    gallery_index: Tensor,
+    centers: Centers = "shared",
+    negatives: Negatives = "mean",
+    kl_direction: Direction = "to_center",
+    kl_center: KLCenter = "probabilities",
+    label_smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """Compute the losses of a graph's classifier, CE(Y_g) and HCC_kl(Y_g) (CIFT, Eq. 7, 12).
+
+    Args:
+        query: (B, C) logits of f_q.
+        labels: (B,) integers in [0, C).
+        modality: (B,) integers, needed by ``centers="cross"`` only.
+        gallery: (R, C) logits of F_G.
+        gallery_index: (R,) image that each gallery row belongs to.
+        centers: of HCC_kl, as in `vireid.losses.HCCLoss`, like the next three.
+        negatives: likewise.
+        kl_direction: likewise.
+        kl_center: likewise.
+        label_smoothing: of CE, in [0, 1].
+
+    Returns:
+        ``"graph_ce"`` and ``"graph_hcc"``, scalars.
+
+    Raises:
+        ValueError, TypeError: as `vireid.losses.query_gallery_hcc_loss`.
+    """
     return {
-        "graph_ce": query_gallery_cross_entropy(query, labels, gallery=gallery, gallery_index=gallery_index),
-        "graph_hcc": query_gallery_hcc_loss(query, labels, gallery=gallery, gallery_index=gallery_index),
+        "graph_ce": query_gallery_cross_entropy(
+            query,
+            labels,
+            modality,
+            gallery=gallery,
+            gallery_index=gallery_index,
+            label_smoothing=label_smoothing,
+        ),
+        "graph_hcc": query_gallery_hcc_loss(
+            query,
+            labels,
+            modality,
+            gallery=gallery,
+            gallery_index=gallery_index,
+            centers=centers,
+            negatives=negatives,
+            kl_direction=kl_direction,
+            kl_center=kl_center,
+        ),
     }
+
+
+def tie_of(cri: CRILoss | None, transfer: FeatureTransfer | None, classifier: nn.Module | None) -> Tie | None:
+    """Return L_tie of a model's transfer and classifier. A partial is not a module: it does not register the model."""
+    if cri is None:
+        return None
+    check_module("cri", cri, CRILoss)
+    if transfer is None or classifier is None:
+        raise ValueError("cri needs a model with a transfer, got one without")
+    return partial(cri, transfer=transfer, classifier=classifier)
+
+
+def losses_of_transfer(output: TransferOutput, labels: Tensor, modality: Tensor, tie: Tie | None) -> dict[str, Tensor]:
+    """Compute `graph_losses` and L_tie of a model that may have a transfer on its features; none without."""
+    if output.transfer is None or output.query_logits is None or output.gallery_logits is None:
+        return {}
+    index = output.transfer.gallery_index
+    losses = graph_losses(output.query_logits, labels, modality, gallery=output.gallery_logits, gallery_index=index)
+    if tie is not None:
+        losses["tie"] = tie(output.features, labels, modality, output=output.transfer)
+    return losses

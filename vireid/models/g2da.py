@@ -7,18 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_flag, check_number, check_tensor
+from vireid._checks import check_at_least_zero, check_count, check_flag, check_module, check_number, check_tensor
 from vireid._ops import cross_entropy, normalize_rows
-from vireid.losses import CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
-from vireid.models._common import Embedder, add_total, linear_classifier
+from vireid.losses import CRILoss, CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
+from vireid.losses.parts import Average
+from vireid.models._common import Embedder, add_total, check_transfer, linear_classifier
+from vireid.models.cift import losses_of_transfer, tie_of
 from vireid.nn import (
     PERSON_13,
     BNNeck,
+    H2FTOutput,
     MessageFusionAttention,
     SkeletonAggregation,
     keypoint_pooling,
     present_keypoints,
 )
+from vireid.nn.transfer import FeatureTransfer
 
 
 class G2DAOutput(NamedTuple):
@@ -32,6 +36,11 @@ class G2DAOutput(NamedTuple):
             stacks cells, GAP(F) is last.
         mask: (B, K + 1) bool, False for a key point that the image does not show.
         graph_logits: (B, C) of V_G, or None without graph.
+        feature_map: (B, c, h, w) of the backbone, for losses on parts; None if left out.
+        fusion_scales: (K + 1, L, h) γ of the message fusion, with gradient, or None without graph.
+        transfer: with CIFT's transfer on top: f_q, F_G and the affinities of this batch; else None.
+        query_logits: (B, C) Y_g of f_q, or None.
+        gallery_logits: (R, C) Y_g of F_G, or None.
     """
 
     features: Tensor
@@ -40,6 +49,11 @@ class G2DAOutput(NamedTuple):
     nodes: Tensor
     mask: Tensor
     graph_logits: Tensor | None = None
+    feature_map: Tensor | None = None
+    fusion_scales: Tensor | None = None
+    transfer: H2FTOutput | None = None
+    query_logits: Tensor | None = None
+    gallery_logits: Tensor | None = None
 
 
 class G2DA(Embedder):
@@ -55,7 +69,7 @@ class G2DA(Embedder):
         parts: (K, H, W) heatmaps shared by all images, such as those of `vireid.nn.part_grid`, with its adjacency.
             Then the model needs images and modality only. Default: each image has its own.
         graph: False leaves the graph's layers out, and the features are BN(GAP(F)) (Table III's rows before "G").
-        heads: L of `vireid.nn.MessageFusionAttention`; d must be a multiple.
+        heads: L of `vireid.nn.MessageFusionAttention`; d must be a multiple, or ``head_dim`` given.
         threshold: θ of its message fusion; -inf fuses nothing (Table III's "G" without "MF").
         normalize_nodes: scale every key point's node to the length √d, about that of BN(GAP(F)), before the graph (our
             choice; off by default). A mean under a heatmap with one peak is about a hundredth of the map's values, so
@@ -65,10 +79,15 @@ class G2DA(Embedder):
             layers. Default: the backbone's ``grid`` where it has one, else (1, 1) as in the paper. The nodes that are
             aligned are not stacked: nodes in two places would share no cell, all be equally far from each other, and
             have no structure.
+        transfer: CIFT's `H2FT` or `GFT` on the features, of size d; None leaves it out. With it the model is CIFT on
+            G2DA's features (our choice; in no paper).
+        head_dim: size of a head, as in `vireid.nn.MessageFusionAttention`, like the next one.
+        magnitude: likewise.
 
     Raises:
-        ValueError: if the size is neither given nor known, heads do not divide it or ``parts`` are not as many as the
-            adjacency has key points; when called, if the backbone returns another size, or there are no heatmaps.
+        ValueError: if the size is neither given nor known, heads do not divide it, ``parts`` are not as many as the
+            adjacency has key points or the transfer is of another size; when called, if the backbone returns another
+            size, or there are no heatmaps.
         TypeError: if the backbone is not a module, ``parts`` are not a tensor or a size is not an integer.
     """
 
@@ -87,6 +106,9 @@ class G2DA(Embedder):
         normalize_nodes: bool = False,
         dim: int | None = None,
         grid: tuple[int, int] | None = None,
+        transfer: FeatureTransfer | None = None,
+        head_dim: int | None = None,
+        magnitude: bool = True,
     ) -> None:
         super().__init__(backbone, num_classes, grid)
         adjacency = PERSON_13.adjacency() if adjacency is None else adjacency
@@ -102,8 +124,22 @@ class G2DA(Embedder):
         self.attention = self.aggregation = self.graph_classifier = None
         check_count("heads", heads)
         check_number("threshold", threshold)
+        check_flag("magnitude", magnitude)
+        if head_dim is not None:
+            check_count("head_dim", head_dim)
+        if transfer is not None:
+            check_transfer(transfer, self.dim)
+        self.transfer = transfer
+        self.transfer_classifier = None if transfer is None else linear_classifier(self.dim, self.num_classes)
         if graph:
-            self.attention = MessageFusionAttention(self.dim, heads=heads, adjacency=adjacency, threshold=threshold)
+            self.attention = MessageFusionAttention(
+                self.dim,
+                heads=heads,
+                adjacency=adjacency,
+                threshold=threshold,
+                head_dim=head_dim,
+                magnitude=magnitude,
+            )
             self.aggregation = SkeletonAggregation(self.dim, len(adjacency))
             self.graph_classifier = linear_classifier(self.dim, self.num_classes)
 
@@ -133,14 +169,20 @@ class G2DA(Embedder):
         local = keypoint_pooling(maps, heatmaps)
         mask = F.pad(present_keypoints(heatmaps), (0, 1), value=True)
         nodes = _graph(local, whole if self.cells == 1 else maps.mean((2, 3)))
-        if self.attention is None or self.aggregation is None or self.graph_classifier is None:
-            return G2DAOutput(whole, pooled, logits, nodes, mask)
-        if self.cells > 1:
-            local = keypoint_pooling(maps, heatmaps, grid=self.grid)
-        if self.normalize_nodes:
-            local = sqrt(self.dim) * normalize_rows(local)
-        features = self.aggregation(pooled, self.attention(_graph(local, whole), mask))
-        return G2DAOutput(features, pooled, logits, nodes, mask, self.graph_classifier(features))
+        features, graph_logits, scales = whole, None, None
+        if self.attention is not None and self.aggregation is not None and self.graph_classifier is not None:
+            if self.cells > 1:
+                local = keypoint_pooling(maps, heatmaps, grid=self.grid)
+            if self.normalize_nodes:
+                local = sqrt(self.dim) * normalize_rows(local)
+            features = self.aggregation(pooled, self.attention(_graph(local, whole), mask))
+            graph_logits, scales = self.graph_classifier(features), self.attention.scales()
+        output = G2DAOutput(features, pooled, logits, nodes, mask, graph_logits, maps, scales)
+        if self.transfer is None or self.transfer_classifier is None:
+            return output
+        transfer = self.transfer(features, modality)
+        query, gallery = self.transfer_classifier(transfer.query), self.transfer_classifier(transfer.gallery)
+        return output._replace(transfer=transfer, query_logits=query, gallery_logits=gallery)
 
 
 def _graph(local: Tensor, whole: Tensor) -> Tensor:
@@ -149,12 +191,18 @@ def _graph(local: Tensor, whole: Tensor) -> Tensor:
 
 
 class G2DACriterion(nn.Module):
-    """L = λ_b (CE + L_tri) + λ_o D_ot + λ_c L_c + λ_g L_g (G2DA, Eq. 13).
+    """L = λ_b (CE + L_tri) + λ_o D_ot + λ_c L_c + λ_g L_g (G2DA, Eq. 13), and losses that may be added to it.
 
     L_b: cross-entropy behind the neck and triplets before it, as is usual with a BNNeck (our choice; the paper does not
-    say). L_g: cross-entropy of V_G, for a model with graph. A weight of 0 leaves its loss out.
+    say). L_g: cross-entropy of V_G, for a model with graph. A weight of 0 leaves its loss out. A model with a transfer
+    has the losses of its graph too, `graph_losses`.
+
+    In several processes a criterion with ``cri`` and its model belong in one module that is wrapped; see
+    `vireid.losses.CRILoss`.
 
     Args:
+        model: the `G2DA` whose transfer L_tie shares; needed by ``cri`` only. It is not registered here: its parameters
+            belong to the model only. So copy both together, or make a new criterion for a copied model.
         base: λ_b.
         transport: λ_o.
         contrastive: λ_c.
@@ -167,14 +215,21 @@ class G2DACriterion(nn.Module):
         phi: φ of D_ot.
         loss: difference of structure in D_ot, ``"abs"`` or ``"square"``.
         pairs: pairs that D_ot aligns, see `vireid.losses.GraphOTLoss`.
+        cri: CIFT's L_tie, for a model with ``transfer``; None leaves it out.
+        fusion_sparsity: weight of Σ|γ| over the message fusion's scales, so that some fall below its θ (our choice; 0
+            by default, as the paper prints no such term, and then hardly any does).
+        average: of D_ot and L_c, over the ``"pairs"`` (our choice) or the ``"images"`` of the batch, see
+            `vireid.losses.PartContrastiveLoss`.
 
     Raises:
-        ValueError: if a number is out of its range, or, when called, no loss is left.
+        ValueError: if a number is out of its range, there is ``cri`` and no model with a transfer, or, when called, no
+            loss is left.
         TypeError: if an option is not a number.
     """
 
     def __init__(
         self,
+        model: G2DA | None = None,
         *,
         base: float = 1.0,
         transport: float = 1.0,
@@ -187,19 +242,28 @@ class G2DACriterion(nn.Module):
         phi: float = 0.5,
         loss: Literal["abs", "square"] = "abs",
         pairs: Literal["all", "one_to_one"] = "all",
+        cri: CRILoss | None = None,
+        fusion_sparsity: float = 0.0,
+        average: Average = "pairs",
     ) -> None:
         super().__init__()
+        if model is not None:
+            check_module("model", model, G2DA)
+        self.cri = cri
+        transfer, classifier = (None, None) if model is None else (model.transfer, model.transfer_classifier)
+        self._tie = tie_of(cri, transfer, classifier)
         weights = {"base": base, "transport": transport, "contrastive": contrastive, "graph": graph}
         weights = {name: check_at_least_zero(name, weight) for name, weight in weights.items()}
         if not any(weights.values()):
             raise ValueError("one weight at least must be above 0, got base, transport, contrastive and graph of 0")
-        self.weights = weights | {"ce": weights["base"], "triplet": weights["base"]}
+        sparsity = check_at_least_zero("fusion_sparsity", fusion_sparsity)
+        self.weights = weights | {"ce": weights["base"], "triplet": weights["base"], "fusion_sparsity": sparsity}
         self.triplet = CrossModalityTripletLoss(
             margin=margin, normalize=check_flag("normalize_triplet", normalize_triplet)
         )
-        self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs)
+        self.transport = GraphOTLoss(phi=phi, loss=loss, pairs=pairs, average=average)
         self.contrastive = PartContrastiveLoss(
-            epsilon=epsilon, normalize=check_flag("normalize_nodes", normalize_nodes)
+            epsilon=epsilon, normalize=check_flag("normalize_nodes", normalize_nodes), average=average
         )
 
     def extra_repr(self) -> str:
@@ -219,6 +283,9 @@ class G2DACriterion(nn.Module):
             losses["contrastive"] = self.contrastive(output.nodes, labels, modality, mask=output.mask)
         if self.weights["graph"] and output.graph_logits is not None:
             losses["graph"] = cross_entropy(output.graph_logits, labels)
+        if self.weights["fusion_sparsity"] and output.fusion_scales is not None:
+            losses["fusion_sparsity"] = output.fusion_scales.abs().sum()
+        losses |= losses_of_transfer(output, labels, modality, self._tie)
         if not losses:
             raise ValueError("no loss is left: only graph has a weight, and the model is without graph")
         return add_total(losses, self.weights)

@@ -1,15 +1,17 @@
 """SAAI: semantic alignment and affinity inference (Fang et al., ICCV 2023)."""
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_flag, check_module
+from vireid._checks import check_at_least_zero, check_count, check_flag, check_module, check_option
 from vireid.losses import AffinityInferenceLoss, CenterSeparationLoss, CRILoss, MutualIdentityLoss, PartDiversityLoss
+from vireid.losses.identity import Means
+from vireid.losses.parts import Maps
 from vireid.models._common import Embedder, add_total, check_transfer, feature_size, linear_classifier
-from vireid.models.cift import graph_losses
+from vireid.models.cift import losses_of_transfer, tie_of
 from vireid.nn import BNNeck, DualBNNeck, H2FTOutput, PrototypePooling
 from vireid.nn.transfer import FeatureTransfer
 
@@ -39,7 +41,7 @@ class SAAIOutput(NamedTuple):
 class SAAI(Embedder):
     """Backbone, prototype pooling beside the global feature, dual-branch BNNeck (SAAI §3.2).
 
-        F̂ = [part_1, …, part_p, avg(F)],   F̃ = neck of its modality (F̂)
+        F̂ = [part_1, …, part_p, stripes, avg(F)],   F̃ = neck of its modality (F̂)
 
     Args:
         backbone: as in `Baseline`.
@@ -47,20 +49,23 @@ class SAAI(Embedder):
         parts: number p of prototypes; 0 leaves them out (Table 3's baseline).
         channels: c. Default: the backbone's ``out_channels``.
         grid: (rows, columns) that the map is averaged to for the global feature before its cells are stacked. Default:
-            the backbone's ``grid`` where it has one, else (1, 1), avg(F) as in the paper. (6, 1) makes the horizontal
-            parts of the paper's baseline.
+            the backbone's ``grid`` where it has one, else (1, 1), avg(F) as in the paper.
         size: (h, w) of the backbone's map, for which the position embedding is made; any other works as well.
         position_in_values: as in `vireid.nn.PrototypePooling`.
         dual_neck: one BNNeck per modality; False: one for both (the paper's baseline).
         transfer: CIFT's `H2FT` or `GFT` on the features, of size d; None leaves it out. With it the model is CIFT on
             SAAI's features (our choice; in no paper).
+        stripes: number of horizontal stripes whose means join F̂. The paper's baseline has "horizontal part features":
+            ``parts=0, stripes=6`` (the number is our choice).
+        global_feature: whether the global feature joins F̂. The paper has it beside the prototypes' parts, and does not
+            say whether the baseline has it beside the stripes.
 
     Attributes:
         dim: d, the size of the features.
 
     Raises:
-        ValueError: if the channels are neither given nor known, the transfer is of another size, or, when called, if
-            the backbone returns other channels.
+        ValueError: if the channels are neither given nor known, F̂ would be empty, the transfer is of another size, or,
+            when called, if the backbone returns other channels.
         TypeError: if the backbone is not a module, or a size is not an integer.
     """
 
@@ -76,14 +81,19 @@ class SAAI(Embedder):
         position_in_values: bool = False,
         dual_neck: bool = True,
         transfer: FeatureTransfer | None = None,
+        stripes: int = 0,
+        global_feature: bool = True,
     ) -> None:
         super().__init__(backbone, num_classes, grid)
-        parts = check_count("parts", parts, minimum=0)
+        parts, self.stripes = check_count("parts", parts, minimum=0), check_count("stripes", stripes, minimum=0)
         check_flag("dual_neck", dual_neck)
+        self.global_feature = check_flag("global_feature", global_feature)
+        if not (parts or stripes or global_feature):
+            raise ValueError("global_feature must be True without parts and stripes, got False")
         if channels is None:
             channels = feature_size(backbone, (1, 1), name="channels")
         self.channels = check_count("channels", channels)
-        self.dim = self.channels * (parts + self.cells)
+        self.dim = self.channels * (parts + self.stripes + (self.cells if global_feature else 0))
         self.pooling: PrototypePooling | None = None
         if parts:
             self.pooling = PrototypePooling(
@@ -98,19 +108,28 @@ class SAAI(Embedder):
     def forward(self, images: Tensor, modality: Tensor) -> SAAIOutput:
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,)."""
         maps = self.feature_map(images, modality, self.channels)
-        if self.pooling is None:
-            similarity, pooled = maps.new_empty(maps.shape[0], 0, maps.shape[2] * maps.shape[3]), self.stack_cells(maps)
-        else:
-            similarity, parts = self.pooling.pool(maps)
-            pooled = parts.flatten(1)
-            if self.cells > 1:  # the last row of the parts is the mean of the whole map
-                pooled = torch.cat([parts[:, :-1].flatten(1), self.stack_cells(maps)], 1)
+        similarity, pooled = self._pool(maps)
         features = self.neck(pooled, modality) if isinstance(self.neck, DualBNNeck) else self.neck(pooled)
         if self.transfer is None or self.graph_classifier is None:
             return SAAIOutput(features, pooled, similarity, feature_map=maps)
         transfer = self.transfer(features, modality)
         query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
         return SAAIOutput(features, pooled, similarity, transfer, query, gallery, maps)
+
+    def _pool(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute P(T+E)ᵀ (B, p, h·w) and F̂ (B, d)."""
+        joined = []
+        similarity = maps.new_empty(maps.shape[0], 0, maps.shape[2] * maps.shape[3])
+        if self.pooling is not None:
+            similarity, parts = self.pooling.pool(maps)
+            if self.global_feature and self.cells == 1 and not self.stripes:
+                return similarity, parts.flatten(1)  # the last row of the parts is the mean of the whole map
+            joined.append(parts[:, :-1].flatten(1))
+        if self.stripes:
+            joined.append(F.adaptive_avg_pool2d(maps, (self.stripes, 1)).flatten(1))
+        if self.global_feature:
+            joined.append(self.stack_cells(maps))
+        return similarity, torch.cat(joined, 1)
 
 
 class SAAICriterion(nn.Module):
@@ -130,6 +149,12 @@ class SAAICriterion(nn.Module):
         affinity: `AffinityInferenceLoss` on the features (our choice); None leaves it out.
         affinity_weight: its weight.
         cri: CIFT's L_tie, for a model with ``transfer``; None leaves it out.
+        maps: of L_pd, as in `vireid.losses.PartDiversityLoss`: of the sigmoid maps S (our choice, as in the authors'
+            released model) or of the ``"logits"``, as printed.
+        identity_means: of L_id, ``means`` of `vireid.losses.MutualIdentityLoss`.
+        shared_weight: of L_id's shared classifier, as there, like the next two.
+        specific_weight: likewise.
+        mutual_weight: likewise.
 
     Raises:
         ValueError: if a weight is negative or not finite, or there is ``cri`` and no transfer.
@@ -146,27 +171,36 @@ class SAAICriterion(nn.Module):
         affinity: AffinityInferenceLoss | None = None,
         affinity_weight: float = 1.0,
         cri: CRILoss | None = None,
+        maps: Maps = "sigmoid",
+        identity_means: Means = "modality",
+        shared_weight: float = 1.0,
+        specific_weight: float = 1.0,
+        mutual_weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_module("model", model, SAAI)
         if affinity is not None:
             check_module("affinity", affinity, AffinityInferenceLoss)
-        if cri is not None:
-            check_module("cri", cri, CRILoss)
-        if cri is not None and model.transfer is None:
-            raise ValueError("cri needs a model with a transfer, got one without")
+        check_option("identity_means", identity_means, ("modality", "batch"))
         check_flag("normalize_centers", normalize_centers)
         self.weights = {
             "part_diversity": check_at_least_zero("part_diversity", part_diversity),
             "center_separation": check_at_least_zero("center_separation", center_separation),
             "affinity": check_at_least_zero("affinity_weight", affinity_weight),
         }
-        self.identity = MutualIdentityLoss(model.dim, model.num_classes)
-        self.part_diversity = PartDiversityLoss() if part_diversity and model.pooling is not None else None
+        self.identity = MutualIdentityLoss(
+            model.dim,
+            model.num_classes,
+            means=identity_means,
+            shared_weight=shared_weight,
+            specific_weight=specific_weight,
+            mutual_weight=mutual_weight,
+        )
+        diversity = PartDiversityLoss(maps=maps)
+        self.part_diversity = diversity if part_diversity and model.pooling is not None else None
         self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
         self.affinity, self.cri = affinity, cri
-        # A partial is not a module, so that the model is not registered.
-        self._tie = cri if cri is None else partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
+        self._tie = tie_of(cri, model.transfer, model.graph_classifier)
 
     def extra_repr(self) -> str:
         """Show the weights in ``repr``."""
@@ -176,14 +210,11 @@ class SAAICriterion(nn.Module):
         """Compute the named losses, already weighted, and their sum ``"total"``; labels (B,), modality (B,)."""
         losses = self.identity.terms(output.features, labels, modality)
         if self.part_diversity is not None:
-            losses["part_diversity"] = self.part_diversity(output.similarity.sigmoid())
+            maps = output.similarity.sigmoid() if self.part_diversity.maps == "sigmoid" else output.similarity
+            losses["part_diversity"] = self.part_diversity(maps)
         if self.center_separation is not None:
             losses["center_separation"] = self.center_separation(output.pooled, labels)
         if self.affinity is not None:
             losses["affinity"] = self.affinity(output.features, labels, modality)
-        if output.transfer is not None and output.query_logits is not None and output.gallery_logits is not None:
-            index = output.transfer.gallery_index
-            losses |= graph_losses(output.query_logits, labels, gallery=output.gallery_logits, gallery_index=index)
-            if self._tie is not None:
-                losses["tie"] = self._tie(output.features, labels, modality, output=output.transfer)
+        losses |= losses_of_transfer(output, labels, modality, self._tie)
         return add_total(losses, self.weights)

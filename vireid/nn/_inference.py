@@ -31,47 +31,54 @@ class PreparedGallery(ABC):
         graph: its k nearest neighbors by v.
         k: entries kept in a row of the affinities.
         tau: temperature of the queries' rows.
+        summed: what is transferred, by default v(G), the graph's own rows.
     """
 
-    def __init__(self, graph: NeighborGraph, *, k: int, tau: float) -> None:
+    def __init__(self, graph: NeighborGraph, *, k: int, tau: float, summed: Rows | None = None) -> None:
         if not isinstance(graph, NeighborGraph):
             raise TypeError(f"graph must be a NeighborGraph, got {type(graph).__name__}")
         self.graph, self.k, self.tau = graph, k, tau
-        self.repeated = repeated_rows(graph.rows.given)  # their transferred features are alike, too
+        self.summed = graph.rows if summed is None else summed
+        alike = graph.rows.given if summed is None else torch.cat([graph.rows.given, summed.given], 1)
+        self.repeated = repeated_rows(alike)  # their transferred features are alike, too
 
     @abstractmethod
-    def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
-        """Compute f_q (Nq, d) and F_G from the rows v(q)."""
+    def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
+        """Compute f_q (Nq, d) and F_G from the rows v(q), and those that are ``summed`` if they are others."""
 
     @abstractmethod
-    def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
+    def _cosines(self, found: Found, query: Rows, summed: Rows, f_q: Tensor) -> Tensor:
         """Compute the cosines (b, Ng) of a block's f_q with the gallery's transferred features."""
 
-    def distance(self, query: Rows) -> Tensor:
-        """Compute 1 - cos(f_q, F_G) (Nq, Ng) from the rows v(q)."""
+    def distance(self, query: Rows, summed: Rows | None = None) -> Tensor:
+        """Compute 1 - cos(f_q, F_G) (Nq, Ng) from the rows v(q), and those that are ``summed`` if they are others."""
         distance = query.proposal.new_empty(len(query.given), len(self.graph))
-        for found, block, f_q in self._blocks(query):
-            part = (1 - self._cosines(found, block, f_q)).clamp_(0, 2)
+        for found, block, own, f_q in self._blocks(query, summed):
+            part = (1 - self._cosines(found, block, own, f_q)).clamp_(0, 2)
             distance[found.rows] = equalize_columns(part, self.repeated)
         return distance
 
-    def _blocks(self, query: Rows) -> Iterator[tuple[Found, Rows, Tensor]]:
-        """Yield the neighbors of a block of queries, its rows and its f_q: itself and k - 1 gallery images (§1.2)."""
+    def _blocks(self, query: Rows, summed: Rows | None) -> Iterator[tuple[Found, Rows, Rows, Tensor]]:
+        """Yield the neighbors of a block of queries, its rows v(q) and what is summed, and its f_q.
+
+        f_q is a sum of the query itself and k - 1 gallery images (§1.2).
+        """
         # GFT needs about ten matrices of a block's size, which should fit a cache
         size = max(1, _BLOCK // len(self.graph)) if query.proposal.device.type == "cpu" else None
         for found in search(query, self.graph.rows, min(max(1, self.k - 1), len(self.graph)), block=size):
             rows = query.select(found.rows)
-            f_q = rows.given
+            own = rows if summed is None else summed.select(found.rows)
+            f_q = own.given
             if self.k > 1:  # else the one neighbor found is not used
                 cosine = to_float(found.scores)
                 cosine = torch.cat([torch.ones_like(cosine[:, :1]), cosine], 1)
                 weights = (cosine / self.tau).softmax(1).to(f_q.dtype)
                 # no (b, k, d) tensor
                 others = embedding_bag(
-                    found.indices, self.graph.features, per_sample_weights=weights[:, 1:].contiguous(), mode="sum"
+                    found.indices, self.summed.given, per_sample_weights=weights[:, 1:].contiguous(), mode="sum"
                 )
                 f_q = weights[:, :1] * f_q + others
-            yield found, rows, f_q
+            yield found, rows, own, f_q
 
 
 class H2FTGallery(PreparedGallery):
@@ -81,9 +88,9 @@ class H2FTGallery(PreparedGallery):
         super().__init__(graph, k=k, tau=tau_het)
         self.tau_hom = tau_hom
 
-    def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
+    def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
         """Compute f_q (Nq, d) and F_G (Ng, d) from the rows v(q)."""
-        return torch.cat([query.given[:0], *(f_q for *_, f_q in self._blocks(query))]), self._features()
+        return torch.cat([query.given[:0], *(f_q for *_, f_q in self._blocks(query, summed))]), self._features()
 
     def _features(self) -> Tensor:
         """Compute F_G = A_hom · v(X_G) (Ng, d)."""
@@ -93,7 +100,7 @@ class H2FTGallery(PreparedGallery):
     def _unit_features(self) -> Tensor:
         return normalize_rows(self._features())
 
-    def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
+    def _cosines(self, found: Found, query: Rows, summed: Rows, f_q: Tensor) -> Tensor:
         return products(normalize_rows(f_q), self._unit_features)
 
 
@@ -114,9 +121,9 @@ class GFTGallery(PreparedGallery):
         threshold: (Ng,) cosine from which a query takes the last one's place.
     """
 
-    def __init__(self, graph: NeighborGraph, *, k: int, tau: float) -> None:
-        super().__init__(graph, k=k, tau=tau)
-        length = graph.rows.length
+    def __init__(self, graph: NeighborGraph, *, k: int, tau: float, summed: Rows | None = None) -> None:
+        super().__init__(graph, k=k, tau=tau, summed=summed)
+        length = self.summed.length
         longest = length.max()
         self.unit = torch.where(longest > 0, longest, 1)
         logarithm = (graph.values.to(length.dtype) - 1) / tau + (length / self.unit).log()[graph.indices]
@@ -133,35 +140,36 @@ class GFTGallery(PreparedGallery):
         """Return the weights (Ng, m) of the given logarithms, the squared length of their sum, and the divisor's."""
         size = logarithm.amax(1).clamp_min(_LOWEST)
         weights = (logarithm - size[:, None]).exp().to(self.threshold)
-        square = self.graph.weighted_sum(self.graph.rows.proposal, weights).square().sum(1)
+        square = self.graph.weighted_sum(self.summed.proposal, weights).square().sum(1)
         return weights, square, size.to(self.threshold)
 
-    def transfer(self, query: Rows) -> tuple[Tensor, Tensor]:
-        """Compute f_q (Nq, d) and F_G (Nq, Ng, d) from the rows v(q)."""
-        g = self.graph.features
+    def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
+        """Compute f_q (Nq, d) and F_G (Nq, Ng, d) from the rows v(q), and those that are ``summed`` if others."""
+        g = self.summed.given
         weights = ((self.graph.values - 1) / self.tau).exp()
         kept = self.graph.weighted_sum(g, weights) / weights.sum(1, keepdim=True)
         stay = weights[:, : self.stay.shape[1]]
         rest, total = self.graph.weighted_sum(g, stay), stay.sum(1)
         f_q, f_g = g.new_empty(query.given.shape), g.new_empty(len(query.given), *g.shape)
-        for found, block, transferred in self._blocks(query):
+        for found, block, own, transferred in self._blocks(query, summed):
             f_q[found.rows] = transferred
             cosine, enters = (x.T[..., None] for x in self._query_in_gallery(found, block))
             weight = ((cosine - 1) / self.tau).exp()
-            changed = (rest + weight * block.given[:, None]) / (total[:, None] + weight)
+            changed = (rest + weight * own.given[:, None]) / (total[:, None] + weight)
             f_g[found.rows] = torch.where(enters, changed, kept)
         return f_q, f_g
 
-    def _cosines(self, found: Found, query: Rows, f_q: Tensor) -> Tensor:
+    def _cosines(self, found: Found, query: Rows, summed: Rows, f_q: Tensor) -> Tensor:
         """Compute the cosines without any transferred row: its products with f_q and q are sums of its neighbors'.
 
-        So one matrix product beside that of the search is enough.
+        So one matrix product beside that of the search is enough, or two if others than v(q) are summed.
         """
-        x, f = query.proposal, normalize_rows(f_q)
+        x, f = summed.proposal, normalize_rows(f_q)
         cosine, enters = self._query_in_gallery(found, query)
-        with_f = products(f, self.graph.rows.proposal).T.contiguous()
-        stay_f, stay_x = (self.graph.weighted_sum(y, self.stay) for y in (with_f, cosine))
-        joining = (cosine - 1).div_(self.tau).add_((query.length / self.unit).log().to(x.dtype))
+        with_x = cosine if summed is query else products(x, self.summed.proposal).T.contiguous()
+        with_f = products(f, self.summed.proposal).T.contiguous()
+        stay_f, stay_x = (self.graph.weighted_sum(y, self.stay) for y in (with_f, with_x))
+        joining = (cosine - 1).div_(self.tau).add_((summed.length / self.unit).log().to(x.dtype))
         # from the limit on, which leaves room for the square, the others' share is lost in rounding
         limit = math.log(torch.finfo(x.dtype).max) / 2 - 5
         joining = joining.sub_(self.size[:, None]).clamp_max_(limit).exp_()

@@ -5,8 +5,17 @@ from torch import Tensor, nn
 
 from vireid._checks import check_option, check_positive
 from vireid.neighbors import NeighborGraph
+from vireid.neighbors._scores import Rows
 from vireid.nn._inference import GFTGallery
-from vireid.nn.transfer import FeatureTransfer, check_batch, cosines, topk_affinity, topk_cosines, widened
+from vireid.nn.transfer import (
+    FeatureTransfer,
+    Transferred,
+    check_batch,
+    cosines,
+    topk_affinity,
+    topk_cosines,
+    widened,
+)
 
 
 class GFT(FeatureTransfer):
@@ -21,9 +30,11 @@ class GFT(FeatureTransfer):
         unbalanced: False: X is the whole batch. True: unbalanced scenario simulation (the ablation's UBS): one graph
             per image, with all images of the other modality, so that a gallery image has one row per graph.
         value: v(·) as in `H2FT`.
+        transferred: ``"values"``: F = A · v(X) as in Eq. 1 and as in H2FT (our choice). ``"features"``: F = A · X as
+            printed in the supplement, where v is inside S only.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range or an option unknown.
         TypeError: if an argument is not a number, or ``value`` not a module.
 
     The lengths of the features may differ by any factor. For a large τ, and rows of a sum that nearly cancel,
@@ -31,15 +42,25 @@ class GFT(FeatureTransfer):
     """
 
     def __init__(
-        self, dim: int, *, k: int = 4, tau: float = 0.2, unbalanced: bool = False, value: nn.Module | None = None
+        self,
+        dim: int,
+        *,
+        k: int = 4,
+        tau: float = 0.2,
+        unbalanced: bool = False,
+        value: nn.Module | None = None,
+        transferred: Transferred = "values",
     ) -> None:
         super().__init__(dim, k=k, value=value)
         check_option("unbalanced", unbalanced, (False, True))
+        check_option("transferred", transferred, ("values", "features"))
+        self.transferred = transferred
         self.tau, self.unbalanced = check_positive("tau", tau), unbalanced
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
-        return f"dim={self.dim}, k={self.k}, tau={self.tau}, unbalanced={self.unbalanced}"
+        options = f"unbalanced={self.unbalanced}, transferred={self.transferred!r}"
+        return f"dim={self.dim}, k={self.k}, tau={self.tau}, {options}"
 
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute A over the batch, returned twice; if unbalanced, over the groups: rows of the queries, of the pairs.
@@ -65,5 +86,14 @@ class GFT(FeatureTransfer):
         return het, hom[:, : values.shape[0]], g
 
     def prepare_gallery(self, graph: NeighborGraph) -> GFTGallery:
-        """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries."""
+        """Return the gallery whose k nearest neighbors by v are given, ready to be compared with queries.
+
+        Raises:
+            ValueError: with ``transferred="features"``, of which a graph of v(G) knows nothing: use `distance`.
+        """
+        if self.transferred == "features":
+            raise ValueError("transferred='features' needs the features, and a graph holds v of them: use distance()")
         return GFTGallery(graph, k=self.k, tau=self.tau)
+
+    def _prepare_summed(self, graph: NeighborGraph, summed: Rows) -> GFTGallery:
+        return GFTGallery(graph, k=self.k, tau=self.tau, summed=summed)

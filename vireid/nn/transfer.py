@@ -12,7 +12,7 @@ images may be neighbors. Inference, each query alone with the gallery, is in `vi
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from vireid.neighbors import NeighborGraph
 from vireid.neighbors._scores import Rows, prepare
 from vireid.nn._inference import PreparedGallery
 from vireid.nn.necks import BNNeck
+
+Transferred = Literal["values", "features"]
 
 
 class H2FTOutput(NamedTuple):
@@ -38,7 +40,7 @@ class H2FTOutput(NamedTuple):
         gallery: (R, d) F_G, the transferred features as gallery.
         affinity_het: (B, B) rows of A_het; each sums to 1 and has at most k non-zeros.
         affinity_hom: (R, B) rows of A_hom; likewise.
-        values: (B, d) v(x).
+        values: (B, d) v(x), or x where the features themselves are transferred.
         gallery_index: (R,) the image that each gallery row belongs to.
     """
 
@@ -54,6 +56,7 @@ class FeatureTransfer(nn.Module, ABC):
     """Base of H2FT and GFT: v, both products of Eq. 2, and the methods of inference."""
 
     uses = "gallery"  # a transferred feature depends on the query and the gallery; reports print it
+    transferred: Transferred = "values"  # what is summed: v(x), or x itself
 
     def __init__(self, dim: int, *, k: int, value: nn.Module | None) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class FeatureTransfer(nn.Module, ABC):
             modality: (B,) integers, 0 visible, 1 infrared.
 
         Returns:
-            `H2FTOutput`; features in the dtype of ``v(x)``, affinities in float32 (float64 for float64 values).
+            `H2FTOutput`; features in the dtype of what is summed, affinities in float32 (float64 for float64 values).
 
         Raises:
             ValueError: if a shape is wrong, or, on the CPU, if ``modality`` holds another number.
@@ -94,6 +97,7 @@ class FeatureTransfer(nn.Module, ABC):
         check_batch("x", x, modality, self.dim)
         values = self.value(x)
         het, hom, gallery_index = self.affinities(values, modality)
+        values = values if self.transferred == "values" else x
         return H2FTOutput(*propagate(het, hom, values), het, hom, values, gallery_index)
 
     def transfer(self, query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,7 @@ class FeatureTransfer(nn.Module, ABC):
             TypeError: if a feature is not floating point.
         """
         with self._inference(query, gallery) as (rows, prepared):
-            return prepared.transfer(rows)
+            return prepared.transfer(*rows)
 
     def distance(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Compute the cosine distance of the features of `transfer`, exactly and in bounded memory.
@@ -130,7 +134,7 @@ class FeatureTransfer(nn.Module, ABC):
             (Nq, Ng) in [0, 2]: 1 - cos(f_q, F_G).
         """
         with self._inference(query, gallery) as (rows, prepared):
-            return prepared.distance(rows)
+            return prepared.distance(*rows)
 
     def embed(self, name: str, x: Tensor) -> Tensor:
         """Compute v(x) (N, d) as at test time: running statistics, at least float32 outside of v, no gradient.
@@ -147,22 +151,40 @@ class FeatureTransfer(nn.Module, ABC):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             # without autocast, v takes its own dtype only
             values = at_least_float32(evaluated(self.value)(x.to(own.dtype)))
-        check_finite(name, values)
-        # in this range the search leaves rows of float64 as they are
-        if values.dtype == torch.float64 and (torch.frexp(largest_entries(values)).exponent.abs() > 200).any():
-            raise ValueError(f"{name} must have entries from 2**-200 to 2**200 by magnitude, got others")
-        return values
+        return _check_range(name, values)
 
     @contextmanager
-    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[Rows, PreparedGallery]]:
-        """Yield the rows v(q) and the prepared gallery, in a context without gradient and autocast."""
+    def _inference(self, query: Tensor, gallery: Tensor) -> Iterator[tuple[list[Rows], PreparedGallery]]:
+        """Yield the rows of the queries and the prepared gallery, in a context without gradient and autocast.
+
+        The rows are v(q) and, where the features themselves are transferred, q.
+        """
         q, g = self.embed("query", query), self.embed("gallery", gallery)
         if query.device != gallery.device:
             raise ValueError(f"query and gallery must be on one device, got {query.device} and {gallery.device}")
         dtype = torch.promote_types(q.dtype, g.dtype)  # a v without parameters keeps that of its input
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            rows = prepare(q.to(dtype), "cosine", dtype, gallery=False)
-            yield rows, self.prepare_gallery(NeighborGraph.build(g.to(dtype), self.k))
+            rows = [prepare(q.to(dtype), "cosine", dtype, gallery=False)]
+            graph = NeighborGraph.build(g.to(dtype), self.k)
+            if self.transferred == "values":
+                yield rows, self.prepare_gallery(graph)
+                return
+            own = [_check_range(name, x.to(dtype)) for name, x in (("query", query), ("gallery", gallery))]
+            summed = [prepare(x, "cosine", dtype, gallery=False) for x in own]
+            yield [*rows, summed[0]], self._prepare_summed(graph, summed[1])
+
+    def _prepare_summed(self, graph: NeighborGraph, summed: Rows) -> PreparedGallery:
+        """Return the gallery of which the rows ``summed`` are transferred, not the graph's."""
+        raise NotImplementedError
+
+
+def _check_range(name: str, x: Tensor) -> Tensor:
+    """Return ``x`` (N, d); raise unless it is finite and, in float64, in the range of `FeatureTransfer.embed`."""
+    check_finite(name, x)
+    # in this range the search leaves rows of float64 as they are
+    if x.dtype == torch.float64 and (torch.frexp(largest_entries(x)).exponent.abs() > 200).any():
+        raise ValueError(f"{name} must have entries from 2**-200 to 2**200 by magnitude, got others")
+    return x
 
 
 def propagate(het: Tensor, hom: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
