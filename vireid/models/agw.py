@@ -1,6 +1,5 @@
 """AGW (Ye et al., TPAMI 2021), HC (Zhu et al., 2020) and HCT (Liu et al., 2020), the backbones of CIFT's Table 2."""
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 from einops import rearrange
@@ -18,7 +17,7 @@ from vireid._checks import (
 from vireid._ops import cross_entropy
 from vireid.losses import CRILoss, HeteroCenterLoss, HeteroCenterTripletLoss, WeightedRegularizedTripletLoss
 from vireid.models._common import Embedder, add_total, check_transfer, feature_size, linear_classifier
-from vireid.models.cift import graph_losses
+from vireid.models.cift import losses_of_transfer, tie_of
 from vireid.nn import BNNeck, GeM, H2FTOutput
 from vireid.nn.transfer import FeatureTransfer
 
@@ -182,10 +181,6 @@ class AGWCriterion(nn.Module):
         super().__init__()
         check_module("model", model, AGW)
         check_option("metric_features", metric_features, ("pooled", "neck"))
-        if cri is not None:
-            check_module("cri", cri, CRILoss)
-        if cri is not None and model.transfer is None:
-            raise ValueError("cri needs a model with a transfer, got one without")
         self.weights = {
             "triplet": check_at_least_zero("triplet", triplet),
             "hetero_center": check_at_least_zero("hetero_center", hetero_center),
@@ -197,8 +192,7 @@ class AGWCriterion(nn.Module):
         self.triplet, self.hetero_center = WeightedRegularizedTripletLoss(), HeteroCenterLoss()
         self.hetero_center_triplet = HeteroCenterTripletLoss(margin=margin)
         self.cri = cri
-        # A partial is not a module, so that the model is not registered.
-        self._tie = cri if cri is None else partial(cri, transfer=model.transfer, classifier=model.graph_classifier)
+        self._tie = tie_of(cri, model.transfer, model.graph_classifier)
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
@@ -223,9 +217,5 @@ class AGWCriterion(nn.Module):
                 each = sum((self.hetero_center_triplet(p, labels, modality) for p in parts), whole.new_zeros(()))
                 whole = whole + self.stripe_weight * each
             losses["hetero_center_triplet"] = whole
-        if output.transfer is not None and output.query_logits is not None and output.gallery_logits is not None:
-            index = output.transfer.gallery_index
-            losses |= graph_losses(output.query_logits, labels, gallery=output.gallery_logits, gallery_index=index)
-            if self._tie is not None:
-                losses["tie"] = self._tie(output.features, labels, modality, output=output.transfer)
+        losses |= losses_of_transfer(output, labels, modality, self._tie)
         return add_total(losses, self.weights)
