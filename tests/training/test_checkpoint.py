@@ -49,10 +49,15 @@ def test_a_damaged_foreign_or_hostile_checkpoint_is_refused(kind, trained, train
         assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("method", ["cift", "saai", "g2da"])
+@pytest.mark.parametrize("method", ["cift", "saai", "g2da", "agw"])
 def test_a_checkpoint_gives_back_its_model_and_its_settings(method, train, regdb, recipe, tmp_path):
     """Of a run with settings other than the defaults, whose model differs from theirs."""
-    settings = {"cift": {"ablation": "gft"}, "saai": {"parts": 3}, "g2da": {"part_grid": [3, 1], "heads": 5}}[method]
+    settings = {
+        "cift": {"ablation": "gft"},
+        "saai": {"parts": 3},
+        "g2da": {"part_grid": [3, 1], "heads": 5},
+        "agw": {"ablation": "hct"},
+    }[method]
     recipe = recipe.replace(epochs=1, lr_shares={"backbone": 0.5})
     model = train(tmp_path, method, recipe=recipe, kept={"trial": 1}, **settings)
     kept = {"method": method, "dataset": "regdb", "trial": 1, **settings}
@@ -69,7 +74,7 @@ def test_what_cannot_be_built_is_named(trained, tmp_path):
     state = read_checkpoint(trained / "checkpoint.pt")
     for change, text in (
         ({"ablation": "best"}, "ablation must be one of 'baseline', 'gft', 'ubs', 'h2g', 'cri', got 'best'"),
-        ({"method": "other"}, r"odd\.pt must be of cift, saai, g2da, got a checkpoint of 'other'"),
+        ({"method": "other"}, r"odd\.pt must be of cift, saai, g2da, agw, got a checkpoint of 'other'"),
     ):
         torch.save(state | {"settings": state["settings"] | change}, tmp_path / "odd.pt")
         with pytest.raises(ValueError, match=text):

@@ -344,7 +344,7 @@ def test_a_model_of_ones_own_is_trained_with_its_criterion_and_read_again(regdb,
     features = extract_features(again, test)
     assert torch.equal(features, extract_features(model, test))
     assert evaluate(test, features, {"backbone": None}).rows[0].features == "backbone"
-    text = r"must be of cift, saai, g2da, got a checkpoint of a model of one's own: build that model, then call"
+    text = r"must be of cift, saai, g2da, agw, got a checkpoint of a model of one's own: build that model, then call"
     with pytest.raises(ValueError, match=text):
         load_checkpoint(path)
 

@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from vireid.models import CIFT, AlignedCriterion, Baseline
-from vireid.nn import GFT, H2FT, TwoStream
+from vireid.nn import GFT, H2FT, NonLocal, TwoStream
 from vireid.rerank import AIM, aim
 from vireid.training import METHODS, RECIPES, build, ranking_ways, recipe_of, settings_of
-from vireid.training.methods import saai
+from vireid.training.methods import agw, saai
 from vireid.training.methods.cift import CIFT_ROWS
 
 BASE = {"ce", "hcc_features", "hcc_logits", "total"}
@@ -145,8 +145,55 @@ def test_every_switch_of_g2da(settings, losses):
 
 
 @pytest.mark.parametrize(
+    ("settings", "losses", "stripes"),
+    [
+        ({}, {"triplet"}, 1),
+        ({"ablation": "hc"}, {"hetero_center"}, 6),
+        ({"ablation": "hct"}, {"hetero_center_triplet"}, 6),
+        ({"ablation": "hct", "stripes": 3, "part_dim": 8, "two_stream": False}, {"hetero_center_triplet"}, 3),
+        ({"transfer": "h2ft", "non_local": False}, {"triplet", "tie"} | GRAPH, 1),
+        ({"ablation": "hc", "transfer": "gft", "non_local": True}, {"hetero_center"} | GRAPH, 6),
+    ],
+)
+def test_every_switch_of_agw(settings, losses, stripes):
+    model, criterion, found = losses_of("agw", **settings)
+    assert set(found) == {"ce", "total"} | losses
+    assert (model.stripes, model.pooling) == (stripes, None)  # the small backbone's cells are averaged
+    assert (model.reduction is not None) == model.relu == ("part_dim" in settings)
+    assert isinstance(model.backbone, TwoStream) == settings.get("two_stream", True)
+    attention = [m for m in model.modules() if isinstance(m, NonLocal)]
+    assert bool(attention) == settings.get("non_local", settings.get("ablation", "agw") == "agw")
+    assert (criterion.cri is not None) == ("tie" in losses)
+    assert set(ranking_ways(model)) == {"backbone"} | ({"transferred"} if "transfer" in settings else set())
+
+
+@pytest.mark.parametrize(("row", "shared"), [("agw", ["layer1"]), ("hct", ["layer2"]), ("hc", [])])
+def test_agws_rows_of_a_resnet(row, shared, monkeypatch):
+    """A network with ResNet's names, of six blocks in layer3."""
+
+    def backbone(*_):
+        net = torch.nn.Sequential()
+        for name, blocks in (("conv1", 1), ("layer1", 3), ("layer2", 4), ("layer3", 6), ("layer4", 3)):
+            net.add_module(name, torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(blocks))))
+        net.out_channels, net.shared_from = 3, "layer1"
+        return net
+
+    monkeypatch.setattr(agw, "build_backbone", backbone)
+    model, criterion = build("agw", 3, (32, 20), {"ablation": row, "backbone": "torchvision", "label_smoothing": 0.1})
+    part = {"agw": 3, "hc": 512, "hct": 256}[row]
+    assert (model.dim, model.stripes, model.relu) == (part * model.stripes, 1 if row == "agw" else 6, row == "hct")
+    assert list(dict(model.backbone.trunk.named_children()))[:1] == shared
+    assert sum(isinstance(m, NonLocal) for m in model.modules()) == (5 if row == "agw" else 0)
+    assert (model.pooling is None) == (row == "hc")
+    assert model.pooling is None or model.pooling.p.requires_grad == (row == "agw")
+    assert criterion.label_smoothing == 0.1
+    assert model(torch.rand(2, 3, 32, 20), torch.tensor([0, 1])).features.shape == (2, model.dim)
+
+
+@pytest.mark.parametrize(
     ("method", "settings", "grid"),
     [
+        ("agw", {"ablation": "hct"}, (4, 3)),
         ("cift", {"ablation": "baseline"}, (4, 3)),
         ("cift", {"part_grid": [3, 1]}, (3, 1)),
         ("saai", {"transfer": True}, (4, 3)),
@@ -190,7 +237,9 @@ def test_alignment_is_the_weight_times_the_transport():
         ("g2da", {"epsilon": 0}, ValueError, "epsilon must be"),
         ("g2da", {"transport": -1}, ValueError, "transport must be at least 0"),
         ("g2da", {"heads": 4}, ValueError, "dim must be a multiple of heads = 4, got 945"),
-        ("agw", {}, ValueError, "method must be one of 'cift', 'saai', 'g2da', got 'agw'"),
+        ("agw", {"transfer": "aim"}, ValueError, "transfer must be one of 'none', .*, got 'aim'"),
+        ("agw", {"non_local": 1}, ValueError, "non_local must be one of True, False, got 1"),
+        ("other", {}, ValueError, "method must be one of 'cift', 'saai', 'g2da', 'agw', got 'other'"),
     ],
 )
 def test_wrong_settings_are_named(method, settings, error, text):

@@ -31,6 +31,10 @@ _EXAMPLES = {
   vireid train g2da --ablation ot --phi 0 --output runs/gw
   vireid train g2da --dataset regdb --root RegDB --part-grid 4 3
   vireid train g2da --dataset sysu --root SYSU-MM01 --keypoints SYSU-MM01-heatmaps""",
+    "agw": """
+  vireid train agw
+  vireid train agw --ablation hct --transfer h2ft --output runs/hct-cift
+  vireid train agw --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet --set size=288,144""",
 }
 
 
@@ -176,5 +180,5 @@ def _train(
         write(output)
 
 
-for _method in ("cift", "saai", "g2da"):
+for _method in ("cift", "saai", "g2da", "agw"):
     _add(_method)

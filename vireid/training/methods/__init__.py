@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from vireid._checks import check_option
 from vireid.training.methods._settings import Built, Settings
+from vireid.training.methods.agw import AGWSettings
 from vireid.training.methods.cift import CIFTSettings
 from vireid.training.methods.g2da import G2DASettings
 from vireid.training.methods.saai import SAAISettings
@@ -24,6 +25,7 @@ METHODS = {
     "saai": Method(SAAISettings, RECIPES["small"]),
     # The graph learns at a share of the rate (our choice; 1 in the paper).
     "g2da": Method(G2DASettings, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
+    "agw": Method(AGWSettings, RECIPES["small"]),
 }
 """The methods by name."""
 
@@ -45,7 +47,7 @@ def build(method: str, num_classes: int, size: tuple[int, int], settings: Mappin
     """Build the model and the criterion of a method; its weights come from PyTorch's generator.
 
     Args:
-        method: "cift", "saai" or "g2da".
+        method: "cift", "saai", "g2da" or "agw".
         num_classes: number of training identities.
         size: (H, W) of the images.
         settings: those that differ from `settings_of`.
