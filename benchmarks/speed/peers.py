@@ -21,6 +21,7 @@ from vireid.neighbors import topk
 
 AIM_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6}
 K_RECIPROCAL_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6, "lambda_value": 0.3}
+CMKR_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6, "k3": 2, "lambda_value": 0.3}
 GNN_PARAMETERS: dict[str, Any] = {"k1": 26, "k2": 7}
 PASS_K = 26
 """Neighbors of the exact top-k pass that k-reciprocal (it needs 21) and GNN (26) are compared with."""
@@ -103,10 +104,12 @@ CONTENDERS: dict[str, Contender] = {
     "aim_paper": by_fitted(partial(ours.AIM, **AIM_PARAMETERS, variant="paper")),
     "k_reciprocal": by_function(ours.k_reciprocal, takes_top=True, **K_RECIPROCAL_PARAMETERS),
     "gnn": by_function(ours.gnn, takes_top=True, **GNN_PARAMETERS),
+    "cmkr": by_function(ours.cmkr, takes_top=True, neighbors="extended", **CMKR_PARAMETERS),
     "sim": by_fitted(ours.SIM),
     "query_expansion": by_fitted(ours.QueryExpansion),
     "dense_aim": by_function(dense.aim, **AIM_PARAMETERS, variant="released"),
     "dense_gnn": by_function(dense.gnn, **GNN_PARAMETERS),
+    "dense_cmkr": by_function(dense.cmkr, **CMKR_PARAMETERS),
     "torchreid_k_reciprocal": by_function(numpy_k_reciprocal, package="torchreid"),
     "fastreid_k_reciprocal": by_function(numpy_k_reciprocal, package="fastreid"),
 }
@@ -118,19 +121,23 @@ LABELS = {
     "aim_paper": "AIM, paper (vireid)",
     "k_reciprocal": "k-reciprocal (vireid)",
     "gnn": "GNN (vireid)",
+    "cmkr": "CMKR (vireid)",
     "sim": "SIM (vireid)",
     "query_expansion": "query expansion (vireid)",
     "dense_aim": "AIM (dense)",
     "dense_gnn": "GNN (dense)",
+    "dense_cmkr": "CMKR (dense)",
     "torchreid_k_reciprocal": "k-reciprocal (torchreid)",
     "fastreid_k_reciprocal": "k-reciprocal (fastreid)",
 }
 FLOORS = dict.fromkeys(("sim", "query_expansion", "aim", "aim_paper", "dense_aim"), "products") | dict.fromkeys(
-    ("k_reciprocal", "torchreid_k_reciprocal", "fastreid_k_reciprocal", "gnn", "dense_gnn"), "top_k_pass"
+    ("k_reciprocal", "torchreid_k_reciprocal", "fastreid_k_reciprocal", "gnn", "dense_gnn", "cmkr", "dense_cmkr"),
+    "top_k_pass",
 )
 SAME = {
     "dense_aim": "aim",
     "dense_gnn": "gnn",
+    "dense_cmkr": "cmkr",
     "torchreid_k_reciprocal": "k_reciprocal",
     "fastreid_k_reciprocal": "k_reciprocal",
 }

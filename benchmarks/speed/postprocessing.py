@@ -18,7 +18,7 @@ from torch import Tensor
 from vireid._checks import check_count, check_finite, check_option, check_tensor
 from vireid._ops import at_least_float32, normalize_rows
 
-__all__ = ["aim", "gnn", "k_reciprocal", "k_reciprocal_parts", "query_expansion"]
+__all__ = ["aim", "cmkr", "gnn", "k_reciprocal", "k_reciprocal_parts", "query_expansion"]
 
 _PAIRS = 1 << 22  # pairs of non-zeros that are worked on at once
 
@@ -106,15 +106,48 @@ def k_reciprocal_parts(query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int 
         near = _nearest(order, k + 1)
         return near & near.T
 
-    wide, narrow = reciprocal(k1), reciprocal(round(k1 / 2))
-    narrow_rows = narrow.to(x.dtype)
-    shared = _product(wide.to(x.dtype), narrow_rows)  # |R(i, k1) ∩ R(c, k1/2)| in row i, column c: both are symmetric
-    joins = wide & (3 * shared > 2 * narrow_rows.sum(1))
-    members = wide | (_product(joins.to(x.dtype), narrow_rows) > 0)
-    encoding = torch.where(members, (-distance).exp(), 0)
-    encoding = _mean_over(_nearest(order, k2), encoding / encoding.sum(1, keepdim=True))
-    smaller = _sum_of_minima(encoding[: len(q)], encoding[len(q) :])
-    return (1 - smaller / (2 - smaller)).clamp_min(0), distance[: len(q), len(q) :]
+    encoding = _mean_over(_nearest(order, k2), _encoded(reciprocal(k1), reciprocal(round(k1 / 2)), distance))
+    return _jaccard(encoding, len(q)), distance[: len(q), len(q) :]
+
+
+@_uses("transductive")
+def cmkr(
+    query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int = 6, k3: int | None = None, lambda_value: float = 0.3
+) -> Tensor:
+    """Compute CMKR (YYDS, Du et al., 2024) with extended neighbors and, with ``k3``, multi-modal query expansion.
+
+    Args:
+        query: (Nq, d).
+        gallery: (Ng, d).
+        k1: size of the reciprocal neighborhoods, over both sets and across.
+        k2: encodings that are averaged.
+        k3: of these, those of gallery images; None: as they come.
+        lambda_value: λ in [0, 1].
+
+    Returns:
+        (Nq, Ng) distance in [0, 1].
+    """
+    q, g = _unit_rows(query, gallery)
+    n = len(q)
+    x = torch.cat([q, g])
+    distance = (2 - 2 * (x @ x.T)).clamp_min(0).fill_diagonal_(0)
+    distance /= distance.amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    order = _self_first(-distance)
+
+    def reciprocal(k: int) -> Tensor:
+        near = _nearest(order, k + 1)
+        return near & near.T
+
+    start = reciprocal(k1)
+    across = _nearest(order[:n, n:], k1 + 1) & _nearest(order[n:, :n], k1 + 1).T
+    start[:n, n:] |= across
+    start[n:, :n] |= across.T
+    encoding = _encoded(start, reciprocal(round(k1 / 2)), distance)
+    near = _nearest(order, k2)
+    if k3 is not None:
+        near = torch.cat([_nearest(order[:, :n], k2 - k3), _nearest(order[:, n:], k3)], 1)
+    encoding = _mean_over(near, encoding)
+    return (1 - lambda_value) * _jaccard(encoding, n) + lambda_value * distance[:n, n:]
 
 
 @_uses("transductive")
@@ -198,6 +231,22 @@ def _nearest(similarity: Tensor, k: int) -> Tensor:
     if int(tied.sum()) > len(tied):  # some row has more candidates for its last place than one
         tied &= tied.cumsum(1) <= k - above.sum(1, keepdim=True)
     return above | tied
+
+
+def _encoded(start: Tensor, narrow: Tensor, distance: Tensor) -> Tensor:
+    """Compute V (N, N) over the reciprocal sets ``start``, expanded by the smaller ones ``narrow``: symmetric masks."""
+    rows = narrow.to(distance.dtype)
+    shared = _product(start.to(distance.dtype), rows)  # |R(i, k1) ∩ R(c, k1/2)| in row i, column c
+    joins = start & (3 * shared > 2 * rows.sum(1))
+    members = start | (_product(joins.to(distance.dtype), rows) > 0)
+    encoding = torch.where(members, (-distance).exp(), 0)
+    return encoding / encoding.sum(1, keepdim=True)
+
+
+def _jaccard(encoding: Tensor, queries: int) -> Tensor:
+    """Compute the Jaccard distance (Nq, Ng) of the encodings of queries from those of the gallery."""
+    smaller = _sum_of_minima(encoding[:queries], encoding[queries:])
+    return (1 - smaller / (2 - smaller)).clamp_min(0)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

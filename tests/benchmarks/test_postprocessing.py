@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.speed import postprocessing as pp
+from reference import cmkr as cmkr_reference
 from reference import postprocessing as ref
 
 
@@ -50,6 +51,12 @@ def test_gnn(features, k1, k2, layers, alpha):
     close(pp.gnn(*features, k1=k1, k2=k2, layers=layers, alpha=alpha), expected)
 
 
+@pytest.mark.parametrize(("k1", "k2", "k3"), [(4, 3, 1), (5, 1, None), (7, 3, None), (60, 60, 2)])
+def test_cmkr(features, k1, k2, k3):
+    expected = cmkr_reference.cmkr(*features, neighbors="extended", k1=k1, k2=k2, k3=k3, lambda_value=0.3)
+    close(pp.cmkr(*features, k1=k1, k2=k2, k3=k3), expected)
+
+
 @pytest.mark.parametrize(("n", "alpha"), [(1, 0.0), (3, 0.0), (3, 3.0), (50, 1.5)])
 def test_query_expansion(features, n, alpha):
     close(pp.query_expansion(*features, n=n, alpha=alpha), ref.query_expansion(*features, n, alpha))
@@ -59,6 +66,7 @@ METHODS = [
     partial(pp.aim, k1=4, k2=2),
     partial(pp.k_reciprocal, k1=4, k2=2),
     partial(pp.gnn, k1=4, k2=2),
+    partial(pp.cmkr, k1=4, k2=2),
     partial(pp.query_expansion, n=2),
 ]
 
