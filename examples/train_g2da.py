@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vireid.models import G2DA, G2DACriterion
 from vireid.nn import SmallBackbone, TwoStream
-from vireid.training import METHODS, evaluate, extract_features, fit, launch, open_dataset, write_results
+from vireid.training import evaluate, extract_features, fit, launch, open_dataset, recipe_of, write_results
 
 
 def main() -> None:
@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/synthetic"), help="folder of the data set")
     parser.add_argument("--keypoints", type=Path, help="file or folder (default: keypoints.npz in --root)")
     parser.add_argument("--output", type=Path, default=Path("runs/g2da"))
-    parser.add_argument("--epochs", type=int, default=METHODS["g2da"].recipe.epochs)
+    parser.add_argument("--epochs", type=int, default=recipe_of("g2da").epochs)
     parser.add_argument("--batches", type=int, help="per epoch (default: every image about once, at least 64)")
     given = parser.parse_args()
 
     # The recipe's small share of the learning rate is the graph's (our choice).
-    recipe = METHODS["g2da"].recipe.replace(epochs=given.epochs, batches=given.batches)
+    recipe = recipe_of("g2da").replace(epochs=given.epochs, batches=given.batches)
     fabric = launch(recipe, output=given.output)
     if given.dataset == "synthetic":
         open_dataset("synthetic", root=given.root)  # draws the pedestrians and their key points

@@ -13,7 +13,7 @@ from pathlib import Path
 from vireid.models import SAAI, SAAICriterion
 from vireid.nn import SmallBackbone
 from vireid.rerank import AIM
-from vireid.training import RECIPES, evaluate, extract_features, fit, launch, open_dataset, write_results
+from vireid.training import evaluate, extract_features, fit, launch, open_dataset, recipe_of, write_results
 
 
 def main() -> None:
@@ -22,11 +22,11 @@ def main() -> None:
     parser.add_argument("--dataset", default="synthetic", help="synthetic, sysu, regdb or llcm")
     parser.add_argument("--root", type=Path, help="folder of the data set (default: runs/synthetic)")
     parser.add_argument("--output", type=Path, default=Path("runs/saai"))
-    parser.add_argument("--epochs", type=int, default=RECIPES["small"].epochs)
+    parser.add_argument("--epochs", type=int, default=recipe_of("saai").epochs)
     parser.add_argument("--batches", type=int, help="per epoch (default: every image about once, at least 64)")
     given = parser.parse_args()
 
-    recipe = RECIPES["small"].replace(epochs=given.epochs, batches=given.batches)
+    recipe = recipe_of("saai").replace(epochs=given.epochs, batches=given.batches)
     fabric = launch(recipe, output=given.output)
     train = open_dataset(given.dataset, "train", root=given.root, size=recipe.size)
     test = open_dataset(given.dataset, "test", root=given.root, size=recipe.size)

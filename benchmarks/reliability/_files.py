@@ -139,10 +139,11 @@ def augmentation(d: Draw, world: Path) -> Made:
     """Draw the settings of an augmentation."""
     given = {"size": (12, 8), "padding": d.count(0, 2), "flip": d.share(), "erasing": d.share(), "grayscale": d.share()}
     given |= {"erasing_area": (0.05, 0.3), "erasing_aspect": d.share(0.1, 1), "exchange_visible": d.share()}
-    return data.TrainAugmentation, given | {"exchange_infrared": d.share()}
+    return data.TrainAugmentation, given | {"exchange_infrared": d.share(), "second_view": d.option(True, False)}
 
 
 call("data.TrainAugmentation", weight=0.3)(augmentation)
+method("data", "TrainAugmentation", "rows", augmentation, lambda d, m, w: {"modality": d.modality(4)}, weight=0.1)
 method("data", "TrainAugmentation", "forward", augmentation, lambda d, m, w: images_of(d), comparable=False, weight=0.3)
 
 

@@ -122,7 +122,7 @@ def regdb(tmp_path_factory) -> Path:
 def saved(tmp_path_factory) -> dict[str, Path]:
     """An untrained checkpoint of each of `MODELS`, as of trial 1 of RegDB."""
     pytest.importorskip("kornia", reason="needs the extra train")
-    from vireid.training import Recipe, build
+    from vireid.training import build, recipe_of
 
     paths = {}
     for number, (name, (method, changes)) in enumerate(MODELS.items()):
@@ -132,7 +132,8 @@ def saved(tmp_path_factory) -> dict[str, Path]:
         settings = {"method": method, "dataset": "regdb", "trial": 1, **changes}
         paths[name] = tmp_path_factory.mktemp("runs") / name / "checkpoint.pt"
         paths[name].parent.mkdir()
-        state = {"model": model.state_dict(), "criterion": {}, "optimizer": {}, "recipe": Recipe(size=SIZE).to_dict()}
+        state = {"model": model.state_dict(), "criterion": {}, "optimizer": {}}
+        state["recipe"] = recipe_of(method).replace(size=SIZE).to_dict()
         torch.save({**state, "settings": settings, "epoch": 1, "images": 20, "num_classes": 5}, paths[name])
     return paths
 

@@ -13,7 +13,7 @@ pytest.importorskip("lightning_fabric", reason="needs the extra train")
 
 from vireid.cli.train import changed
 from vireid.data import generate_synthetic, load_features
-from vireid.training import METHODS, Recipe, read_checkpoint
+from vireid.training import METHODS, RECIPES, Recipe, read_checkpoint
 
 TINY = [
     x for value in ("size=32,16", "epochs=1", "batches=1", "identities=2", "per_modality=1") for x in ("--set", value)
@@ -24,7 +24,8 @@ TINY = [
 def roots(regdb, llcm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     sysu = generate_synthetic(folder / "sysu", layout="sysu", identities=6, images_per_camera=2, size=(48, 24))
-    return {"regdb": regdb, "synthetic": regdb, "sysu": sysu, "llcm": llcm}
+    sysu10 = generate_synthetic(folder / "sysu10", layout="sysu", identities=4, images_per_camera=10, size=(32, 16))
+    return {"regdb": regdb, "synthetic": regdb, "sysu": sysu, "sysu10": sysu10, "llcm": llcm}
 
 
 def metrics(folder):
@@ -84,6 +85,62 @@ def test_a_run_goes_on_and_is_not_mixed_up(run, error, regdb, tmp_path):
     assert "trial 1 -> 2" in err
 
 
+def test_a_papers_recipe_brings_its_settings_and_is_recorded(run, regdb, tmp_path):
+    """With the small backbone, which the command line names before the recipe's ResNet-50."""
+    base = ["train", "saai", "--recipe", "saai", "--backbone", "small", "--weights", "none", "--parts", 2, *TINY]
+    base += ["--set", "flip_test=true", "--dataset", "regdb", "--root", regdb, "--accelerator", "cpu"]
+    run(*base, "--output", tmp_path)
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    changed = {"size": (32, 16), "epochs": 1, "batches": 1, "identities": 2, "per_modality": 1, "flip_test": True}
+    assert Recipe(**state["recipe"]) == RECIPES["saai"].replace(**changed)
+    settings = state["settings"]
+    assert (settings["parts"], settings["backbone"], settings["weights"]) == (2, "small", "none")
+    assert (settings["center_separation"], settings["normalize_centers"]) == (1.0, False)  # the recipe's
+    found = metrics(tmp_path)
+    assert found["recipe"] == json.loads(json.dumps(state["recipe"]))
+    assert (found["recipe"]["name"], found["recipe"]["lr"]) == ("saai", 3.5e-4)
+    assert {row["rerank"] for row in found["rows"]} == {"none", "AIM"}
+    lines = dict(line.split("  ", 1) for line in run("info", tmp_path / "checkpoint.pt")[0].splitlines())
+    assert lines["recipe"].strip().startswith("saai: size=(32, 16), epochs=1")
+
+    again, options = tmp_path / "again", ["--root", regdb, "--output", tmp_path / "again"]
+    run("evaluate", tmp_path / "checkpoint.pt", *options)
+    assert (again / "metrics.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
+    run("evaluate", tmp_path / "checkpoint.pt", *options, "--no-flip")
+    assert (again / "metrics.json").read_bytes() != (tmp_path / "metrics.json").read_bytes()
+
+
+def test_one_training_gives_all_tables_of_sysu(run, roots, tmp_path):
+    rules = ["--mode", "both", "--shots", "both", "--sampling", "agw", "--root", roots["sysu10"]]
+    options = ["--accelerator", "cpu", "--parts", 2, *TINY, "--output", tmp_path / "run"]
+    out, _ = run("train", "saai", "--dataset", "sysu", *rules, *options)
+    found, names = {}, ["all_single", "all_multi", "indoor_single", "indoor_multi"]
+    for name in names:
+        found[name] = metrics(tmp_path / "run" / name)
+        mode, shots = name.split("_")
+        assert found[name]["protocol"] == f"SYSU-MM01 {mode} {shots}-shot agw"
+        assert out.count(found[name]["protocol"]) == 1
+        k = {row["rerank"]: row["parameters"] for row in found[name]["rows"]}["AIM"]
+        assert (k["k1"], k["k2"]) == ((20, 6) if shots == "multi" else (4, 1))  # the paper's for each
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    run("extract", checkpoint, "--root", roots["sysu10"], "--output", tmp_path / "x.npz")
+    run(
+        "evaluate",
+        tmp_path / "x.npz",
+        "--protocol",
+        "sysu",
+        *rules[:6],
+        "--rerank",
+        "aim",
+        "--json",
+        tmp_path / "b.json",
+    )
+    for name in names:
+        rows = json.loads((tmp_path / f"b_{name}.json").read_text())["rows"]
+        expected = [row["per_trial"] for row in found[name]["rows"] if row["rerank"] == "AIM"]
+        assert [row["per_trial"] for row in rows] == expected
+
+
 def test_recipes_are_changed_by_their_fields_types():
     values = ["lr=1/4", "batches=none", "batches=7", "nesterov=false", "milestones=1/2,0.75", "schedule=steps"]
     expected = {"lr": 0.25, "batches": 7, "nesterov": False, "milestones": (0.5, 0.75), "schedule": "steps"}
@@ -96,8 +153,10 @@ def test_recipes_are_changed_by_their_fields_types():
     ("options", "text"),
     [
         (["cift", "--set", "speed=3"], "--set takes FIELD=VALUE with a field of size, epochs"),
+        (["cift", "--set", "name=mine"], "--set takes FIELD=VALUE with a field of size, epochs"),
+        (["cift", "--set", "settings=k:3"], "--set takes FIELD=VALUE with a field of size, epochs"),
         (["cift", "--set", "epochs=many"], "--set epochs takes a value of int, got 'many'."),
-        (["cift", "--recipe", "secret"], "--recipe must be one of small"),
+        (["cift", "--recipe", "secret"], "'secret' is not one of 'small', 'cift'"),
         (["cift", "--dataset", "regdb"], "--root must name the folder of --dataset regdb."),
         (["cift", "--dataset", "market"], "'market' is not one of sysu, regdb, llcm, synthetic"),
         (["cift", "--keypoints", "a"], "--keypoints does not go with a model of cift."),

@@ -16,6 +16,7 @@ from vireid.data.transforms import (
     channel_exchange,
     normalize,
 )
+from vireid.nn import PERSON_13
 
 OFF = {"padding": 0, "flip": 0.0, "erasing": 0.0, "exchange": "none"}
 
@@ -39,6 +40,8 @@ def test_normalize_by_hand():
 def test_everything_off_is_normalization():
     images, modality = random_images(4), torch.tensor([0, 1, 1, 0])
     assert torch.equal(TrainAugmentation((8, 6), **OFF)(images, modality), normalize(images))
+    without = TrainAugmentation((8, 6), **OFF | {"padding": 3}, crop=False)
+    assert torch.equal(without(images, modality), normalize(images))
 
 
 @pytest.mark.parametrize("images", [random_images(16), random_images(16).float() / 255], ids=["uint8", "float"])
@@ -203,6 +206,42 @@ def test_exchange_respects_modality_and_probability():
     assert torch.equal(ChannelExchange(visible=0.2, infrared=0.6)(images, modality), wanted)
 
 
+def test_the_second_view_is_the_visible_images_again_with_one_channel():
+    images, modality = random_images(60), torch.tensor([0, 1, 1]).repeat(20)
+    augment = TrainAugmentation((8, 6), **(OFF | {"exchange": "caj"}), second_view=True)
+    rows = augment.rows(modality)
+    assert rows.tolist() == [*range(60), *range(0, 60, 3)]
+    torch.manual_seed(0)
+    out, plain = augment(images, modality), normalize(images)
+    torch.manual_seed(0)
+    assert torch.equal(augment(images, modality, rows=rows), out)
+    same = [torch.equal(image, plain[row]) for image, row in zip(out, rows, strict=True)]
+    assert all(same[row] for row in range(0, 60, 3))  # the first view keeps its channels
+    assert not any(same[60:])
+    assert 5 < sum(same[1:60:3] + same[2:60:3]) < 35  # infrared: half of them, as without a second view
+    for image, row in zip(out[60:], rows[60:], strict=True):
+        assert any(torch.equal(image, plain[row, [c]].expand(3, 8, 6)) for c in range(3))
+    assert TrainAugmentation((8, 6), **OFF).rows(modality).tolist() == list(range(60))
+    empty = augment(images[:0], modality[:0])
+    assert empty.shape == (0, 3, 8, 6)
+
+
+def test_the_second_view_has_a_crop_and_a_flip_of_its_own_which_its_key_points_follow():
+    names = len(PERSON_13.names)
+    images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    x, y = torch.randint(2, 14, (2, 40))
+    images[torch.arange(40), :, y, x] = 255
+    keypoints = torch.ones(40, names, 3)
+    keypoints[..., 0], keypoints[..., 1] = x[:, None] + 0.5, y[:, None] + 0.5  # centers of pixels
+    augment = TrainAugmentation((16, 16), padding=2, erasing=0.0, second_view=True, exchange_infrared=0.0)
+    modality = torch.zeros(40, dtype=torch.int64)
+    out, moved = augment(images, modality, keypoints)
+    assert (len(out), len(moved)) == (80, 80)
+    for image, point in zip(out, moved[:, 0].int().tolist(), strict=True):
+        assert image[0].argmax() == point[1] * 16 + point[0]
+    assert (moved[:40] != moved[40:]).flatten(1).any(1).sum() > 20
+
+
 def test_an_image_is_augmented_independently_of_the_others():
     images = torch.rand(40, 3, 4, 4)
     other = images.clone()
@@ -246,6 +285,9 @@ def test_erased_and_padded_pixels_stay_the_mean_through_the_exchange():
         ({"erasing_area": (0.5, 0.2)}, "erasing_area must be (low, high)"),
         ({"erasing_aspect": 0.0}, "erasing_aspect must be above 0"),
         ({"exchange": "CAJ"}, "exchange must be one of 'caj', 'none', got 'CAJ'"),
+        ({"second_view": True, "exchange": "none"}, "second_view=True goes with exchange='caj', got 'none'"),
+        ({"second_view": 1.5}, "second_view must be one of True, False, got 1.5"),
+        ({"crop": "no"}, "crop must be one of True, False, got 'no'"),
         ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"mean": (1.0, 0.0)}, "mean must be three numbers, got (1.0, 0.0)"),
     ],
@@ -264,6 +306,10 @@ def test_bad_batches_are_named():
         channel_exchange(images, modality)
     with pytest.raises(ValueError, match=re.escape("images must be at least (8, 6) after padding by 1, got (7, 8)")):
         augment(images[:, :, :5], modality)
+    with pytest.raises(ValueError, match=re.escape("images must be (8, 6) without crop, got (9, 6)")):
+        TrainAugmentation((8, 6), crop=False)(random_images(4, 9), modality)
+    with pytest.raises(ValueError, match="modality must be 0"):
+        augment.rows(modality + 2)
 
 
 def test_a_missing_kornia_is_named_where_it_is_needed(hidden, monkeypatch):

@@ -163,6 +163,17 @@ def test_a_checkpoint_of_other_settings_is_neither_mixed_up_nor_overwritten(
     assert (trained / "checkpoint.pt").read_bytes() == before
 
 
+def test_how_it_is_evaluated_may_change_and_fields_of_a_newer_version_may_be_absent(train, recipe, tmp_path):
+    train(tmp_path, "saai", recipe=recipe.replace(epochs=1))
+    state = read(tmp_path)
+    new = ("name", "crop", "second_view", "settings", "flip_test", "rerank")
+    state["recipe"] = {key: value for key, value in state["recipe"].items() if key not in new}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path / "checkpoint.pt").recipe == recipe.replace(epochs=1, rerank="aim")
+    train(tmp_path, "saai", recipe=recipe.replace(rerank="aim", flip_test=True), resume=True)
+    assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 2
+
+
 def test_there_must_be_something_to_resume(train, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*run.checkpoint\.pt"):
         train(tmp_path / "run", resume=True)
@@ -290,8 +301,8 @@ sys.stdout.write(f"process {{fabric.global_rank}}: {{total:.6f}}\\n")  # in one 
 def test_key_points_follow_the_augmentation_into_the_model(train, recipe, tmp_path, steps, monkeypatch):
     moved, forward = [], TrainAugmentation.forward
 
-    def recorded(self, *batch):
-        moved.append(forward(self, *batch))
+    def recorded(self, *batch, rows):
+        moved.append(forward(self, *batch, rows=rows))
         return moved[-1]
 
     monkeypatch.setattr(TrainAugmentation, "forward", recorded)
@@ -301,6 +312,20 @@ def test_key_points_follow_the_augmentation_into_the_model(train, recipe, tmp_pa
         assert torch.equal(batch[0], images)
         assert torch.equal(batch[3], gaussian_heatmaps(keypoints, (64, 32), image_size=(32, 16)))
         assert not torch.equal(keypoints[..., :2], keypoints[..., :2].round())
+
+
+@pytest.mark.parametrize("keypoints", [False, True])
+def test_a_second_view_adds_rows_with_their_labels_and_key_points(keypoints, train, recipe, steps):
+    method = "g2da" if keypoints else "cift"
+    train(None, method, recipe=recipe.replace(epochs=1, second_view=True), keypoints=keypoints)
+    train(None, method, recipe=recipe.replace(epochs=1), keypoints=keypoints)
+    (_, doubled, losses), (_, plain, _) = steps[0], steps[2]
+    assert (len(doubled[0]), len(plain[0])) == (12, 8)
+    visible = plain[2] == 0
+    for name, whole, first in zip(("label", "modality"), doubled[1:3], plain[1:3], strict=True):
+        assert torch.equal(whole, torch.cat([first, first[visible]])), name
+    assert all(len(x) == 12 for x in doubled)
+    assert losses["total"].isfinite()
 
 
 class Output(NamedTuple):

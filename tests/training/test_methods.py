@@ -220,8 +220,8 @@ def test_alignment_is_the_weight_times_the_transport():
         ("cift", {"ablation": "best"}, ValueError, "ablation must be one of 'baseline', .*, got 'best'"),
         ("cift", {"k": 0}, ValueError, "k must be at least 1, got 0"),
         ("cift", {"tau_het": 0}, ValueError, "tau_het must be above 0"),
-        ("cift", {"weights": "x.pth"}, ValueError, "weights goes with backbone torchvision or timm, not with small"),
-        ("cift", {"backbone": "vgg"}, ValueError, "backbone must be one of 'small', 'torchvision', 'timm', got 'vgg'"),
+        ("cift", {"weights": "x.pth"}, ValueError, "weights must be 'none' with backbone 'small', got 'x.pth'"),
+        ("cift", {"backbone": "vgg"}, ValueError, "backbone must be one of 'small', .*, got 'vgg'"),
         ("cift", {"parts": 3}, TypeError, "parts"),
         ("cift", {"alignment": 0}, ValueError, "alignment must be above 0 and finite, got 0"),
         ("saai", {"alignment": float("nan")}, ValueError, "alignment must be above 0 and finite, got nan"),
@@ -248,12 +248,25 @@ def test_wrong_settings_are_named(method, settings, error, text):
 
 
 def test_recipes_are_found_by_name():
-    assert recipe_of("saai") is recipe_of("saai", "small") is RECIPES["small"]
+    assert recipe_of("cift") is recipe_of("cift", "small") is RECIPES["small"]
+    assert recipe_of("saai") == RECIPES["small"].replace(rerank="aim")
+    assert recipe_of("saai", "cift") is RECIPES["cift"]
     assert recipe_of("g2da") is METHODS["g2da"].recipe
     with pytest.raises(ValueError, match=r"recipe must be one of 'small'.*, got 'large'"):
         recipe_of("cift", "large")
     with pytest.raises(ValueError, match=r"method must be one of 'cift'.*, got 'large'"):
         recipe_of("large")
+
+
+def test_settings_of_a_recipe_are_those_that_the_method_has():
+    given = {"k": 7, "parts": 3, "backbone": "timm"}
+    recipe = RECIPES["small"].replace(settings=given)
+    assert settings_of("cift", recipe) == settings_of("cift") | {"k": 7, "backbone": "timm"}
+    assert settings_of("saai", recipe) == settings_of("saai") | given
+    assert settings_of("g2da", RECIPES["small"]) == settings_of("g2da")
+    for method in METHODS:
+        own = RECIPES[method].settings
+        assert own.keys() <= settings_of(method).keys()  # none of its own recipe's is left out
 
 
 def test_settings_are_plain_and_build_what_no_setting_builds():

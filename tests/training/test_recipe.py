@@ -42,6 +42,10 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
     torch.save(numpys.to_dict(), tmp_path / "recipe.pt")
     assert Recipe(**torch.load(tmp_path / "recipe.pt", weights_only=True)) == numpys
     assert recipe.replace(seed=2) == Recipe(**recipe.to_dict() | {"seed": 2}) != recipe
+    full = RECIPES["g2da"]
+    torch.save(full.to_dict(), tmp_path / "recipe.pt")
+    assert Recipe(**torch.load(tmp_path / "recipe.pt", weights_only=True)) == full
+    assert Recipe(**json.loads(json.dumps(full.to_dict()))) == full
     assert Recipe() == RECIPES["small"] == METHODS["cift"].recipe
     assert METHODS["g2da"].recipe.lr_shares == {"attention": 0.03, "aggregation": 0.03}
 
@@ -62,6 +66,11 @@ def test_a_recipe_survives_json_and_a_checkpoint(tmp_path):
         ({"erasing_aspect": float("nan")}, ValueError, "erasing_aspect must be above 0 and at most 1, got nan"),
         ({"padding": 1j}, TypeError, "padding must be an integer, got 1j"),
         ({"exchange_visible": b"1"}, TypeError, "exchange_visible must be a number, got b'1'"),
+        ({"name": 3}, TypeError, "name must be a str, got 3"),
+        ({"settings": [("k", 4)]}, TypeError, "settings must map names to values, got"),
+        ({"rerank": "gnn"}, ValueError, "rerank must be one of 'none', 'aim', got 'gnn'"),
+        ({"exchange": "swap"}, ValueError, "exchange must be one of 'caj', 'none', got 'swap'"),
+        ({"crop": 2}, ValueError, "crop must be one of True, False, got 2"),
     ],
 )
 def test_wrong_values_are_named(changes, error, text):
@@ -141,6 +150,9 @@ def test_augmentation_is_the_recipes():
         (64, 32), 4, None, None, None,
     )  # fmt: skip
     assert Recipe(size=(16, 8)).augmentation().padding == 2
+    assert augment.crop is True
+    views = Recipe(crop=False, second_view=True).augmentation()
+    assert (views.crop, views.second_view) == (False, True)
     full = Recipe(padding=3, grayscale=0.25, exchange_visible=1.0, exchange_infrared=0.0).augmentation()
     assert (full.padding, full.exchange.visible, full.exchange.infrared) == (3, 1.0, 0.0)
     assert full.grayscale is not None

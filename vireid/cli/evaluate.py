@@ -1,6 +1,7 @@
 """``vireid evaluate``: a feature file or a checkpoint, ranked by a data set's protocol."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ AIM's k1 and k2, unless given, are the paper's: 4 and 1 for SYSU-MM01 single-sho
 @rerank_options(text="[none; for a checkpoint of SAAI aim]")
 @click.option("--name", callback=_check_name, help="Feature files: their name in the report. Default: the first one's.")
 @options.data_options("test", "all")
-@click.option("--flip", is_flag=True, help="Checkpoint: mean of the features of an image and of its mirror image.")
+@click.option("--flip/--no-flip", default=None, help="Checkpoint: mean over an image and its mirror image [recipe's].")
 @click.option("--output", type=FOLDER, help="Checkpoint: also write metrics.json, cmc.png and ranked.png there.")
 @click.option("--json", "json_file", type=OutputFile(".json"), help="Also write the report with every trial.")
 @click.option("--csv", "csv_file", type=OutputFile(".csv"), help="Also write one line per row.")
@@ -68,7 +69,7 @@ def evaluate(
     rules: Rules,
     reranking: Reranking,
     data: Data,
-    flip: bool,
+    flip: bool | None,
     output: Path | None,
     json_file: Path | None,
     csv_file: Path | None,
@@ -102,18 +103,21 @@ def evaluate(
 
         found = open_trained(files[0], data, rules)
         click.echo(f"{files[0]}: {found.method}, epoch {found.epoch}, trained on {trained_on(found.settings)}")
-        report, write = found.evaluate(data, rules, reranking, flip=flip, progress=progress)
+        reports, write = found.evaluate(data, rules, reranking, flip=flip, progress=progress)
     else:
         used = {"split": None if data.split == "test" else data.split, "workers": data.workers or None, "device": None}
-        refuse("", "feature files", vars(data) | used | {"flip": flip or None, "output": output})
-        protocols = _protocols(files, protocol, permutations, rules)
-        reranking = reranking.completed(protocol, rules.shots)
-        report = _features(files, protocols, reranking, name or files[0].stem, outputs, data.device, progress)
+        refuse("", "feature files", vars(data) | used | {"flip": flip, "output": output})
+        reports = {}
+        for table, each in rules.each().items():
+            protocols = _protocols(files, protocol, permutations, each)
+            chosen = reranking.completed(protocol, each.shots)
+            reports[table] = _features(files, protocols, chosen, name or files[0].stem, outputs, data.device, progress)
     try:  # the table first: a full disk must not lose the figures, nor a reader that has left the files
-        click.echo(report.to_latex() if latex else f"{report}\n{_USES}")
+        shown = "\n".join(report.to_latex() if latex else str(report) for report in reports.values())
+        click.echo(shown if latex else f"{shown}\n{_USES}")
     finally:
-        for path in outputs:
-            report.save(path)
+        for path, (table, report) in itertools.product(outputs, reports.items()):
+            report.save(path.with_stem(f"{path.stem}_{table}") if table else path)
         if write is not None and output is not None:
             write(output)
 

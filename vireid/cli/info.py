@@ -56,7 +56,8 @@ def _checkpoint(file: Path) -> Iterator[tuple[str, Any]]:
     yield "epoch", f"{state['epoch']} of {state['recipe']['epochs']}"
     yield "trained on", f"{trained_on(settings)}: {state['images']} images of {state['num_classes']} identities"
     yield "settings", _listed({name: value for name, value in settings.items() if name not in data})
-    yield "recipe", _listed(state["recipe"])
+    recipe = {"name": "small"} | state["recipe"]
+    yield "recipe", f"{recipe.pop('name')}: {_listed(recipe)}"
     yield "model", f"{sum(x.numel() for x in model.values()):,} numbers in {len(model)} tensors, buffers included"
 
 

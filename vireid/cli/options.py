@@ -1,9 +1,10 @@
 """Options shared by the commands: data sets and protocols, input and output files, device, progress bars."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,7 +89,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Rules:
-    """Settings of the protocols; None is a protocol's default."""
+    """Settings of the protocols; None is a protocol's default, and "both" means one table each."""
 
     mode: str | None = None
     shots: str | None = None
@@ -99,6 +100,16 @@ class Rules:
         """Raise for settings that the protocol of ``dataset`` does not have; ``switch`` is the option that named it."""
         others = ("direction",) if dataset == "sysu" else ("mode", "shots", "sampling")
         refuse(switch, dataset, {name: getattr(self, name) for name in others})
+
+    def each(self) -> "dict[str, Rules]":
+        """Return the rules of each table by a name for its files, such as "indoor_multi"; a single table has none."""
+        both = {"mode": ("all", "indoor"), "shots": ("1", "10")}
+        modes, shots = (both[name] if getattr(self, name) == "both" else (getattr(self, name),) for name in both)
+        found = {}
+        for mode, number in itertools.product(modes, shots):
+            name = f"{mode or 'all'}_{'multi' if number == '10' else 'single'}"
+            found[name if "both" in (self.mode, self.shots) else ""] = replace(self, mode=mode, shots=number)
+        return found
 
     def protocols(self, dataset: str, permutations: Path | None) -> "list[SYSUMM01 | RegDB | LLCM]":
         """Return the protocols of a data set, one per direction; ``permutations`` are SYSU-MM01's."""
@@ -138,8 +149,14 @@ def protocol_options(command: Command) -> Command:
         "rules",
         Rules,
         Rules.__annotations__,
-        click.option("--mode", type=click.Choice(["all", "indoor"]), help="SYSU-MM01: all-search [default] or indoor."),
-        click.option("--shots", type=click.Choice(["1", "10"]), help="SYSU-MM01: single-shot [default] or multi-shot."),
+        click.option(
+            "--mode",
+            type=click.Choice(["all", "indoor", "both"]),
+            help="SYSU-MM01: all-search [default], indoor-search or both.",
+        ),
+        click.option(
+            "--shots", type=click.Choice(["1", "10", "both"]), help="SYSU-MM01: gallery images per camera [1], or both."
+        ),
         click.option("--sampling", type=click.Choice(["official", "agw"]), help=sampling),
         click.option("--direction", type=directions, help="RegDB, LLCM: query to gallery [both]."),
     )

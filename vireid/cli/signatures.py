@@ -77,9 +77,20 @@ def _home(file: str, name: str) -> str:
 
 def constant(file: str, name: str) -> Any:
     """Return the value of a constant at the top of a file: a number, a str, or a collection of them."""
+    return ast.literal_eval(_assigned(file, name))
+
+
+def keys(file: str, name: str) -> list[str]:
+    """Return the keys, each a str, of a dict at the top of a file."""
+    found = _assigned(file, name)
+    assert isinstance(found, ast.Dict)
+    return [ast.literal_eval(key) for key in found.keys if key is not None]
+
+
+def _assigned(file: str, name: str) -> ast.expr:
     for node in parse(file).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
+            return node.value
     raise LookupError(f"{file} has no {name}")
 
 

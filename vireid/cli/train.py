@@ -7,34 +7,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vireid.cli.options import FOLDER, Data, Rules, data_options, protocol_options
-from vireid.cli.signatures import constant, keyword_arguments, option, parse
+from vireid.cli.signatures import constant, keys, keyword_arguments, option, parse
 
 if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from vireid.training import Recipe
 
 __all__ = ["train"]
 
+_FIXED = ("name", "settings")  # fields of a recipe that --set does not change
+_RECIPE = "How it is trained: as a paper prints it, or small, for two CPU cores."
 _EXAMPLES = {
     "cift": """
   vireid train cift
   vireid train cift --dataset regdb --root RegDB --trial 3 --ablation baseline
-  vireid train cift --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet \\
-      --set size=288,144 --set optimizer=sgd --set lr=0.1 --set lr_shares=backbone:0.1 --precision 16-mixed""",
+  vireid train cift --recipe cift --dataset sysu --root SYSU-MM01 --mode both --shots both
+  vireid train cift --recipe cift --dataset regdb --root RegDB --set lr=0.05 --precision 16-mixed""",
     "saai": """
   vireid train saai
   vireid train saai --part-diversity 0 --center-separation 0 --output runs/id
+  vireid train saai --recipe saai --dataset regdb --root RegDB
   vireid train saai --dataset llcm --root LLCM --set schedule=steps --set milestones=1/2,3/4""",
     "g2da": """
   vireid train g2da
   vireid train g2da --ablation ot --phi 0 --output runs/gw
   vireid train g2da --dataset regdb --root RegDB --part-grid 4 3
-  vireid train g2da --dataset sysu --root SYSU-MM01 --keypoints SYSU-MM01-heatmaps""",
+  vireid train g2da --recipe g2da --dataset sysu --root SYSU-MM01 --keypoints SYSU-MM01-heatmaps""",
     "agw": """
   vireid train agw
   vireid train agw --ablation hct --transfer h2ft --output runs/hct-cift
-  vireid train agw --dataset sysu --root SYSU-MM01 --backbone torchvision --weights imagenet --set size=288,144""",
+  vireid train agw --recipe agw --dataset sysu --root SYSU-MM01""",
 }
 
 
@@ -49,9 +53,10 @@ def train() -> None:
 def _fields() -> str:
     """Return the fields of a recipe and their defaults, as --set takes them."""
     (recipe,) = (node for node in parse("training/recipe.py").body if isinstance(node, ast.ClassDef))
-    fields = [node for node in recipe.body if isinstance(node, ast.AnnAssign)]
     texts = []
-    for node in fields:
+    for node in recipe.body:
+        if not isinstance(node, ast.AnnAssign) or ast.unparse(node.target) in _FIXED:
+            continue
         value = "" if node.value is None else ast.unparse(node.value)
         value = "PART:SHARE,…" if value.startswith("field(") else value.strip("()'").replace(", ", ",").replace(" ", "")
         texts.append(f"{ast.unparse(node.target)}={value.lower()}")
@@ -64,7 +69,7 @@ def changed(recipe: "Recipe", changes: tuple[str, ...]) -> "Recipe":
     Raises:
         click.UsageError: for an unknown field or a value that is not of its type.
     """
-    kinds = {field.name: _kind(field.type) for field in dataclasses.fields(recipe)}
+    kinds = {field.name: _kind(field.type) for field in dataclasses.fields(recipe) if field.name not in _FIXED}
     values = {}
     for change in changes:
         name, _, text = change.partition("=")
@@ -108,12 +113,14 @@ def _add(method: str) -> None:
 
     run.__doc__ = f"""Train {method.upper()} or a row of its ablation, and evaluate it.
 
-    --set changes a field of the recipe, as often as wanted. Fields, with the values of the recipe small: {_fields()}.
+    A --recipe other than small brings settings too, which the options below change. --set changes a field of the
+    recipe, as often as wanted. Fields, with the values of the recipe small: {_fields()}.
     """
+    recipes = keys("training/recipes.py", "RECIPES")
     common = [
         data_options(),
         protocol_options,
-        click.option("--recipe", "recipe_name", default="small", help="Recipe of the training, by name."),
+        click.option("--recipe", "recipe_name", type=click.Choice(recipes), default="small", help=_RECIPE),
         click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe."),
         click.option("--precision", help="Lightning Fabric's: 32-true [default], bf16-mixed, 16-mixed and others."),
         click.option("--cache/--no-cache", default=True, help="Keep the images in memory."),
@@ -146,16 +153,20 @@ def _train(
     resume: bool,
     **settings: Any,
 ) -> None:
-    """Train by the method's settings and evaluate; only the first process of several does the latter."""
+    """Train by the recipe and evaluate; only the first process of several does the latter.
+
+    Of the method's settings, those given on the command line stand before the recipe's.
+    """
     from vireid.cli.rerankers import Reranking
     from vireid.cli.trained import Trained, keypoints_of, root_of
-    from vireid.training import METHODS, RECIPES, build, fit, launch, open_dataset
+    from vireid.training import build, fit, launch, open_dataset, recipe_of, settings_of
     from vireid.training.datasets import digest_keypoints
 
-    if recipe_name not in RECIPES:
-        raise click.UsageError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe_name!r}.")
-    recipe = METHODS[method].recipe if recipe_name == "small" else RECIPES[recipe_name]
-    recipe = changed(recipe, changes if precision is None else (*changes, f"precision={precision}"))
+    changes = changes if precision is None else (*changes, f"precision={precision}")
+    recipe = changed(recipe_of(method, recipe_name), changes)
+    source = click.get_current_context().get_parameter_source
+    given = {name: value for name, value in settings.items() if source(name) is not ParameterSource.DEFAULT}
+    settings = settings_of(method, recipe) | given
     dataset = data.dataset or "synthetic"
     rules.check("--dataset", dataset)
     root, keypoints = root_of(dataset, data), keypoints_of(method, settings, dataset, data)
@@ -166,7 +177,8 @@ def _train(
     with fabric.rank_zero_first():  # the first process draws synthetic data, the others find them there
         images = open_dataset(dataset, "train", cache=cache, preload=data.workers > 0, **where)
         test = open_dataset(dataset, "test", cache=False, **where)  # what is missing of it is named now
-    rules.protocols(dataset, root / "exp" / "rand_perm_cam.mat")
+    for each in rules.each().values():
+        each.protocols(dataset, root / "exp" / "rand_perm_cam.mat")
     kept = {"method": method, "dataset": dataset, "trial": trial}
     kept |= {name: value for name, value in settings.items() if value is not None}
     if keypoints is not None:
@@ -175,8 +187,9 @@ def _train(
     run: dict[str, Any] = {"recipe": recipe, "fabric": fabric, "output": output, "resume": resume, "settings": kept}
     model = fit(model, criterion, images, workers=data.workers, **run)
     if fabric.is_global_zero:
-        report, write = Trained(model, method, kept, recipe.epochs, dataset, test).evaluate(data, rules, Reranking())
-        click.echo(report)
+        trained = Trained(model, method, kept, recipe, recipe.epochs, dataset, test)
+        reports, write = trained.evaluate(data, rules, Reranking())
+        click.echo("\n".join(map(str, reports.values())))
         write(output)
 
 

@@ -13,48 +13,54 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     from torch import Tensor, nn
 
     from vireid.protocols import Report
+    from vireid.training import Recipe
     from vireid.training.datasets import Dataset
 
 
 class Trained(NamedTuple):
-    """A model of a method, the settings that it was trained with, and the images that it is looked at with."""
+    """A model of a method, the settings and recipe of its training, and the images that it is looked at with."""
 
     model: "nn.Module"
     method: str
     settings: dict[str, Any]
+    recipe: "Recipe"
     epoch: int
     dataset: str
     images: "Dataset"
 
     def ways(self, reranking: Reranking, rules: Rules) -> "dict[str, Callable[[Tensor, Tensor], Tensor] | None]":
-        """Return the ways in which the model ranks by name; of SAAI, by default, also with AIM."""
+        """Return the ways in which the model ranks by name; by default with the recipe's re-ranking, if it has one."""
         from vireid.training import ranking_ways
 
-        method = reranking.method or ("aim" if self.method == "saai" else "none")
+        method = reranking.method or self.recipe.rerank
         chosen = Reranking(method, reranking.given).completed(self.dataset, rules.shots)
         name = "AIM" if method == "aim" else method
         return ranking_ways(self.model, {} if method == "none" else {name: chosen.function()})
 
     def evaluate(
-        self, data: Data, rules: Rules, reranking: Reranking, **options: Any
-    ) -> "tuple[Report, Callable[[Path], None]]":
-        """Evaluate the model in all `ways`; returns the report and what writes the results' files into a folder.
+        self, data: Data, rules: Rules, reranking: Reranking, *, flip: bool | None = None, progress: bool | None = None
+    ) -> "tuple[dict[str, Report], Callable[[Path], None]]":
+        """Evaluate the model in all `ways`; returns a report per table, and what writes their files into a folder.
 
-        ``options`` are those of `extract_features`.
+        ``flip`` None: as the recipe says.
         """
         from vireid.training import evaluate, extract_features, write_results
 
-        features = extract_features(self.model, self.images, workers=data.workers, **options)
-        ways = self.ways(reranking, rules)
-        protocols = rules.protocols(self.dataset, self.images.root / "exp" / "rand_perm_cam.mat")
-        report = evaluate(self.images, features, ways, protocols)
+        flip = self.recipe.flip_test if flip is None else flip
+        features = extract_features(self.model, self.images, workers=data.workers, flip=flip, progress=progress)
+        reports, last = {}, {}
+        for name, each in rules.each().items():
+            ways = self.ways(reranking, each)
+            protocols = each.protocols(self.dataset, self.images.root / "exp" / "rand_perm_cam.mat")
+            reports[name], last[name] = evaluate(self.images, features, ways, protocols), list(ways.values())[-1]
 
         def write(output: Path) -> None:
-            results = report, self.images, features, list(ways.values())[-1]
-            write_results(output, *results, name=self.dataset, settings=self.settings)
-            click.echo(f"wrote {output / 'metrics.json'}, cmc.png and ranked.png")
+            about: Any = {"name": self.dataset, "settings": self.settings, "recipe": self.recipe}
+            for name, report in reports.items():
+                write_results(output / name, report, self.images, features, last[name], **about)
+                click.echo(f"wrote {output / name / 'metrics.json'}, cmc.png and ranked.png")
 
-        return report, write
+        return reports, write
 
 
 def open_trained(path: Path, data: Data, rules: Rules | None = None) -> Trained:
@@ -65,7 +71,7 @@ def open_trained(path: Path, data: Data, rules: Rules | None = None) -> Trained:
     if rules is not None:
         rules.check("--dataset", data.dataset or found.settings.get("dataset", "synthetic"))
     dataset, images = open_images(found.method, found.settings, data, found.recipe.size)
-    return Trained(found.model, found.method, found.settings, found.epoch, dataset, images)
+    return Trained(found.model, found.method, found.settings, found.recipe, found.epoch, dataset, images)
 
 
 def open_images(method: str, settings: dict[str, Any], data: Data, size: tuple[int, int]) -> "tuple[str, Dataset]":

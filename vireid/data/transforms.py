@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vireid import VISIBLE
 from vireid._checks import (
     check_count,
+    check_flag,
     check_fraction,
     check_modality,
     check_number,
@@ -76,7 +77,11 @@ def channel_exchange(images: Tensor, modality: Tensor, *, visible: float = 0.5, 
     check_tensor("images", images, "B 3 H W")
     check_tensor("modality", modality, "B", kind="integer", B=len(images))
     check_modality("modality", modality)
-    visible, infrared = check_fraction("visible", visible), check_fraction("infrared", infrared)
+    return _exchange(images, modality, check_fraction("visible", visible), check_fraction("infrared", infrared))
+
+
+def _exchange(images: Tensor, modality: Tensor, visible: float | Tensor, infrared: float) -> Tensor:
+    """Exchange channels of checked images; the probability of the visible is one number, or (B,)."""
     count, device = len(images), images.device
     # Everything is drawn on the CPU and for every image, so that the draws depend neither on the device nor on which
     # images are visible.
@@ -130,13 +135,19 @@ class TrainAugmentation(nn.Module):
 
     In this order: random grayscale, normalization, padding and random crop, random horizontal flip, random erasing,
     channel exchange. Padding and erased boxes are 0 after normalization, the mean color. The defaults are AGW's crop
-    and flip with CAJ's erasing and channel exchange. ``eval()`` does not switch it off: use `EvalTransform`.
+    and flip with CAJ's erasing and channel exchange; each can be switched off. ``eval()`` does not switch it off: use
+    `EvalTransform`.
+
+    With ``second_view`` each visible image is there twice, as CAJ trains: once with its channels as they are, once with
+    one of them copied to all three, each with a crop, a flip and a box of its own. The batch grows: `rows` says which
+    rows of the given one it holds, so that labels are ``labels[rows]``.
 
     Key points, if given, follow the crop and the flip; the images are the same with and without them. Erasing does not
     change key points.
 
     Args:
         size: (h, w) of the result.
+        crop: whether windows are cut from the padded images; False: the images have ``size`` already.
         padding: pixels of mean color added on each side before the crop.
         flip: probability of a horizontal flip.
         erasing: probability that a box is erased.
@@ -146,6 +157,7 @@ class TrainAugmentation(nn.Module):
         exchange: "caj" for `channel_exchange`, or "none".
         exchange_visible: its probability for a visible image.
         exchange_infrared: its probability for an infrared image.
+        second_view: add the visible images once more, all with exchanged channels, and exchange none of the others.
         mean: of the three channels on the scale 0 … 1.
         std: of the three channels on that scale.
         skeleton: of the key points; a flip exchanges its left and right.
@@ -164,6 +176,7 @@ class TrainAugmentation(nn.Module):
         self,
         size: tuple[int, int],
         *,
+        crop: bool = True,
         padding: int = 10,
         flip: float = 0.5,
         erasing: float = 0.5,
@@ -173,6 +186,7 @@ class TrainAugmentation(nn.Module):
         exchange: str = "caj",
         exchange_visible: float = 0.5,
         exchange_infrared: float = 0.5,
+        second_view: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         skeleton: Skeleton = PERSON_13,
@@ -190,6 +204,9 @@ class TrainAugmentation(nn.Module):
             raise ValueError(f"erasing_area must be (low, high) with 0 < low <= high <= 1, got {erasing_area!r}")
         erasing_aspect = check_fraction("erasing_aspect", erasing_aspect, zero=False)
         check_option("exchange", exchange, ("caj", "none"))
+        self.crop, self.second_view = check_flag("crop", crop), check_flag("second_view", second_view)
+        if second_view and exchange == "none":
+            raise ValueError("second_view=True goes with exchange='caj', got 'none'")
         self.skeleton = check_skeleton(skeleton)
         self.normalize = EvalTransform(mean=mean, std=std)
         self.grayscale = _kornia("RandomGrayscale", p=grayscale) if grayscale else None
@@ -198,14 +215,31 @@ class TrainAugmentation(nn.Module):
         self.erasing = _kornia("RandomErasing", p=erasing, scale=(low, high), ratio=ratio) if erasing else None
         self.exchange = ChannelExchange(visible=visible, infrared=infrared) if exchange == "caj" else None
 
-    @overload
-    def forward(self, images: Tensor, modality: Tensor) -> Tensor: ...
+    def rows(self, modality: Tensor) -> Tensor:
+        """Return the rows of a batch that the augmented one holds: all, then with ``second_view`` the visible again.
+
+        Args:
+            modality: (B,) integer, 0 visible, 1 infrared, in any order; where the count of the visible is known on the
+                CPU only, a tensor there, which saves the wait for a GPU.
+
+        Returns:
+            (B',) int64, B' = B without ``second_view``.
+        """
+        check_tensor("modality", modality, "B", kind="integer")
+        check_modality("modality", modality)
+        every = torch.arange(len(modality), device=modality.device)
+        return torch.cat([every, every[modality == VISIBLE]]) if self.second_view else every
 
     @overload
-    def forward(self, images: Tensor, modality: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, images: Tensor, modality: Tensor, *, rows: Tensor | None = None) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, images: Tensor, modality: Tensor, keypoints: Tensor, *, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
-        self, images: Tensor, modality: Tensor, keypoints: Tensor | None = None
+        self, images: Tensor, modality: Tensor, keypoints: Tensor | None = None, *, rows: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Augment a batch; the input does not change.
 
@@ -214,13 +248,15 @@ class TrainAugmentation(nn.Module):
             modality: (B,) integer, 0 visible, 1 infrared, in any order.
             keypoints: coordinates (B, K, 3), pixels x, y of the images and a number above 0 where visible; or heatmaps
                 (B, K, h', w') over the images, of any resolution.
+            rows: of `rows`, if they are known already; only with ``second_view`` do they differ from all.
 
         Returns:
-            (B, 3, h, w) float32; with key points, also those, in pixels of the new images or as heatmaps (B, K, h', w')
-            over them.
+            (B', 3, h, w) float32, in the order of `rows`; with key points, also those, in pixels of the new images or
+            as heatmaps (B', K, h', w') over them.
 
         Raises:
-            ValueError: if a shape does not fit, or the padded images are smaller than ``size``.
+            ValueError: if a shape does not fit, the padded images are smaller than ``size``, or without ``crop`` the
+                images are not of ``size``.
             TypeError: if the images are neither uint8 nor floating point, the modality is not integer, or the key
                 points are not floating point.
         """
@@ -230,10 +266,16 @@ class TrainAugmentation(nn.Module):
         if keypoints is not None:
             shape = "B K h w" if isinstance(keypoints, Tensor) and keypoints.ndim == 4 else "B K 3"
             check_tensor("keypoints", keypoints, shape, B=len(images), K=len(self.skeleton.names))
-        image_size = (images.shape[2], images.shape[3])
+        image_size, count = (images.shape[2], images.shape[3]), len(images)
+        if not self.crop and image_size != self.size:
+            raise ValueError(f"images must be {self.size} without crop, got {image_size}")
+        if self.second_view:
+            rows = self.rows(modality) if rows is None else rows
+            images, modality = images[rows], modality[rows]
+            keypoints = None if keypoints is None else keypoints[rows]
         if self.grayscale is not None and len(images):
             images = self.grayscale(unit_range(images))
-        images, corner = _random_crop(self.normalize(images), self.size, self.padding)
+        images, corner = _random_crop(self.normalize(images), self.size, self.padding if self.crop else 0)
         flipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.flip is not None and len(images):
             images = self.flip(images)
@@ -242,7 +284,10 @@ class TrainAugmentation(nn.Module):
                 flipped = matrix[:, 0, 0] < 0
         if self.erasing is not None and len(images):
             images = self.erasing(images)
-        if self.exchange is not None:
+        if self.exchange is not None and self.second_view:
+            second = torch.arange(len(images), device=images.device) >= count
+            images = _exchange(images, modality, second.float(), self.exchange.infrared)
+        elif self.exchange is not None:
             images = self.exchange(images, modality)
         if keypoints is None:
             return images

@@ -5,7 +5,8 @@ from vireid.training.datasets import open_dataset
 from vireid.training.inference import evaluate, extract_features, ranking_ways, write_results
 from vireid.training.loop import fit, launch
 from vireid.training.methods import METHODS, build, recipe_of, settings_of
-from vireid.training.recipe import RECIPES, Recipe
+from vireid.training.recipe import Recipe
+from vireid.training.recipes import RECIPES
 
 __all__ = [
     "METHODS",

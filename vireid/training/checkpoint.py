@@ -10,8 +10,8 @@ from torch import nn
 
 from vireid._checks import check_count, check_path
 from vireid._files import check_not_compressed, written_whole
-from vireid.training.methods import METHODS, build, settings_of
-from vireid.training.recipe import Recipe
+from vireid.training.methods import METHODS, build, recipe_of, settings_of
+from vireid.training.recipe import EVALUATION, Recipe
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -60,7 +60,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     own = {name: settings[name] for name in settings_of(method) if name in settings}
     own["weights"] = None  # those are in the checkpoint
     try:
-        recipe = Recipe(**state["recipe"])
+        recipe = recipe_of(method).replace(**state["recipe"])  # with fields that an older version did not have
         if check_count("num_classes", state["num_classes"]) > sum(x.numel() for x in state["model"].values()):
             raise ValueError(f"num_classes must not exceed the model's numbers, got {state['num_classes']}")
         model, _ = build(method, state["num_classes"], recipe.size, own)
@@ -127,7 +127,8 @@ def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, 
     Args:
         path: of the checkpoint.
         new: "recipe", "settings" and "images" of the training that is to begin.
-        resume: go on from the checkpoint; False: start anew, and overwrite one of equal settings.
+        resume: go on from the checkpoint; False: start anew, and overwrite one of equal settings. The number of epochs
+            and what only an evaluation reads may differ.
 
     Raises:
         FileNotFoundError: if there is nothing to resume.
@@ -137,11 +138,13 @@ def resumable(path: Path, new: Mapping[str, Any], *, resume: bool) -> dict[str, 
     if not resume and not path.exists():
         return None
     state = read_checkpoint(path)
-    old, now = ({**x["recipe"], **x["settings"], "images": x["images"]} for x in (state, new))
+    defaults = Recipe().to_dict()  # of fields that an older version did not have
+    old, now = (defaults | x["recipe"] | x["settings"] | {"images": x["images"]} for x in (state, new))
     if old.get("method") != now.get("method"):
         methods = f"{method_name(old.get('method'))}, not of {method_name(now.get('method'))}"
         raise ValueError(f"{path} is a checkpoint of {methods}; name another output")
-    differing = sorted(key for key in old.keys() | now.keys() if key != "epochs" and old.get(key) != now.get(key))
+    changing = {"epochs", *EVALUATION}
+    differing = sorted(key for key in (old.keys() | now.keys()) - changing if old.get(key) != now.get(key))
     if differing:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in differing)
         raise ValueError(f"{path} was trained with other settings ({changes}); name another output")

@@ -25,6 +25,7 @@ from vireid.protocols.names import protocols_of
 from vireid.rerank import AfterTransfer
 from vireid.training.checkpoint import trained_on
 from vireid.training.datasets import Dataset, draw_heatmaps, progress_bar
+from vireid.training.recipe import Recipe
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(query (Nq, d), gallery (Ng, d)) -> distance (Nq, Ng)."""
@@ -164,6 +165,7 @@ def write_results(
     *,
     settings: Mapping[str, object],
     name: str | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """Write metrics.json, cmc.png and ranked.png, the latter with the images that are ranked best.
 
@@ -175,11 +177,14 @@ def write_results(
         distance: the way to rank in the picture; None is the cosine distance.
         settings: of the training, which name the data that the model was trained on.
         name: of the data set that was evaluated. Default: that of the training.
+        recipe: of the training, for metrics.json.
     """
     output = check_path("output", output)
     output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"dataset": name or settings.get("dataset"), "protocol": report.dataset}
     content |= {"trained_on": trained_on(settings), "rows": report.to_dict()["rows"]}
+    if recipe is not None:
+        content["recipe"] = recipe.to_dict()
     with written_whole(output / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     cmc_curves(report.curves(), output / "cmc.png")

@@ -134,7 +134,9 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
     sampler = make_sampler(dataset, recipe, rank=fabric.global_rank, replicas=fabric.world_size)
     loader: Any = fabric.setup_dataloaders(
-        DataLoader(dataset, batch_sampler=sampler, num_workers=workers), use_distributed_sampler=False
+        DataLoader(dataset, batch_sampler=sampler, num_workers=workers),
+        use_distributed_sampler=False,
+        move_to_device=False,
     )
     total = recipe.epochs * len(sampler)
     scheduler = LambdaLR(optimizer, partial(recipe.factor, total=total), last_epoch=start * len(sampler) - 1)
@@ -151,13 +153,15 @@ def fit(
         sampler.set_epoch(epoch)
         wrapped.train()
         sums: dict[str, Tensor] = {}
-        for batch in loader:
-            inputs = (batch.image, batch.modality)
+        for sample in loader:
+            rows = augment.rows(sample.modality)  # before the transfer, so that nothing waits for a GPU
+            batch, rows = fabric.to_device((sample, rows))
+            inputs, targets = (batch.image, batch.modality), (batch.label[rows], batch.modality[rows])
             if isinstance(batch, KeypointSample):
-                images, keypoints = augment(*inputs, batch.keypoints)
-                losses = wrapped(images, batch.label, batch.modality, draw_heatmaps(keypoints, recipe.size))
+                images, keypoints = augment(*inputs, batch.keypoints, rows=rows)
+                losses = wrapped(images, *targets, draw_heatmaps(keypoints, recipe.size))
             else:
-                losses = wrapped(augment(*inputs), batch.label, batch.modality)
+                losses = wrapped(augment(*inputs, rows=rows), *targets)
             stepper.zero_grad()
             fabric.backward(losses["total"])
             stepper.step()
@@ -176,7 +180,7 @@ def fit(
 
 
 def make_sampler(dataset: Dataset, recipe: Recipe, *, rank: int, replicas: int) -> CrossModalIdentitySampler:
-    """Return the batches of one process; without the recipe's number there are 64 at least in all of them."""
+    """Return the batches of one process."""
     make = partial(
         CrossModalIdentitySampler,
         dataset.labels,
@@ -187,7 +191,7 @@ def make_sampler(dataset: Dataset, recipe: Recipe, *, rank: int, replicas: int) 
         rank=rank,
         replicas=replicas,
     )
-    return make(batches=recipe.batches or max(len(make()), 64 // replicas))
+    return make(batches=recipe.batches or max(len(make()), recipe.min_batches // replicas))
 
 
 def _check_finite(step: nn.Module, means: Mapping[str, float], epoch: int) -> None:

@@ -9,14 +9,26 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vireid._checks import check_at_least_zero, check_count, check_fraction, check_number, check_option, check_size
+from vireid._checks import (
+    check_at_least_zero,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_number,
+    check_option,
+    check_size,
+)
 from vireid.data import TrainAugmentation
 from vireid.nn import DualBNNeck
 
 _AUGMENTATION = (
-    *("flip", "erasing", "erasing_area", "erasing_aspect"),
-    *("grayscale", "exchange", "exchange_visible", "exchange_infrared"),
+    *("crop", "flip", "erasing", "erasing_area", "erasing_aspect"),
+    *("grayscale", "exchange", "exchange_visible", "exchange_infrared", "second_view"),
 )
+
+
+EVALUATION = ("flip_test", "rerank")
+"""Fields that training does not read."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +38,13 @@ class Recipe:
     The learning rate rises linearly over ``warmup``, then follows ``schedule``. Norms and biases have no weight decay.
 
     Attributes:
+        name: of the recipe that the values come from; runs record it beside the values.
         size: (H, W) of the images.
         epochs: number of epochs; 0 trains nothing.
         identities: P, identities in a batch.
         per_modality: K, images of an identity in each modality.
-        batches: batches per epoch and process. Default: every image is seen about once, and there are at least 64 in
-            all processes together (our choice).
+        batches: batches per epoch and process. Default: every image of the larger modality is seen about once.
+        min_batches: batches of all processes together that an epoch then has at least.
         optimizer: "adamw", "adam" or "sgd".
         lr: learning rate.
         momentum: of SGD.
@@ -44,8 +57,11 @@ class Recipe:
         gamma: factor at a milestone.
         warmup: share of the training over which the learning rate rises.
         padding: pixels around an image before the crop. Default: H / 16, at least 2.
-        flip, erasing, erasing_area, erasing_aspect, grayscale, exchange, exchange_visible, exchange_infrared: options
-            of `vireid.data.TrainAugmentation`.
+        crop, flip, erasing, erasing_area, erasing_aspect, grayscale, exchange, exchange_visible, exchange_infrared,
+            second_view: options of `vireid.data.TrainAugmentation`.
+        settings: of a method that go with the recipe, by name; see `settings_of`. `fit` does not read them.
+        flip_test: whether test features are the mean over an image and its mirror image.
+        rerank: "aim" if the evaluation also ranks with AIM at the k1 and k2 of its paper, or "none".
         seed: of the batches and the augmentation.
         precision: Lightning Fabric's: "32-true", "bf16-mixed", "16-mixed" and others.
 
@@ -54,11 +70,13 @@ class Recipe:
         TypeError: if a number is not one.
     """
 
+    name: str = "small"
     size: tuple[int, int] = (64, 32)
     epochs: int = 20
     identities: int = 8
     per_modality: int = 4
     batches: int | None = None
+    min_batches: int = 64
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
     momentum: float = 0.9
@@ -70,6 +88,7 @@ class Recipe:
     gamma: float = 0.1
     warmup: float = 1 / 12
     padding: int | None = None
+    crop: bool = True
     flip: float = 0.5
     erasing: float = 0.5
     erasing_area: tuple[float, float] = (0.02, 0.4)
@@ -78,6 +97,10 @@ class Recipe:
     exchange: str = "caj"
     exchange_visible: float = 0.5
     exchange_infrared: float = 0.5
+    second_view: bool = False
+    settings: Mapping[str, object] = field(default_factory=dict)
+    flip_test: bool = False
+    rerank: Literal["none", "aim"] = "none"
     seed: int = 0
     precision: str = "32-true"
 
@@ -90,7 +113,7 @@ class Recipe:
         keep(check_size, "size")
         keep(lambda name, values: tuple(check_number(name, x) for x in values), "milestones", "erasing_area")
         keep(check_count, "epochs", "seed", *["padding"] * (self.padding is not None), minimum=0)
-        keep(check_count, "identities", "per_modality", *["batches"] * (self.batches is not None))
+        keep(check_count, "identities", "per_modality", "min_batches", *["batches"] * (self.batches is not None))
         keep(check_at_least_zero, "lr", "momentum", "weight_decay", "gamma", "warmup")
         keep(check_fraction, "flip", "erasing", "grayscale", "exchange_visible", "exchange_infrared")
         keep(check_fraction, "erasing_aspect", zero=False)
@@ -98,6 +121,15 @@ class Recipe:
             raise TypeError(f"lr_shares must map parts of the model to numbers, got {self.lr_shares!r}")
         shares = {key: check_at_least_zero(f"lr_shares[{key!r}]", x) for key, x in self.lr_shares.items()}
         object.__setattr__(self, "lr_shares", shares)
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"settings must map names to values, got {self.settings!r}")
+        object.__setattr__(self, "settings", dict(self.settings))
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a str, got {self.name!r}")
+        for name in ("crop", "second_view", "nesterov", "flip_test"):
+            check_flag(name, getattr(self, name))
+        check_option("exchange", self.exchange, ("caj", "none"))
+        check_option("rerank", self.rerank, ("none", "aim"))
         check_option("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_option("schedule", self.schedule, ("cosine", "steps", "constant"))
         if not all(0 < share < 1 for share in self.milestones):
@@ -135,10 +167,6 @@ class Recipe:
 def _exact(share: float) -> Fraction:
     """Return the simple fraction that a float such as 5 / 6 stands for, so that no step is lost to rounding."""
     return Fraction(share).limit_denominator(10_000)
-
-
-RECIPES = {"small": Recipe()}
-"""Recipes by name. "small" trains the small backbone on two CPU cores."""
 
 
 def make_optimizer(step: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

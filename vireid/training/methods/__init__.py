@@ -10,7 +10,8 @@ from vireid.training.methods.agw import AGWSettings
 from vireid.training.methods.cift import CIFTSettings
 from vireid.training.methods.g2da import G2DASettings
 from vireid.training.methods.saai import SAAISettings
-from vireid.training.recipe import RECIPES, Recipe
+from vireid.training.recipe import Recipe
+from vireid.training.recipes import RECIPES
 
 
 class Method(NamedTuple):
@@ -22,7 +23,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "cift": Method(CIFTSettings, RECIPES["small"]),
-    "saai": Method(SAAISettings, RECIPES["small"]),
+    "saai": Method(SAAISettings, RECIPES["small"].replace(rerank="aim")),
     # The graph learns at a share of the rate (our choice; 1 in the paper).
     "g2da": Method(G2DASettings, RECIPES["small"].replace(lr_shares={"attention": 0.03, "aggregation": 0.03})),
     "agw": Method(AGWSettings, RECIPES["small"]),
@@ -37,10 +38,11 @@ def recipe_of(method: str, name: str = "small") -> Recipe:
     return METHODS[method].recipe if name == "small" else RECIPES[name]
 
 
-def settings_of(method: str) -> dict[str, object]:
-    """Return the settings of a method with their defaults, which are those of the small recipe."""
+def settings_of(method: str, recipe: Recipe | None = None) -> dict[str, object]:
+    """Return all settings of a method: a recipe's where it has them, else the defaults, which go with "small"."""
     check_option("method", method, METHODS)
-    return {field.name: field.default for field in fields(METHODS[method].settings)}
+    given = {} if recipe is None else recipe.settings
+    return {field.name: given.get(field.name, field.default) for field in fields(METHODS[method].settings)}
 
 
 def build(method: str, num_classes: int, size: tuple[int, int], settings: Mapping[str, object] | None = None) -> Built:

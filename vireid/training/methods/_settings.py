@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -21,11 +20,11 @@ class Settings:
     """Settings of every method; each class below adds its own.
 
     Attributes:
-        backbone: "small", or "torchvision" or "timm" for their ResNet-50.
-        weights: of the ResNet-50: "imagenet" or a local file.
+        backbone: "small", or a network of `vireid.nn.backbone`, such as "resnet50".
+        weights: of that network: "imagenet", a local file, or "none".
     """
 
-    backbone: Literal["small", "torchvision", "timm"] = "small"
+    backbone: str = "small"
     weights: str | None = None
 
     def build(self, num_classes: int, size: tuple[int, int]) -> Built:
@@ -72,12 +71,13 @@ class TransferSettings(Settings):
 
 
 def build_backbone(name: str, weights: str | None) -> nn.Module:
-    """Return the small backbone ("small") or the ResNet-50 of "torchvision" or "timm"."""
-    check_option("backbone", name, ("small", "torchvision", "timm"))
+    """Return the small backbone ("small") or another by its name, "torchvision" and "timm" for their ResNet-50."""
+    check_option("backbone", name, ("small", "resnet50", "torchvision", "timm"))
+    weights = None if weights == "none" else weights
     if name != "small":
-        return resnet50(source=name, weights=weights)
+        return resnet50(source="timm" if name == "timm" else "torchvision", weights=weights)
     if weights:
-        raise ValueError("weights goes with backbone torchvision or timm, not with small")
+        raise ValueError(f"weights must be 'none' with backbone 'small', got {weights!r}")
     return SmallBackbone()
 
 
