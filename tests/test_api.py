@@ -62,7 +62,7 @@ PROMISED = {
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": [
         *("AIM", "AfterTransfer", "GraphTransfer", "QueryExpansion", "SIM", "aim", "cmkr", "gnn", "graph_transfer"),
-        *("k_reciprocal", "mser", "query_expansion", "sim"),
+        *("KReciprocal", "k_reciprocal", "mser", "query_expansion", "sim"),
     ],
     "metrics": [
         *("RankMetrics", "RankingMetric", "RetrievalMetric", "affinity_error_rate", "affinity_quality"),

@@ -129,14 +129,15 @@ def settings(name: str, d: Draw) -> dict[str, Any]:
     if name == "gnn":
         return counts(d) | {"layers": d.count(1, 3), "alpha": d.share(0.5, 3), "top": d.option(None, 5)}
     if name == "k_reciprocal":
-        return counts(d) | {"lambda_value": d.share(), "top": d.option(None, 5)}
+        given = {"queries": d.option("all", "alone"), "top": d.option(None, 5)}
+        return counts(d) | {"lambda_value": d.share()} | given
     if name == "cmkr":
         how = d.option("joint", "constrained", "extended", "divided")
         given = counts(d) | {"neighbors": how, "lambda_value": d.share(), "top": d.option(None, 5)}
         return given | ({"k3": d.count(0, given["k2"])} if how == "extended" else {})
     if name == "mser":
         return counts(d) | {"lambda_value": d.share(), "top": d.option(None, 5)}
-    if name in ("sim", "SIM"):
+    if name in ("sim", "KReciprocal", "SIM"):
         return counts(d) | {"lambda_value": d.share()}
     kind = H2FT if d.count(0, 1) else GFT
     double = d.exact or d.dtype == torch.float64
@@ -151,7 +152,7 @@ for name in ("aim", "cmkr", "gnn", "graph_transfer", "k_reciprocal", "mser", "qu
 
     call(f"rerank.{name}", weight=1.5, any_size=True)(function)
 
-for kind in ("AIM", "SIM", "QueryExpansion", "GraphTransfer"):
+for kind in ("AIM", "KReciprocal", "SIM", "QueryExpansion", "GraphTransfer"):
 
     def fresh(d: Draw, world: Path, kind: str = kind) -> Made:
         """Draw a re-ranker's settings."""

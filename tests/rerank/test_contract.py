@@ -19,6 +19,7 @@ from vireid.rerank import (
     AIM,
     SIM,
     GraphTransfer,
+    KReciprocal,
     QueryExpansion,
     aim,
     cmkr,
@@ -84,12 +85,14 @@ METHODS = {
     "h2ft": Transfer(H2FT),
     "gft": Transfer(GFT),
     "k-reciprocal": Method(k_reciprocal, {"k1": 5, "k2": 3}),
+    "k-reciprocal-alone": Method(functools.partial(k_reciprocal, queries="alone"), {"k1": 5, "k2": 3}, KReciprocal),
     "gnn": Method(gnn, {"k1": 5, "k2": 3}),
     "cmkr": Method(cmkr, {"k1": 5, "k2": 3}),
     "cmkr-constrained": Method(cmkr, {"k1": 5, "k2": 1, "neighbors": "constrained"}),
     "mser": Method(mser, {"k1": 5, "k2": 3}),
 }
 METHODS["aim-relations"].function.uses = "transductive"
+METHODS["k-reciprocal-alone"].function.uses = "gallery"
 TRANSDUCTIVE = ("k", "gnn", "cmkr", "mser")  # first words of their names
 every = pytest.mark.parametrize("name", METHODS)
 fitted_ones = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind])
@@ -162,7 +165,9 @@ def test_distances_follow_the_order_of_queries_and_gallery(name):
 def test_uses_says_whether_queries_depend_on_each_other(name):
     method = METHODS[name]
     assert method.uses == (
-        "transductive" if name.split("-")[0] in TRANSDUCTIVE or name == "aim-relations" else "gallery"
+        "transductive"
+        if (name.split("-")[0] in TRANSDUCTIVE and not name.endswith("-alone")) or name == "aim-relations"
+        else "gallery"
     )
     assert method.kind is None or method.kind.uses == method.uses
     for q, g in (features(20), with_twins()):

@@ -1,6 +1,7 @@
 """k-reciprocal encoding against plain loops of the published algorithm, and tests of both transductive methods."""
 
 import warnings
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -13,13 +14,16 @@ from torch.testing import assert_close
 from benchmarks.speed import postprocessing
 from measuring import Sizes
 from reference import reranking as oracle
+from vireid._files import save_arrays
 from vireid.neighbors import _exact
-from vireid.rerank import _jaccard, _sparse
+from vireid.protocols._protocol import _describe
+from vireid.rerank import _jaccard, _reciprocal, _sparse
 from vireid.rerank._blocks import nearest_first
 from vireid.rerank.gnn import gnn
-from vireid.rerank.k_reciprocal import k_reciprocal
+from vireid.rerank.k_reciprocal import KReciprocal, k_reciprocal
 
-gnn_module = import_module("vireid.rerank.gnn")  # the package's attribute of this name is the function
+# the package's attributes of these names are the functions
+gnn_module, k_reciprocal_module = (import_module(f"vireid.rerank.{name}") for name in ("gnn", "k_reciprocal"))
 
 
 def clustered(nq, ng, d, *, per=25, noise=1.6, seed=0):
@@ -185,3 +189,75 @@ def test_does_not_touch_the_warning_filters(monkeypatch, method):
 
     monkeypatch.setattr(warnings, "catch_warnings", fail)
     method(*clustered(5, 40, 8), k1=5, k2=3)
+
+
+# -- each query alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    nq=st.integers(0, 5),
+    ng=st.integers(1, 20),
+    k1=st.integers(1, 24),
+    k2=st.integers(1, 9),
+    lambda_value=st.sampled_from([0, 0.3, 1.0]),
+)
+def test_alone_equals_plain_loops_over_single_queries(device, dtype, seed, nq, ng, k1, k2, lambda_value):
+    r = torch.Generator().manual_seed(seed)
+    q, g = (torch.randint(-1, 2, (n, 3), generator=r).to(dtype) for n in (nq, ng))
+    got = k_reciprocal(q.to(device), g.to(device), k1=k1, k2=k2, lambda_value=lambda_value, queries="alone")
+    assert got.dtype == dtype
+    wanted = oracle.alone(oracle.k_reciprocal, q, g, k1=k1, k2=k2, lambda_value=lambda_value)
+    assert_close(got.cpu().double(), wanted, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"k1": 7, "k2": 1, "lambda_value": 0.0}, {"k1": 3, "k2": 12}])
+@pytest.mark.parametrize("noise", [0.6, 1.6])
+def test_alone_equals_the_method_on_one_query_and_the_gallery(device, settings, noise):
+    q, g = (x.to(device) for x in clustered(40, 300, 16, per=12, noise=noise))
+    q[20:] -= 2 * g.mean(0)  # far from most of the gallery, so that D changes in many rows
+    q[30] = g[30] = g[31]
+    q[31], g[32] = 0, 0
+    got = k_reciprocal(q, g, queries="alone", **settings)
+    wanted = torch.cat([k_reciprocal(x[None], g, **settings) for x in q.double()])
+    assert_close(got.double(), wanted, rtol=0, atol=1e-6)
+    values, indices = k_reciprocal(q, g, queries="alone", top=7, **settings)
+    assert torch.equal(values, got.sort(dim=1, stable=True).values[:, :7])
+    assert torch.equal(indices, got.sort(dim=1, stable=True).indices[:, :7])
+
+
+def test_a_query_that_enters_all_rankings_is_answered_in_blocks(monkeypatch):
+    """The gallery is a sphere and the query its center of mass: it is the first neighbor of all."""
+    g = torch.nn.functional.normalize(torch.randn(200, 32, dtype=torch.float64), dim=1) + 1
+    q = g.mean(0, keepdim=True).repeat(3, 1)
+    wanted = torch.cat([k_reciprocal(x[None], g, k1=6) for x in q])
+    monkeypatch.setattr(k_reciprocal_module, "_PAIRS", 10)
+    monkeypatch.setattr(_reciprocal, "_CANDIDATES", 500)
+    assert_close(k_reciprocal(q, g, k1=6, queries="alone"), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_fitted_gallery_is_extended_by_images_that_are_farther_than_all_others():
+    q, g = clustered(10, 120, 8)
+    g[100:] -= 3 * g.mean(0)
+    fitted = KReciprocal(k1=5).fit(g[:100]).extend(g[100:])
+    assert_close(fitted.distance(q), KReciprocal(k1=5)(q, g), rtol=0, atol=1e-6)
+
+
+def test_alone_is_reported_as_what_it_is():
+    uses = [_describe(method)[1] for method in (k_reciprocal, partial(k_reciprocal, queries="alone"), KReciprocal())]
+    assert uses == ["transductive", "gallery", "gallery"]
+    with pytest.raises(ValueError, match="queries must be one of 'all', 'alone', got 'one'"):
+        k_reciprocal(torch.ones(1, 2), torch.ones(1, 2), queries="one")
+
+
+def test_files_without_the_lowest_cosines_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    fitted = KReciprocal(k1=2).fit(torch.randn(6, 3))
+    arrays = fitted.graph.to_arrays()
+    for change, got in (({"lowest": arrays["lowest"][:4]}, r"\(4,\)"), ({}, r"\(0,\)")):
+        kept = {name: x for name, x in arrays.items() if name != "lowest"}
+        save_arrays(path, "vireid KReciprocal", 1, kept | change, fitted.settings)
+        with pytest.raises(ValueError, match=rf"lowest must hold a cosine for each of 6 images, got {got}"):
+            KReciprocal.load(path)

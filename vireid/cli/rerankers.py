@@ -26,7 +26,13 @@ METHODS = {
 A function with the setting ``queries`` is transductive unless it is "alone".
 """
 
-_LEFT_OUT = {"top", "use_query_relations", "query_spectra", "gallery_spectra"}  # no settings of a ranking of one file
+_LEFT_OUT = {
+    "queries",
+    "top",
+    "use_query_relations",
+    "query_spectra",
+    "gallery_spectra",
+}  # no settings of a ranking of one file
 _BLOCK = 256  # queries between two steps of a bar
 
 

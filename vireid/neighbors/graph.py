@@ -85,9 +85,12 @@ class NeighborGraph:
         check_finite("gallery", g)
         dtype = torch.promote_types(g.dtype, torch.float32)
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-            rows = prepare(g, "cosine", dtype, gallery=True)
-            values, indices = neighbors_within(rows, min(k, len(g)))
-        return cls(g, indices, values.to(dtype), k=k, rows=rows)
+            return cls._of(g, prepare(g, "cosine", dtype, gallery=True), k)
+
+    @classmethod
+    def _of(cls, gallery: Tensor, rows: Rows, k: int) -> Self:
+        values, indices = neighbors_within(rows, min(k, len(gallery)))
+        return cls(gallery, indices, values.to(rows.proposal.dtype), k=k, rows=rows)
 
     def extend(self, gallery: Array) -> Self:
         """Return the graph of this gallery with ``gallery`` appended: the same as `build` for both, without a rebuild.

@@ -297,6 +297,8 @@ def _describe(rerank: Rerank | None) -> tuple[str, str, dict[str, Parameter]]:
     check_option("rerank's uses", uses, ("query", "gallery", "transductive", "unknown"))
     if given.get("use_query_relations"):
         uses = "transductive"
+    if given.get("queries") == "alone":
+        uses = "gallery"
     return (
         getattr(owner, "__name__", type(owner).__name__),
         uses,

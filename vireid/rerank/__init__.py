@@ -9,7 +9,7 @@ from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
 from vireid.rerank.cmkr import cmkr
 from vireid.rerank.gnn import gnn
 from vireid.rerank.graph_transfer import AfterTransfer, GraphTransfer, graph_transfer
-from vireid.rerank.k_reciprocal import k_reciprocal
+from vireid.rerank.k_reciprocal import KReciprocal, k_reciprocal
 from vireid.rerank.mser import mser
 from vireid.rerank.query_expansion import QueryExpansion, query_expansion
 from vireid.rerank.sim import SIM, sim
@@ -20,6 +20,7 @@ __all__ = [
     "SIM",
     "AfterTransfer",
     "GraphTransfer",
+    "KReciprocal",
     "QueryExpansion",
     "aim",
     "cmkr",

@@ -60,17 +60,21 @@ def members(near: Tensor, kept: Tensor, narrow: Tensor, in_narrow: Tensor) -> tu
     return key // m, key % m
 
 
+def distances(x: Tensor, y: Tensor, row: Tensor, column: Tensor, *, same: bool = False) -> Sparse:
+    """Compute 1 - cos (N, M) over the pairs, as `encoding`."""
+    pairs = Sparse.of(row, column, x.new_zeros(len(row)), (len(x), len(y)))
+    cosine = torch.sparse.sampled_addmm(pairs.csr(), x, y.T, beta=0).values()
+    distance = (1 - cosine).clamp_min_(0)
+    return pairs._replace(value=distance.masked_fill_(row == column, 0) if same else distance)
+
+
 def encoding(x: Tensor, y: Tensor, row: Tensor, column: Tensor, scale: Tensor, *, same: bool = False) -> Sparse:
     """Compute V (N, M) over the pairs (``row``, ``column``) of unit rows ``x`` (N, d) and ``y`` (M, d).
 
     ``same``: both are the same images, whose distance from themselves is 0. A row without pairs is 0.
     """
-    pairs = Sparse.of(row, column, x.new_zeros(len(row)), (len(x), len(y)))
-    cosine = torch.sparse.sampled_addmm(pairs.csr(), x, y.T, beta=0).values()
-    distance = ((1 - cosine) * scale[row]).clamp_min_(0)
-    if same:
-        distance.masked_fill_(row == column, 0)
-    value = distance.neg_().exp_()
+    pairs = distances(x, y, row, column, same=same)
+    value = (pairs.value * scale[row]).neg_().exp_()
     return pairs._replace(value=value / pairs.row_sums(value)[row])
 
 

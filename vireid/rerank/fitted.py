@@ -39,6 +39,7 @@ class GalleryReranker(ABC):
 
     _fitted: Self | None = None  # a copy of the object that holds what was fitted; only such a copy has a `_graph`
     _graph: NeighborGraph
+    _graph_type: ClassVar[type[NeighborGraph]] = NeighborGraph
     _repeated: tuple[Tensor, Tensor]  # gallery rows of equal directions, as of `repeated_rows`
     _neighbors: int
     """Number of neighbors needed of each gallery image, the image itself included."""
@@ -83,7 +84,7 @@ class GalleryReranker(ABC):
             ValueError, TypeError: if ``gallery`` is empty, not a floating-point matrix, or not finite.
         """
         g = to_matrix("gallery", gallery).clone()
-        return self._take(NeighborGraph.build(self._features("gallery", g), self._neighbors))
+        return self._take(self._graph_type.build(self._features("gallery", g), self._neighbors))
 
     def extend(self, gallery: Array) -> Self:
         """Append ``gallery`` (M, d) to the fitted one, without a rebuild of its graph.
@@ -150,7 +151,7 @@ class GalleryReranker(ABC):
         """
         g = check_pair(query, gallery)[1]
         once = copy.copy(self)
-        return once._take(NeighborGraph.build(self._features("gallery", g), self._neighbors)).distance(query)
+        return once._take(self._graph_type.build(self._features("gallery", g), self._neighbors)).distance(query)
 
     def _take(self, graph: NeighborGraph) -> Self:
         fitted = copy.copy(self)
@@ -220,6 +221,6 @@ class GalleryReranker(ABC):
         kind = f"vireid {cls.__name__}"
         arrays, settings = load_arrays(check_path("path", path), kind, _VERSION)
         try:
-            return NeighborGraph.from_arrays(arrays), settings
+            return cls._graph_type.from_arrays(arrays), settings
         except ValueError as error:
             raise ValueError(f"path must hold a {kind}, got {str(path)!r}: {error}") from error

@@ -1,31 +1,224 @@
 """k-reciprocal encoding in sparse form, with memory linear in the number of images."""
 
 from collections.abc import Iterator
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from vireid._checks import Array, ArrayT, check_count, check_fraction
+from vireid._checks import Array, ArrayT, check_count, check_fraction, check_option, check_pair
 from vireid._ops import equalize_columns, repeated_rows
-from vireid.neighbors._exact import blocks, neighbors_within
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors._exact import blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows
+from vireid.rerank._alone import Entrance, entries, find
 from vireid.rerank._blocks import collect, joined, uses
-from vireid.rerank._jaccard import encoding, jaccard, mean_over, members, scale_of
-from vireid.rerank._sparse import reciprocal
+from vireid.rerank._jaccard import distances, encoding, jaccard, mean_over, members, scale_of
+from vireid.rerank._reciprocal import Sets, SpannedGraph, few_members
+from vireid.rerank._sparse import parts, reciprocal, rows_of
+from vireid.rerank.fitted import GalleryReranker
+
+_PAIRS = 2**10  # of queries and the rankings they enter, per block on the CPU
+
+
+class KReciprocal(GalleryReranker):
+    """`k_reciprocal` with ``queries="alone"`` fitted to a gallery; see there for the settings.
+
+    A query changes the few sets near the images whose rankings it enters, and the D of images that it is farthest from.
+    Only the encodings that have a column in common with the query's are computed for it, from those of the gallery's
+    sets that stay and those that change. A query costs its product with the gallery, plus little.
+
+    Example:
+        >>> gallery = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]])
+        >>> KReciprocal(k1=1, k2=1).fit(gallery).topk(torch.tensor([[1.0, 0.0]]), 2)[1].tolist()
+        [[1, 2]]
+    """
+
+    _graph_type = SpannedGraph
+
+    def __init__(self, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> None:
+        self.k1, self.k2 = check_count("k1", k1), check_count("k2", k2)
+        self.lambda_value = check_fraction("lambda_value", lambda_value)
+        self._neighbors = max(self.k1 + 1, self.k2)
+
+    def _prepare(self, graph: NeighborGraph) -> None:
+        assert isinstance(graph, SpannedGraph)
+        n, x, index = len(graph), graph.rows.proposal, graph.indices
+        self._lowest = graph.lowest
+        k1 = min(self.k1, 2 * n + 2)  # half of it is all images
+        widths = k1 + 1, round(k1 / 2) + 1, self.k2
+        self._entrance = Entrance(graph, widths)
+        self._wide, self._narrow = (Sets.of(index, width) for width in widths[:2])
+        self._members = distances(x, x, *members(*self._wide[:2], *self._narrow[:2]), same=True)
+        self._keys = self._members.rows() * (n + 1) + self._members.column
+        self._in_sets = self._members.transpose()
+        self._near = index[:, : self.k2].contiguous()
+        self._near_of = rows_of(self._near, torch.empty_like(self._near), n).transpose()
+
+    def _distance(self, query: Rows) -> Tensor:
+        n = len(self.graph)
+        wanted = max(self._wide.near.shape[1] - self._wide.full, min(self.k2 - 1, n), 1)
+        (found,) = search(query, self.graph.rows, wanted, block=len(query.given))
+        row, column, enters = self._entrance(found, query, self.graph.rows)
+        block = equalize_columns(found.product, self._repeated)
+        scale = scale_of(block.amin(1))
+        shared = []
+        count = row.bincount(minlength=len(block))
+        for part in parts(count + 8, _PAIRS if block.device.type == "cpu" else 32 * _PAIRS):
+            low, high = (torch.searchsorted(row, end) for end in (part.start, part.stop))
+            here = (row[low:high] - part.start) * (n + 1) + column[low:high], enters[low:high]
+            pair, value = self._shared(found.indices[part], block[part], scale[part], *here)
+            shared.append(((pair // (n + 1) + part.start) * n + pair % (n + 1), value))
+        weight = self.lambda_value * scale[:, None]
+        torch.addcmul(weight, weight, block, value=-1, out=block).clamp_min_(0)  # λ D
+        block.add_(1 - self.lambda_value)
+        for pair, value in shared:
+            # the Jaccard distance 1 - S / (2 - S) where S > 0
+            block.view(-1)[pair] -= (1 - self.lambda_value) * value / (2 - value)
+        return block.clamp_min_(0)
+
+    def _shared(
+        self, nearest: Tensor, cosine: Tensor, scale: Tensor, keys: Tensor, enters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute S of b queries with the images where it is not 0: keys (P,) and S (P,).
+
+        Args:
+            nearest: (b, ≥ k) gallery images.
+            cosine: (b, n) with the gallery.
+            scale: (b,) of the queries' D.
+            keys: (E,) sorted, of the images whose rankings the query enters.
+            enters: (E, 3) whether it is among the first k1 + 1, k1/2 + 1 and k2.
+        """
+        b, n = cosine.shape
+        nodes = n + 1
+        wide = self._wide.with_queries(keys[enters[:, 0]], nearest)
+        narrow = self._narrow.with_queries(keys[enters[:, 1]], nearest)
+
+        # images whose sets may differ from the gallery's, and the sets of the queries and of those: rows 0 … b, …
+        image, near = narrow.keys % nodes, self._wide.near
+        others = (narrow.keys - image)[:, None] + near[image]
+        fresh = torch.cat([wide.keys, others[self._wide.kept[image]]]).unique()
+        first = nodes * torch.arange(b, device=keys.device)
+        row_key = torch.cat([first + n, fresh])
+        set_row, column = few_members(
+            *wide.rows(row_key // nodes, row_key % nodes),
+            nodes,
+            lambda row, node: narrow.rows(row_key[row] // nodes, node),
+        )
+        distance = self._distances(cosine, row_key[set_row], column)
+
+        # columns of the queries' encodings
+        close = (first[:, None] + nearest[:, : self.k2 - 1]).flatten()
+        place, differs = find(fresh, close)
+        counts = torch.zeros(len(row_key), dtype=torch.bool, device=keys.device)
+        counts[:b] = True
+        counts[b + place[differs]] = True
+        counts = counts[set_row]
+        same = close[~differs]
+        owner, entry = entries(self._members.start, same % nodes)
+        mine = row_key[set_row[counts]] // nodes * nodes + column[counts]
+        support = torch.cat([mine, same[owner] // nodes * nodes + self._members.column[entry]]).unique()
+
+        # sets of the gallery that have one of these columns
+        of_gallery = support[support % nodes < n]
+        owner, entry = entries(self._in_sets.start, of_gallery % nodes)
+        kept = (of_gallery[owner] // nodes * nodes + self._in_sets.column[entry]).unique()
+        kept = kept[~find(fresh, kept)[1]]
+        owner, entry = entries(self._members.start, kept % nodes)
+        set_row = torch.cat([set_row, owner + len(row_key)])
+        column = torch.cat([column, self._members.column[entry]])
+        distance = torch.cat([distance, self._members.value[entry]])
+        row_key = torch.cat([row_key, kept])
+
+        # V of all these rows, in the columns of their query
+        query, image = row_key // nodes, row_key % nodes
+        at = image[b:]
+        scales = torch.cat([scale, scale_of(torch.minimum(self._lowest[at], cosine[query[b:], at]))])
+        value = (distance * scales[set_row]).neg_().exp_()
+        total = value.new_zeros(len(row_key)).index_add_(0, set_row, value)
+        place, found = find(support, query[set_row] * nodes + column)
+        start = torch.searchsorted(support, torch.cat([first, first[-1:] + nodes]))
+        encoding = value.new_zeros(len(row_key), int(start.diff().max()))
+        value = value / total[set_row]
+        encoding[set_row[found], place[found] - start[query[set_row[found]]]] = value[found]
+
+        # means over the first k2 of the rankings: the query's own, then those of gallery images
+        size = min(self.k2, nodes)
+        place, differs = find(fresh, close)
+        close = torch.where(differs, b + place, b + len(fresh) + find(kept, close)[0]).view(b, -1)
+        close = torch.cat([torch.arange(b, device=keys.device)[:, None], close], 1)
+        own = embedding_bag(close, encoding, mode="sum") / size
+        owner, entry = entries(self._near_of.start, image[b:])
+        pair = query[b:][owner] * nodes + self._near_of.column[entry]
+        owner = owner + b
+        joins = keys[enters[:, 2]]
+        if self.k2 <= n:  # the query takes the last one's place
+            displaced = find(joins, pair)[1] & (self._near[pair % nodes, -1] == image[owner])
+            pair, owner = pair[~displaced], owner[~displaced]
+        pair, order = torch.cat([pair, joins]).sort()
+        owner = torch.cat([owner, joins // nodes])[order]
+        pair, count = pair.unique_consecutive(return_counts=True)
+        offset = count.cumsum(0) - count
+        shared = value.new_empty(len(pair))
+        for part in blocks(len(pair), encoding.shape[1], encoding.element_size()):
+            stop = int(offset[part.stop]) if part.stop < len(pair) else len(owner)
+            bags = offset[part] - offset[part.start]
+            mean = embedding_bag(owner[offset[part.start] : stop], encoding, bags, mode="sum") / size
+            shared[part] = torch.minimum(mean, own[pair[part] // nodes]).sum(1)
+        return pair, shared
+
+    def _distances(self, cosine: Tensor, key: Tensor, column: Tensor) -> Tensor:
+        """Compute 1 - cos of entries: of queries and images (P,), by their keys, with nodes (P,)."""
+        n, x = len(self.graph), self.graph.rows.proposal
+        query, row = key // (n + 1), key % (n + 1)
+        place, known = find(self._keys, row * (n + 1) + column)
+        distance = self._members.value[place]
+        with_query = (row == n) | (column == n)
+        image = torch.minimum(row, column)[with_query].clamp_max(n - 1)
+        distance[with_query] = 1 - cosine[query[with_query], image]
+        distance[row == column] = 0
+        missing = (~known & ~with_query).nonzero().flatten()
+        for part in missing.split(max(1, 2**20 // max(1, x.shape[1]))):
+            distance[part] = 1 - (x[row[part]] * x[column[part]]).sum(1)
+        return distance.clamp_min_(0)
+
+
+Queries = Literal["all", "alone"]
 
 
 @overload
 def k_reciprocal(
-    query: ArrayT, gallery: Array, *, k1: int = ..., k2: int = ..., lambda_value: float = ..., top: None = ...
+    query: ArrayT,
+    gallery: Array,
+    *,
+    k1: int = ...,
+    k2: int = ...,
+    lambda_value: float = ...,
+    queries: Queries = ...,
+    top: None = ...,
 ) -> ArrayT: ...
 @overload
 def k_reciprocal(
-    query: ArrayT, gallery: Array, *, k1: int = ..., k2: int = ..., lambda_value: float = ..., top: int
+    query: ArrayT,
+    gallery: Array,
+    *,
+    k1: int = ...,
+    k2: int = ...,
+    lambda_value: float = ...,
+    queries: Queries = ...,
+    top: int,
 ) -> tuple[ArrayT, ArrayT]: ...
-@uses("transductive")
+@uses("transductive")  # with queries="alone" it is "gallery"
 def k_reciprocal(
-    query: ArrayT, gallery: Array, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, top: int | None = None
+    query: ArrayT,
+    gallery: Array,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    queries: Queries = "all",
+    top: int | None = None,
 ) -> ArrayT | tuple[ArrayT, ArrayT]:
     """Compute (1 - λ) Jaccard + λ D over queries and gallery together: k-reciprocal encoding (Zhong et al., CVPR 2017).
 
@@ -35,7 +228,8 @@ def k_reciprocal(
     lies in R(i, k1). V_i = exp(-D_i) over the set, normalized to 1, then the mean of V over the first k2 of i's
     ranking; Jaccard = 1 - S / (2 - S), S the sum of the smaller entries of both encodings.
 
-    It is transductive: a query's ranking depends on the other queries. Neighbors are ranked by the exact cosine, ties
+    It is transductive: a query's ranking depends on the other queries; with ``queries="alone"`` it depends on the
+    gallery only, as in tables that compare methods for a single query. Neighbors are ranked by the exact cosine, ties
     by index, and rows of D whose largest entry is only rounding (all images alike) count as 0 (our choices). Time is
     that of half the product of all images with all, plus little; memory is O((Nq + Ng) k1), one block, and the result.
     In float32 the error of D is about 1e-7 / (largest 1 - cos): use float64 if all features are close together.
@@ -46,6 +240,8 @@ def k_reciprocal(
         k1: size of the reciprocal neighborhoods, at least 1; paper: 20. More than there are images means all.
         k2: encodings averaged, the image's own included, at least 1; paper: 6.
         lambda_value: λ in [0, 1], the weight of D; paper: 0.3.
+        queries: "all" as published, or "alone": for each query what the method gives for it and the gallery, without
+            the other queries (the query first, for ties). `KReciprocal` keeps a gallery for that.
         top: None for all distances, or the number of nearest gallery images to return, at least 1, without an (Nq, Ng)
             matrix.
 
@@ -54,21 +250,27 @@ def k_reciprocal(
         (int64), both (Nq, min(top, Ng)), nearest first, ties by index. NumPy arrays if ``query`` is one.
 
     Raises:
-        ValueError, TypeError: for a bad shape, type or value, an empty gallery, NaN or an infinity, or two devices.
+        ValueError, TypeError: for a bad shape, type, value or option, an empty gallery, NaN or an infinity, or two
+            devices.
 
     Example:
         >>> query, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]])
         >>> k_reciprocal(query, gallery, k1=1, k2=1, top=2)[1].tolist()
         [[1, 2]]
     """
-    k1, k2 = check_count("k1", k1), check_count("k2", k2)
-    lambda_value = check_fraction("lambda_value", lambda_value)
+    check_option("queries", queries, ("all", "alone"))
+    ranker = KReciprocal(k1=k1, k2=k2, lambda_value=lambda_value)
+    if queries == "alone":
+        q, g = check_pair(query, gallery)
+        top = None if top is None else check_count("top", top)
+        ranker.fit(g.to(torch.promote_types(q.dtype, g.dtype)))
+        return ranker.distance(query) if top is None else ranker.topk(query, top)
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):
         out = rows.proposal.new_empty(nq, ng if top is None else min(top, ng))
-        k1 = min(k1, 2 * len(rows.given))  # half of it is all images
-        found = _distances(rows, nq, k1, k2, lambda_value, out if top is None else None)
+        k1 = min(ranker.k1, 2 * len(rows.given))  # half of it is all images
+        found = _distances(rows, nq, k1, ranker.k2, ranker.lambda_value, out if top is None else None)
         return collect(query, out, found, top)
 
 

@@ -1,0 +1,164 @@
+"""Reciprocal neighbors: the expanded sets of k-reciprocal encoding, and what a query alone changes in them.
+
+In {q} ∪ G the query is node n, behind the n gallery images, and a pair of query b and node i has the key b (n + 1) + i.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vireid._checks import Array
+from vireid.neighbors import NeighborGraph
+from vireid.neighbors._exact import blocks, neighbors_within
+from vireid.neighbors._scores import Rows
+from vireid.rerank._alone import find
+from vireid.rerank._sparse import reciprocal
+
+_CANDIDATES = 2**20  # neighbors of neighbors per block
+
+
+class SpannedGraph(NeighborGraph):
+    """A k-NN graph that also holds the lowest cosine of each image with all (N,)."""
+
+    lowest: Tensor
+
+    @classmethod
+    def _of(cls, gallery: Tensor, rows: Rows, k: int) -> Self:
+        lowest = rows.proposal.new_full((len(gallery),), torch.inf)
+
+        def visit(part: slice, columns: slice, cosine: Tensor) -> None:
+            lowest[part] = torch.minimum(lowest[part], cosine.amin(1))
+            lowest[columns] = torch.minimum(lowest[columns], cosine.amin(0))
+
+        values, indices = neighbors_within(rows, min(k, len(gallery)), visit=visit)
+        return cls(gallery, indices, values.to(lowest.dtype), k=k, rows=rows)._with(lowest)
+
+    def _with(self, lowest: Tensor) -> Self:
+        self.lowest = lowest
+        return self
+
+    def extend(self, gallery: Array) -> Self:
+        """Extend as `NeighborGraph.extend`."""
+        graph = super().extend(gallery)
+        if hasattr(graph, "lowest"):  # built anew
+            return graph
+        n, x = len(self), graph.rows.proposal
+        lowest = torch.cat([self.lowest, self.lowest.new_full((len(x) - n,), torch.inf)])
+        for part in blocks(len(x) - n, len(x), x.element_size()):
+            part = slice(n + part.start, n + part.stop)
+            product = x[part] @ x.T
+            lowest[part] = product.amin(1)
+            lowest[:n] = torch.minimum(lowest[:n], product[:, :n].amin(0))
+        return graph._with(lowest)
+
+    def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the arrays of `NeighborGraph.to_arrays` and "lowest" (N,)."""
+        return super().to_arrays() | {"lowest": self.lowest.cpu().numpy()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Self:
+        """Return the graph of the arrays that `to_arrays` returned."""
+        graph = super().from_arrays(arrays)
+        lowest = torch.from_numpy(arrays.get("lowest", np.empty(0)))
+        if lowest.shape != graph.values.shape[:1] or lowest.dtype != graph.values.dtype:
+            raise ValueError(f"lowest must hold a cosine for each of {len(graph)} images, got {tuple(lowest.shape)}")
+        return graph._with(lowest)
+
+
+def few_members(
+    near: Tensor, kept: Tensor, nodes: int, candidates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Compute the expanded sets: R(i, k1), and each R(c, k1/2), c in it, of which more than 2/3 lies in it.
+
+    Args:
+        near: (P, w) the first k1 + 1 nodes of each row's ranking.
+        kept: (P, w) whether they are reciprocal.
+        nodes: above all nodes.
+        candidates: takes rows (C,) and nodes (C,) to the nodes (C, h) of their rankings' first k1/2 + 1, and whether
+            they are reciprocal.
+
+    Returns:
+        Sorted pairs (row, node).
+    """
+    found = []
+    for start in range(0, len(near), max(1, _CANDIDATES // near.shape[1] ** 2)):
+        part = slice(start, start + max(1, _CANDIDATES // near.shape[1] ** 2))
+        row, slot = kept[part].nonzero().T
+        row, node = row + start, near[part][row, slot]
+        ranks = near[part].masked_fill(~kept[part], nodes).sort(dim=1).values
+        member, valid = candidates(row, node)
+        ranks = ranks[row - start]
+        place = torch.searchsorted(ranks, member).clamp_max_(ranks.shape[1] - 1)
+        shared = (ranks.gather(1, place) == member) & valid
+        joins = 3 * shared.sum(1) > 2 * valid.sum(1)
+        added = valid & ~shared & joins[:, None]
+        first = row * nodes
+        found.append(torch.cat([first + node, (first[:, None] + member)[added]]).unique())
+    key = torch.cat(found) if found else near.flatten()
+    return key // nodes, key % nodes
+
+
+class Sets(NamedTuple):
+    """The sets R(i, k) of all images of a gallery, and the place in i's ranking that a query would take."""
+
+    near: Tensor  # (n, m) the first k + 1 of each ranking, or all n images
+    kept: Tensor  # (n, m) whether they are reciprocal
+    full: bool  # a query that is among the first k + 1 displaces the last one
+
+    @classmethod
+    def of(cls, index: Tensor, width: int) -> "Sets":
+        """Return the sets of the first ``width`` of rankings ``index``."""
+        near = index[:, :width].contiguous()
+        return cls(near, reciprocal(near), width <= len(index))
+
+    def with_queries(self, enters: Tensor, nearest: Tensor) -> "QuerySets":
+        """Return the sets of b queries' {q} ∪ G.
+
+        Args:
+            enters: (E,) sorted keys of the gallery images with the query among the first k + 1 of their rankings.
+            nearest: (b, ≥ k or n) gallery images nearest to the queries.
+        """
+        n, m = self.near.shape
+        nodes = n + 1
+        first = nodes * torch.arange(len(nearest), device=nearest.device)[:, None]
+        mine = nearest[:, : m - self.full]
+        mutual = find(enters, (first + mine).flatten())[1].view_as(mine)
+        joined = (first + mine)[mutual]
+        lost = enters[self.kept[enters % nodes, -1]] if self.full else enters[:0]
+        last = self.near[lost % nodes, -1]
+        alone = lost - lost % nodes + last
+        keys = torch.cat([joined, lost, alone]).unique()
+        kept = F.pad(self.kept[keys % nodes], (0, 1))
+        kept[torch.searchsorted(keys, joined), m] = True
+        kept[torch.searchsorted(keys, lost), m - 1] = False
+        kept[torch.searchsorted(keys, alone), (self.near[last] == (lost % nodes)[:, None]).nonzero()[:, 1]] = False
+        own = (
+            F.pad(F.pad(mine, (0, self.full)), (0, 1), value=n),
+            F.pad(F.pad(mutual, (0, self.full)), (0, 1), value=True),
+        )
+        return QuerySets(self, keys, kept, *own)
+
+
+class QuerySets(NamedTuple):
+    """The sets R(i, k) in {q} ∪ G of b queries, of which only those that differ from the gallery's are held."""
+
+    gallery: Sets
+    keys: Tensor  # (C,) sorted: images whose sets differ
+    kept: Tensor  # (C, m + 1) whether gallery images, and last the query, are reciprocal
+    own_near: Tensor  # (b, m + 1) the query's
+    own_kept: Tensor
+
+    def rows(self, query: Tensor, node: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the nodes (P, m + 1) and whether they are reciprocal, of pairs of query and node (P,)."""
+        n = len(self.gallery.near)
+        image = node.clamp_max(n - 1)
+        near, kept = F.pad(self.gallery.near[image], (0, 1), value=n), F.pad(self.gallery.kept[image], (0, 1))
+        place, differs = find(self.keys, query * (n + 1) + node)
+        kept[differs] = self.kept[place[differs]]
+        itself = (node == n).nonzero().flatten()
+        near[itself], kept[itself] = self.own_near[query[itself]], self.own_kept[query[itself]]
+        return near, kept
