@@ -3,6 +3,9 @@
 python -m benchmarks.tables.reproduce
 """
 
+import argparse
+from collections.abc import Sequence
+
 from benchmarks.tables.papers import PLANS, REGDB_COLUMNS, SYSU, TABLES, Table
 from benchmarks.tables.records import NAMES, markdown
 from vireid.training import RECIPES
@@ -35,8 +38,9 @@ def page() -> str:
     return "\n".join(section(paper, name, table) for paper, tables in TABLES.items() for name, table in tables.items())
 
 
-def main(given: object = None) -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print the tables."""
+    argparse.ArgumentParser(description=__doc__).parse_args(given)
     print(page())
 
 
