@@ -14,10 +14,10 @@ from benchmarks.tables.runs import make_runs
 from places import ROOT
 from vireid import nn
 from vireid.protocols import DIRECTIONS, SYSUMM01
-from vireid.rerank import AIM_SETTINGS, aim, k_reciprocal
+from vireid.rerank import AIM_SETTINGS, aim, gnn, k_reciprocal
 from vireid.training import RECIPES
 
-ALONE = "queries" in inspect.signature(k_reciprocal).parameters
+ALONE = all("queries" in inspect.signature(function).parameters for function in (k_reciprocal, gnn))
 READY = ALONE and hasattr(nn, "SharedFeatureTransfer")
 EVERY = [(paper, name) for paper, tables in TABLES.items() for name in tables]
 
