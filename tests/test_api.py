@@ -50,7 +50,8 @@ MAY_IMPORT = {
 PROMISED = {
     "nn": [
         *("BNNeck", "DualBNNeck", "GFT", "H2FT", "H2FTOutput", "MessageFusionAttention", "PrototypePooling"),
-        *("SkeletonAggregation", "TwoStream", "keypoint_pooling", "part_grid", "resnet50", "skeleton_adjacency"),
+        *("SkeletonAggregation", "TwoStream", "backbone", "keypoint_pooling", "part_grid", "resnet50"),
+        "skeleton_adjacency",
     ],
     "losses": [
         *("AffinityInferenceLoss", "CRILoss", "CenterSeparationLoss", "CrossModalityTripletLoss", "GraphOTLoss"),

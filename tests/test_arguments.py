@@ -17,6 +17,7 @@ from benchmarks.reliability.fuzz import differ, named
 from benchmarks.reliability.hostile import hostile_values
 
 SLOW = {
+    "vireid.nn.backbone",
     "vireid.nn.resnet50",
     "vireid.training.write_results",
     "vireid.training.fit",

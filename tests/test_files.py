@@ -24,7 +24,7 @@ from vireid._files import (
     save_arrays,
     written_whole,
 )
-from vireid.nn.resnet import _read_state
+from vireid.nn._weights import read_state
 from vireid.training import read_checkpoint
 
 KIND, VERSION = "vireid test", 3
@@ -537,4 +537,4 @@ def test_tensors_that_would_be_inflated_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"b\.pt is not a readable checkpoint: it would take"):
         read_checkpoint(packed)
     with pytest.raises(ValueError, match=r"weights: .*b\.pt is not a state dict"):
-        _read_state(packed)
+        read_state(packed)

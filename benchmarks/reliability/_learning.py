@@ -320,11 +320,14 @@ def non_local(d: Draw, world: Path) -> Made:
                                      "size": d.option((64, 64), (32, 16))}  # fmt: skip
 
 
-@call("nn.TwoStream.from_resnet", "nn.resnet50", weight=0.02)
+@call("nn.TwoStream.from_resnet", "nn.backbone", "nn.resnet50", weight=0.02)
 def resnet(d: Draw, world: Path, name: str) -> Made:
     """Draw a ResNet's settings."""
     if name == "resnet50":
         return layers.resnet50, {"source": "torchvision", "weights": None, "last_stride": d.option(1, 2)}
+    if name == "backbone":
+        network = d.option("resnet18", "timm/resnet18", "torchvision/vit_b_16")
+        return layers.backbone, {"name": network, "weights": None, "last_stride": d.option(1, 2)}
     net = nn.Sequential()
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
         net.add_module(name, nn.Identity())

@@ -3,12 +3,14 @@
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+
+from libraries import timm_standin, torchvision_standin
 
 KEPT_ALIVE = []  # a torch.library.Library takes its operators with it when it is collected
 
@@ -31,15 +33,31 @@ def import_torchvision() -> None:
             import torchvision  # noqa: F401
 
 
-@pytest.fixture(scope="module", params=["torchvision", "timm"])
-def source(request: pytest.FixtureRequest) -> str:
-    """A library that is installed, and can be imported from now on."""
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # timm imports it as well
-    pytest.importorskip(request.param)
-    return request.param
+STANDINS = {"torchvision": torchvision_standin, "timm": timm_standin}
+
+
+@pytest.fixture
+def standins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put stand-ins in the place of torchvision and timm."""
+    for name, make in STANDINS.items():
+        monkeypatch.setitem(sys.modules, name, make())
+
+
+@pytest.fixture(scope="module", params=["torchvision stand-in", "timm stand-in", "torchvision", "timm"])
+def source(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A library that can be imported from now on: a stand-in, or the library if it is installed."""
+    library, _, standin = request.param.partition(" ")
+    with pytest.MonkeyPatch.context() as patch:
+        if standin:
+            for name, make in STANDINS.items():
+                patch.setitem(sys.modules, name, make())
+        elif importlib.util.find_spec(library) is None:
+            pytest.skip(f"needs {library}")
+        else:
+            if importlib.util.find_spec("torchvision") is not None:
+                import_torchvision()  # timm imports it as well
+            pytest.importorskip(library)
+        yield library
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +66,7 @@ def library_net(source: str) -> Callable[[str], nn.Module]:
     if source == "torchvision":
         from torchvision import models
 
-        return lambda name: getattr(models, name)(weights=None)
+        return partial(models.get_model, weights=None)
     import timm
 
     return partial(timm.create_model, pretrained=False)

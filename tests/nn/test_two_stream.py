@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vireid.models import CIFT, Baseline, feature_size
+from vireid.models import Baseline, feature_size
 from vireid.nn import SmallBackbone, resnet50
 from vireid.nn.two_stream import TwoStream
 
@@ -143,10 +144,7 @@ def test_a_model_asks_a_backbone_whether_it_takes_the_modality(wrap):
     for net in nets:
         wrapped = wrap(net.eval())
         assert feature_size(wrapped) == feature_size(net) == net.out_channels * net.grid[0] * net.grid[1]
-        for model in (Baseline, CIFT):
-            output = model(wrapped, 2).eval()(images, modality)
-            expected = net(images, modality)
-            assert_close(output.feature_map, expected)
+        assert_close(Baseline(wrapped, 2).eval()(images, modality).feature_map, net(images, modality))
     assert not torch.equal(nets[2](images, modality), nets[2](images, 1 - modality))
 
 
@@ -181,6 +179,21 @@ def test_the_small_backbone_in_two_streams(shared_from):
     copy.deepcopy(net).load_state_dict(net.state_dict())
 
 
+def test_a_cut_inside_a_child():
+    inner = nn.Sequential(OrderedDict(a=nn.Conv2d(3, 4, 3), b=nn.BatchNorm2d(4), c=nn.Conv2d(4, 5, 1)))
+    whole = nn.Sequential(OrderedDict(x=nn.Identity(), y=inner, z=nn.BatchNorm2d(5))).double().eval()
+    for at, stem, trunk in (("y.b", "y.a", "y.b y.c z"), ("y.c", "y.a y.b", "y.c z"), ("z", "y.a y.b y.c", "z")):
+        net = TwoStream.from_sequential(whole, shared_from=at).eval()
+        for part, names in ((net.stems[0], stem), (net.trunk, trunk)):
+            assert list(dict.fromkeys(key.rpartition(".")[0] for key in part.state_dict())) == names.split()
+        images = torch.rand(2, 3, 5, 5).double()
+        assert_close(net(images, torch.tensor([1, 0])), whole(images))
+    with pytest.raises(ValueError, match="shared_from must be one of 'b', 'c', got 'a'"):
+        TwoStream.from_sequential(whole, shared_from="y.a")
+    with pytest.raises(ValueError, match=r"inside 'z', which is no torch\.nn\.Sequential"):
+        TwoStream.from_sequential(whole, shared_from="z.a")
+
+
 def test_bad_cuts():
     with pytest.raises(ValueError, match="shared_from must be one of 'norm', 'refinements', got 'cells'"):
         TwoStream.from_sequential(SmallBackbone(), shared_from="cells")
@@ -200,7 +213,7 @@ def layers(net: nn.Module) -> set[str]:
 def test_resnet50_in_two_streams(source, shared_from):
     whole = resnet50(source=source).double()
     net = TwoStream.from_resnet(whole, shared_from=shared_from).eval()
-    assert net.out_channels == 2048
+    assert net.out_channels == whole.out_channels
     everything = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
     cut = everything.index(shared_from)
     assert layers(net.stems[0]) == layers(net.stems[1]) == set(everything[:cut])
@@ -208,7 +221,7 @@ def test_resnet50_in_two_streams(source, shared_from):
     images, modality = torch.rand(3, 3, 64, 32).double(), torch.tensor([1, 0, 1])
     with torch.no_grad():
         expected = whole.eval()(images)
-        assert expected.shape == (3, 2048, 4, 2)
+        assert expected.shape == (3, whole.out_channels, 4, 2)
         assert_close(net(images, modality), expected, rtol=1e-9, atol=1e-9)  # until trained, both stems are the same
         net.stems[1].conv1.weight.zero_()
         changed = net(images, modality)
@@ -216,11 +229,10 @@ def test_resnet50_in_two_streams(source, shared_from):
     assert not torch.allclose(changed[0], expected[0], rtol=1e-2)
 
 
-@pytest.mark.parametrize(("name", "channels"), [("resnet18", 512), ("resnet50", 2048)])
-def test_the_libraries_own_resnets(library_net, name, channels):
-    whole = library_net(name).double().eval()
+def test_the_libraries_own_resnets(library_net):
+    whole = library_net("resnet50").double().eval()
     net = TwoStream.from_resnet(whole, last_stride=2).eval()
-    assert net.out_channels == channels
+    assert net.out_channels == whole.fc.in_features
     assert layers(net.trunk) == {"layer1", "layer2", "layer3", "layer4"}
     images, modality = torch.rand(2, 3, 64, 32).double(), torch.tensor([1, 0])
     with torch.no_grad():
@@ -284,7 +296,7 @@ def test_a_bad_cut_of_a_resnet(source, library_net):
     with pytest.raises(ValueError, match=r"shared_from must be one of 'bn1', .*'layer4', got 'conv1'"):
         TwoStream.from_resnet(resnet50(source=source), shared_from="conv1")
     with pytest.raises(ValueError, match=r"shared_from must be one of .*, got 'fc'"):
-        TwoStream.from_resnet(library_net("resnet18"), shared_from="fc")
+        TwoStream.from_resnet(library_net("resnet50"), shared_from="fc")
 
 
 @pytest.mark.gpu

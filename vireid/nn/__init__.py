@@ -1,5 +1,6 @@
 """Layers from feature maps (B, c, h, w) or features (B, d) to features, each usable without the others."""
 
+from vireid.nn.backbones import backbone, resnet50
 from vireid.nn.fusion import MessageFusionAttention
 from vireid.nn.gem import GeM
 from vireid.nn.gft import GFT
@@ -15,7 +16,6 @@ from vireid.nn.heatmaps import (
 from vireid.nn.necks import BNNeck, DualBNNeck
 from vireid.nn.non_local import NonLocal, insert_non_local
 from vireid.nn.prototypes import PrototypePooling
-from vireid.nn.resnet import resnet50
 from vireid.nn.skeleton import COCO_17, PERSON_13, Skeleton, SkeletonAggregation, skeleton_adjacency
 from vireid.nn.small import SmallBackbone
 from vireid.nn.transfer import FeatureTransfer, H2FTOutput
@@ -38,6 +38,7 @@ __all__ = [
     "SkeletonAggregation",
     "SmallBackbone",
     "TwoStream",
+    "backbone",
     "gaussian_heatmaps",
     "insert_non_local",
     "keypoint_pooling",

@@ -80,9 +80,10 @@ class TwoStream(nn.Module):
         """Split ``net`` at one of its children.
 
         Args:
-            net: such as `SmallBackbone`, whose children are ``cells``, ``norm`` and ``refinements``, or `resnet50`.
+            net: such as `SmallBackbone`, whose children are ``cells``, ``norm`` and ``refinements``, or a `backbone`.
                 Its ``out_channels`` and ``grid``, if any, are kept.
-            shared_from: name of the first child of the trunk; any but the first of ``net``.
+            shared_from: name of the first child of the trunk; any but the first of ``net``. ``"a.b"`` splits the child
+                a, an ``nn.Sequential``, before its child b. A `backbone` has one to suggest, ``net.shared_from``.
 
         Raises:
             TypeError: if ``net`` is not an ``nn.Sequential``.
@@ -134,10 +135,7 @@ class TwoStream(nn.Module):
     def _cut(
         cls, net: nn.Module, layers: dict[str, nn.Module], shared_from: str, out_channels: int | None
     ) -> "TwoStream":
-        names = list(layers)
-        check_option("shared_from", shared_from, names[1:])
-        at = names.index(shared_from)
-        stem, trunk = (nn.Sequential(OrderedDict((n, layers[n]) for n in part)) for part in (names[:at], names[at:]))
+        stem, trunk = _halves(layers, shared_from)
         return cls(stem, trunk, out_channels=out_channels, grid=getattr(net, "grid", None))
 
     def stream(self, modality: int) -> nn.Sequential:
@@ -179,6 +177,21 @@ class TwoStream(nn.Module):
         grouped, back = images[order.to(images.device)].split(counts), order.argsort().to(images.device)
         maps = torch.cat([stem(part) for stem, part in zip(self.stems, grouped, strict=True)])
         return self.trunk(maps[back])
+
+
+def _halves(layers: dict[str, nn.Module], shared_from: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """Cut ``layers`` before one of them, or inside it: before "a.b", the layer b of the chain a."""
+    names = list(layers)
+    cut, _, inside = shared_from.partition(".")
+    check_option("shared_from", cut, names if inside else names[1:])
+    at = names.index(cut)
+    stem, trunk = (OrderedDict((name, layers[name]) for name in part) for part in (names[:at], names[at:]))
+    if inside:
+        chain = layers[cut]
+        if not isinstance(chain, nn.Sequential):
+            raise ValueError(f"shared_from must not be inside {cut!r}, which is no torch.nn.Sequential")
+        stem[cut], trunk[cut] = _halves(dict(chain.named_children()), inside)
+    return nn.Sequential(stem), nn.Sequential(trunk)
 
 
 def _without_stride(stage: nn.Module) -> nn.Module:
