@@ -14,6 +14,7 @@ TRANSFERS = {
     "h2ft": lambda k=3, **options: H2FT(6, k=k, **options),
     "gft": lambda k=3, **options: GFT(6, k=k, **options),
     "gft on groups": lambda k=3, **options: GFT(6, k=k, unbalanced=True, **options),
+    "gft of features": lambda k=3, **options: GFT(6, k=k, transferred="features", **options),
 }
 
 
@@ -42,8 +43,8 @@ class Case:
 def randomized(cri: CRILoss) -> CRILoss:
     cri = cri.double()
     with torch.no_grad():
-        cri.X_mu.copy_(torch.randn(6))
-        cri.X_rho.copy_(torch.randn(6))
+        for parameter in cri.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
     return cri
 
 
@@ -54,7 +55,7 @@ def features(
     if name == "h2ft":
         f_q, f_g, _, _ = ref.h2ft(keys, values, modality, k=3, tau_hom=0.4, tau_het=0.2)
         return list(f_q), list(enumerate(f_g))
-    if name == "gft":
+    if name in ("gft", "gft of features"):
         out, _ = ref.gft(keys, values, k=3, tau=0.2)
         return list(out), list(enumerate(out))
     f_q, f_g = ref.gft_groups(keys, values, modality, k=3, tau=0.2)
@@ -66,13 +67,20 @@ def loop(case: Case, cri: CRILoss, draws: list[Tensor], x: Tensor, training: boo
     neck = case.transfer.value.state_dict()
     neck = {name: neck[name].cpu() for name in ("weight", "running_mean", "running_var")}
     weight, labels, modality = case.classifier.weight.detach().cpu(), case.labels.tolist(), case.modality.cpu()
-    sigma = torch.log(1 + torch.exp(cri.X_rho.detach().cpu()))
+    if cri.intervention == "free":
+        mu, rho = cri.X_mu.detach().cpu(), cri.X_rho.detach().cpu()
+    else:  # row by row
+        maps, shifts = cri.predict.weight.detach().cpu(), cri.predict.bias.detach().cpu()
+        predicted = torch.stack([torch.stack([m @ row + s for m, s in zip(maps, shifts, strict=True)]) for row in x])
+        mu, rho = predicted[:, :6], predicted[:, 6:]
+    sigma = torch.log(1 + torch.exp(rho))
     v = ref.batch_norm(x, **neck, training=training)
-    q, g = features(case.name, v, v, modality)
+    values = x if case.name == "gft of features" else v
+    q, g = features(case.name, v, values, modality)
     counter_q, counter_g = [], []
     for z in draws:
-        keys = ref.batch_norm(sigma * z + cri.X_mu.detach().cpu(), **neck, training=False)
-        rows_q, rows_g = features(case.name, keys, v, modality)
+        keys = ref.batch_norm(sigma * z + mu, **neck, training=False)
+        rows_q, rows_g = features(case.name, keys, values, modality)
         counter_q.append([weight @ f for f in rows_q])
         counter_g.append([weight @ f for _, f in rows_g])
     query = ref.total_indirect_effect([weight @ f for f in q], counter_q, labels)
@@ -85,16 +93,16 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"samples": 3}, {"intervention": "predicted", "samples": 2}], ids=str)
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_it_equals_the_loop_with_the_same_draws(name, samples, training):
-    case, cri = Case(name), randomized(CRILoss(6, samples=samples))
+def test_it_equals_the_loop_with_the_same_draws(name, options, training):
+    case, cri = Case(name), randomized(CRILoss(6, **options))
     case.transfer.train(training)
     ours, theirs = case.x.clone().requires_grad_(), case.x.clone().requires_grad_()
     torch.manual_seed(7)
     out = case.loss(cri, ours)
     torch.manual_seed(7)
-    draws = [torch.randn(case.x.shape, dtype=torch.double) for _ in range(samples)]
+    draws = [torch.randn(case.x.shape, dtype=torch.double) for _ in range(cri.samples)]
     expected = loop(case, cri, draws, theirs, training)
     assert_close(out, expected, rtol=0, atol=1e-9)
     out.backward()
@@ -156,6 +164,27 @@ def test_the_counterfactual_distribution_learns(name, detach_values):
         assert parameter.grad.abs().sum() > 1e-8
 
 
+def test_both_interventions_start_alike_and_the_predicted_one_learns_from_the_features():
+    case = Case("h2ft")
+    losses = []
+    for intervention in ("free", "predicted"):
+        torch.manual_seed(4)
+        cri = CRILoss(6, intervention=intervention).double()
+        case.transfer.eval()
+        torch.manual_seed(5)
+        losses.append(case.loss(cri))
+        mu, sigma = cri.distribution(case.x)
+        assert mu.shape == sigma.shape == ((6,) if intervention == "free" else (9, 6))
+        assert_close(mu, torch.zeros_like(mu))
+        assert_close(sigma, torch.ones_like(sigma), rtol=0, atol=1e-4)
+    assert_close(losses[1], losses[0])
+    losses[1].backward()
+    assert {name for name, _ in cri.named_parameters()} == {"predict.weight", "predict.bias"}
+    assert all(half.abs().sum() > 1e-8 for half in cri.predict.weight.grad.chunk(2))
+    with pytest.raises(AttributeError, match="X_"):
+        cri.X_sigma  # noqa: B018
+
+
 @pytest.mark.parametrize("name", TRANSFERS)
 def test_samples_is_a_mean_over_draws(name):
     """The mean of n equal draws is one draw; of n different ones it is not."""
@@ -206,8 +235,9 @@ def test_detach_values_lets_only_the_affinities_learn(name):
     with torch.no_grad():
         keys = ref.batch_norm(cri.X_sigma * draw + cri.X_mu, **neck, training=False)
     weight, labels = case.classifier.weight.detach(), case.labels.tolist()
-    q, g = features(name, v, v.detach(), case.modality)
-    cq, cg = features(name, keys, v.detach(), case.modality)
+    values = (theirs if name == "gft of features" else v).detach()
+    q, g = features(name, v, values, case.modality)
+    cq, cg = features(name, keys, values, case.modality)
     query = ref.total_indirect_effect([weight @ f for f in q], [[weight @ f for f in cq]], labels)
     gallery = ref.total_indirect_effect(
         [weight @ f for _, f in g], [[weight @ f for _, f in cg]], [labels[i] for i, _ in g]

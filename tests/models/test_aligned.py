@@ -13,8 +13,12 @@ from vireid.nn import part_grid
 class One(nn.Module):
     """A criterion whose loss is 1, whatever the output."""
 
+    def __init__(self, name: str = "ce") -> None:
+        super().__init__()
+        self.name = name
+
     def forward(self, output: BaselineOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
-        return {"ce": torch.tensor(1.0), "total": torch.tensor(1.0)}
+        return {self.name: torch.tensor(1.0), "total": torch.tensor(1.0)}
 
 
 def test_the_aligned_nodes_are_means_of_the_map_in_the_parts_and_as_a_whole():
@@ -31,6 +35,9 @@ def test_the_aligned_nodes_are_means_of_the_map_in_the_parts_and_as_a_whole():
     assert losses.keys() == {"ce", "transport", "total"}
     assert_close(losses["transport"], 2 * graph_ot_loss(graphs, labels, modality))
     assert_close(losses["total"], 1 + losses["transport"])
+    again = AlignedCriterion(One("transport"), weight=2, grid=(2, 3))
+    both = again(BaselineOutput(maps[:, 0, 0], maps[:, 0, 0], maps), labels, modality)
+    assert both == {"transport": losses["total"], "total": losses["total"]}  # its own and ours
     assert not criterion.state_dict()  # the grid is a setting
     assert "weight=2" in repr(criterion)
 

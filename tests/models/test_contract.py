@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vireid import INFRARED, VISIBLE
+from vireid import INFRARED, VISIBLE, models
 from vireid.losses import AffinityInferenceLoss, CRILoss
 from vireid.models import (
     AGW,
@@ -26,6 +26,7 @@ from vireid.models import (
     SAAICriterion,
 )
 from vireid.nn import GFT, H2FT, TwoStream, part_grid
+from vireid.rerank import AIM, aim
 
 CHANNELS, CLASSES = 6, 5
 PARTS, ADJACENCY = part_grid(2, 1)
@@ -77,8 +78,9 @@ def saai_criterion(model: SAAI) -> SAAICriterion:
     return SAAICriterion(model, affinity=AffinityInferenceLoss(k1=3), cri=CRILoss(model.dim))
 
 
-def g2da(graph: bool) -> Callable[[nn.Module], nn.Module]:
-    return lambda net: G2DA(net, CLASSES, parts=PARTS, adjacency=ADJACENCY, heads=2, threshold=0.0, graph=graph)
+def g2da(graph: bool, **options) -> Callable[[nn.Module], nn.Module]:
+    options |= {"parts": PARTS, "adjacency": ADJACENCY, "heads": 2, "threshold": 1.0, "graph": graph}
+    return lambda net: G2DA(net, CLASSES, **options)
 
 
 BASE, GRAPH = "ce hcc_features hcc_logits", "graph_ce graph_hcc tie"
@@ -113,6 +115,57 @@ CASES = [
         lambda net: SAAI(net, CLASSES, parts=2, size=(3, 2)),
         lambda model: AlignedCriterion(SAAICriterion(model), weight=0.5, grid=(2, 1)),
         "id specific mutual part_diversity center_separation transport",
+    ),
+    Case(
+        "CIFT, other readings",
+        cift(lambda: GFT(CHANNELS, k=3, transferred="features")),
+        lambda model: CIFTCriterion(
+            model,
+            cri=CRILoss(CHANNELS, intervention="predicted"),
+            metric_features="neck",
+            centers="cross",
+            negatives="sum",
+            kl_direction="from_center",
+            kl_center="logits",
+            label_smoothing=0.1,
+        ),
+        f"{BASE} {GRAPH}",
+    ),
+    Case(
+        "SAAI, other readings",
+        lambda net: SAAI(net, CLASSES, parts=2, size=(3, 2), stripes=3, global_feature=False),
+        lambda model: SAAICriterion(model, maps="logits", identity_means="batch", shared_weight=0.5),
+        "id specific mutual part_diversity center_separation",
+    ),
+    Case(
+        "CIFT on SAAI, aligned",
+        saai,
+        lambda model: AlignedCriterion(saai_criterion(model)),
+        f"{SAAI_TERMS} {GRAPH} transport",
+    ),
+    Case(
+        "CIFT on G2DA, other readings",
+        lambda net: G2DA(
+            net,
+            CLASSES,
+            parts=PARTS,
+            adjacency=ADJACENCY,
+            heads=2,
+            head_dim=CHANNELS,
+            magnitude=False,
+            threshold=1.0,
+            transfer=H2FT(CHANNELS, k=3),
+        ),
+        lambda model: AlignedCriterion(
+            G2DACriterion(model, cri=CRILoss(CHANNELS), fusion_sparsity=0.01, average="images")
+        ),
+        f"ce triplet transport contrastive graph fusion_sparsity {GRAPH}",
+    ),
+    Case(
+        "CIFT on G2DA, no graph",
+        g2da(False, transfer=H2FT(CHANNELS, k=3)),
+        G2DACriterion,
+        "ce triplet transport contrastive graph_ce graph_hcc",
     ),
 ]
 every_model = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -255,6 +308,39 @@ def test_a_compiled_model_is_one_graph_with_the_same_gradients(case, pairs_of_an
         sum(x.square().sum() for x in out.values() if x.requires_grad).backward()
         found.append([*out.values(), *(p.grad for p in call.parameters() if p.grad is not None), *call.buffers()])
     assert_close(*found)
+
+
+def test_every_model_is_here():
+    made = {type(case.make()[0]) for case in CASES}
+    assert made == {getattr(models, name) for name in models.__all__ if hasattr(models, f"{name}Output")}
+
+
+@every_model
+def test_aim_ranks_by_every_models_features(case):
+    training = pytest.importorskip("vireid.training", reason="needs the extra train")
+    model, (images, _, modality) = case.make()[0].eval(), batch()
+    with torch.no_grad():
+        output = model(images, modality)
+    ways = training.ranking_ways(model, {"AIM": AIM(k1=3, k2=2)})
+    first = next(iter(ways))
+    query, gallery = output.features[modality == INFRARED], output.features[modality == VISIBLE]
+    for name in (first, "transferred")[: 1 + (getattr(output, "transfer", None) is not None)]:
+        if name == "transferred" and not isinstance(model.transfer, H2FT):
+            continue  # GFT's features depend on the query
+        distance = ways[f"{name} + AIM"](query, gallery)
+        rows = (query, gallery) if name == first else model.transfer.transfer(query, gallery)
+        assert_close(distance, aim(*rows, k1=3, k2=2))
+
+
+@every_model
+def test_what_all_outputs_have_in_common_has_one_name(case):
+    model, (images, _, modality) = case.make()[0].eval(), batch()
+    output = model(images, modality)
+    assert output.feature_map.shape == (9, CHANNELS, 3, 2)
+    assert output.pooled.shape == output.features.shape
+    if getattr(output, "transfer", None) is not None:
+        assert output.query_logits.shape == (9, CLASSES)
+        assert len(output.gallery_logits) == len(output.transfer.gallery_index)
 
 
 @every_model

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from reference import cift as ref
 from reference import g2da as g2da_loops
 from vireid import INFRARED, VISIBLE
+from vireid.losses import CRILoss
 from vireid.models import G2DA, G2DACriterion
-from vireid.nn import PERSON_13, MessageFusionAttention, TwoStream, part_grid, skeleton_adjacency
+from vireid.nn import H2FT, PERSON_13, MessageFusionAttention, TwoStream, part_grid, skeleton_adjacency
 
 CHANNELS, IDENTITIES, CHAIN = 4, 3, skeleton_adjacency([(0, 1), (1, 2)], 3)
 
@@ -204,6 +205,70 @@ def test_the_papers_weights_are_the_default():
             assert_close(default[name], loss * (0.1 if name == "contrastive" else 1.0))
 
 
+def test_the_sparsity_of_the_fusion_and_the_average_by_loops():
+    images, labels, modality, heatmaps = batch()
+    model = g2da()
+    output = model(images, modality, heatmaps + 0.01)
+    criterion = G2DACriterion(fusion_sparsity=0.2, average="images")
+    losses = criterion(output, labels, modality)
+    gamma = model.attention.norm.weight
+    assert_close(losses["fusion_sparsity"], 0.2 * sum(abs(scale) for scale in gamma))
+    assert_close(
+        losses["transport"],
+        g2da_loops.graph_transport(output.nodes, labels, modality, average="images"),
+        rtol=0,
+        atol=1e-9,
+    )
+    assert_close(
+        losses["contrastive"], 0.1 * g2da_loops.part_contrastive(output.nodes, labels, modality, average="images")
+    )
+    assert_close(losses["total"], sum(value for name, value in losses.items() if name != "total"))
+    losses["fusion_sparsity"].backward()
+    assert_close(gamma.grad, torch.full_like(gamma, 0.2))  # all are above 0
+    assert "fusion_sparsity" not in G2DACriterion()(output, labels, modality)
+    bare = g2da(graph=False)(images, modality, heatmaps)
+    assert "fusion_sparsity" not in criterion(bare, labels, modality)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_with_transfer_it_is_cift_on_g2das_features(graph):
+    images, labels, modality, heatmaps = batch()
+    model = g2da(graph=graph, transfer=H2FT(CHANNELS, k=3)).eval()
+    nn.init.normal_(model.transfer_classifier.weight)
+    cri = CRILoss(CHANNELS).double()
+    output = model(images, modality, heatmaps)
+    plain = g2da(graph=graph).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(plain(images, modality, heatmaps).features, output.features)
+    torch.manual_seed(2)
+    losses = G2DACriterion(model, cri=cri)(output, labels, modality)
+    v = ref.batch_norm(output.features, **state(model.transfer.value), training=False)
+    f_q, f_g, _, _ = ref.h2ft(v, v, modality, k=3, tau_hom=0.4, tau_het=0.2)
+    weight = model.transfer_classifier.weight
+    assert_close(output.query_logits, f_q @ weight.T)
+    assert_close(output.gallery_logits, f_g @ weight.T)
+    rows, twice = torch.cat([f_q, f_g]) @ weight.T, labels.repeat(2)
+    entropy = sum(ref.cross_entropy(row, int(y)) for row, y in zip(rows, twice, strict=True)) / len(rows)
+    options = {"margin": 6.0, "distance": "kl", "centers": "shared", "negatives": "mean", "normalize": True}
+    assert_close(losses["graph_ce"], entropy)
+    assert_close(losses["graph_hcc"], ref.hcc(rows, twice, **options))
+    torch.manual_seed(2)
+    tie = cri(output.features, labels, modality, transfer=model.transfer, classifier=model.transfer_classifier)
+    assert_close(losses["tie"], tie)
+    assert_close(losses["total"], sum(value for name, value in losses.items() if name != "total"))
+    without = G2DACriterion()(output, labels, modality)
+    assert without.keys() == losses.keys() - {"tie"}
+    assert not {id(p) for p in G2DACriterion(model, cri=cri).parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_a_state_dict_of_a_model_without_transfer_has_the_names_it_always_had():
+    names = {name.partition(".")[0] for name in g2da().state_dict()}
+    assert names == {"backbone", "neck", "classifier", "attention", "aggregation", "graph_classifier"}
+    assert g2da().state_dict().keys() < g2da(transfer=H2FT(CHANNELS)).state_dict().keys()
+    inner = {name for name in g2da().attention.state_dict() if not name.startswith("norm.")}
+    assert inner == {"project.weight", "score"}
+
+
 @pytest.mark.parametrize("name", ["base", "transport", "contrastive", "graph"])
 def test_a_weight_of_0_leaves_its_loss_out(name):
     images, labels, modality, heatmaps = batch()
@@ -253,6 +318,11 @@ def test_images_without_any_key_point():
         ),
         (lambda: g2da(parts=torch.rand(4, 2, 2)), "parts must have shape .3, H, W., got .4, 2, 2."),
         (lambda: g2da(heads=3), "dim must be a multiple of heads = 3, got 4"),
+        (lambda: g2da(graph=False, head_dim=0), "head_dim must be at least 1, got 0"),
+        (lambda: g2da(transfer=H2FT(5)), "transfer must be of size 4 as the features, got 5"),
+        (lambda: G2DACriterion(cri=CRILoss(4)), "cri needs a model with a transfer, got one without"),
+        (lambda: G2DACriterion(g2da(), cri=CRILoss(4)), "cri needs a model with a transfer, got one without"),
+        (lambda: G2DACriterion(average="all"), "average must be one of 'pairs', 'images', got 'all'"),
         (lambda: G2DA(nn.Sequential(nn.Conv2d(3, 4, 3)), 2), "dim must be given"),
         (
             lambda: G2DA(nn.Conv2d(3, 4, 3), 2, dim=8)(

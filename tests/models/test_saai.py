@@ -85,6 +85,33 @@ def test_a_grid_makes_horizontal_parts():
     assert_close(model(images, modality).pooled, stripes)
 
 
+@pytest.mark.parametrize("global_feature", [True, False])
+@pytest.mark.parametrize("parts", [0, PARTS])
+def test_stripes_stand_between_the_prototypes_and_the_global_feature(parts, global_feature):
+    images, _, modality = batch()
+    model = saai(parts=parts, stripes=3, global_feature=global_feature, dual_neck=False).eval()
+    maps = model.backbone(images)
+    stripes = torch.stack([maps[:, c, i].mean(1) for c in range(CHANNELS) for i in range(3)], 1)
+    joined, _ = pooled_by_loops(model, maps)
+    prototypes, whole = joined.split([parts * CHANNELS, CHANNELS], 1)
+    expected = torch.cat([prototypes, stripes, *([whole] if global_feature else [])], 1)
+    assert_close(model(images, modality).pooled, expected)
+    assert model.dim == expected.shape[1]
+    if not parts and not global_feature:  # the same as stripes made by the grid, in the same order
+        by_grid = saai(parts=0, grid=(3, 1), dual_neck=False).eval()
+        by_grid.load_state_dict(model.state_dict())
+        assert torch.equal(by_grid(images, modality).features, model(images, modality).features)
+
+
+def test_prototypes_need_no_global_feature():
+    images, _, modality = batch()
+    model = saai(global_feature=False).eval()
+    joined, similarity = pooled_by_loops(model, model.backbone(images))
+    output = model(images, modality)
+    assert_close(output.pooled, joined[:, :-CHANNELS])
+    assert_close(output.similarity, similarity)
+
+
 def test_prototypes_stand_before_the_cells_of_a_grid():
     """As with the small backbone, whose cells are stacked: here each cell is the mean of two by two pixels."""
     images, modality = torch.randn(4, 3, 10, 10, dtype=torch.double), torch.tensor([0, 1, 0, 1])
@@ -132,6 +159,24 @@ def test_the_criterion_by_loops(normalize):
     for name, value in expected.items():
         assert_close(losses[name], value, msg=name)
     assert_close(losses["total"], sum(expected.values()))
+
+
+def test_each_reading_of_the_losses_by_loops():
+    images, labels, modality = batch()
+    model = saai()
+    weights = {"shared_weight": 0.5, "specific_weight": 2.0, "mutual_weight": 3.0}
+    criterion = SAAICriterion(model, maps="logits", identity_means="batch", **weights).double().eval()
+    own = criterion.identity
+    for tensor in (own.shared, own.specific, own.averaged):
+        nn.init.normal_(tensor)
+    output = model(images, modality)
+    losses = criterion(output, labels, modality)
+    terms = loops.mutual_identity(output.features, labels, modality, own.shared, own.specific, own.averaged, "batch")
+    for name, weight, term in zip(("id", "specific", "mutual"), weights.values(), terms, strict=True):
+        assert_close(losses[name], weight * term, msg=name)
+    assert_close(losses["part_diversity"], 0.5 * loops.part_diversity(output.similarity, "logits"))
+    usual = SAAICriterion(model)
+    assert (usual.part_diversity.maps, usual.identity.means) == ("sigmoid", "modality")
 
 
 def test_each_weight_counts_once_and_0_leaves_its_loss_out():
@@ -230,6 +275,10 @@ def test_the_averages_are_saved_with_the_criterion():
     [
         (lambda: SAAI(nn.ReLU(), 5), "channels must be given for a backbone without the attribute out_channels"),
         (lambda: saai(parts=-1), "parts must be at least 0, got -1"),
+        (lambda: saai(stripes=-1), "stripes must be at least 0, got -1"),
+        (lambda: saai(parts=0, global_feature=False), "global_feature must be True without parts and stripes"),
+        (lambda: SAAICriterion(saai(), maps="tanh"), "maps must be one of 'sigmoid', 'logits', got 'tanh'"),
+        (lambda: SAAICriterion(saai(), identity_means="all"), "identity_means must be one of 'modality', 'batch'"),
         (lambda: SAAICriterion(saai(), cri=CRILoss(16)), "cri needs a model with a transfer"),
         (lambda: saai(transfer=H2FT(7)), "transfer must be of size 16 as the features, got 7"),
         (lambda: saai(channels=5)(*batch()[::2]), r"backbone must return \(B, 5, h, w\), got \(9, 4, 3, 2\)"),

@@ -36,11 +36,11 @@ class KeypointPooling(nn.Module):
         return keypoint_pooling(feature_map, heatmaps)
 
 
-def fusion() -> MessageFusionAttention:
+def fusion(**options) -> MessageFusionAttention:
     """A third of the channels is replaced, and no γ is near the threshold."""
-    layer = MessageFusionAttention(8, adjacency=CHAIN)
+    layer = MessageFusionAttention(8, adjacency=CHAIN, **options)
     with torch.no_grad():
-        layer.norm.weight[::3] = -1.0
+        layer.norm.weight[::3] = 0.001
     return layer
 
 
@@ -91,6 +91,7 @@ CASES = {
     ),
     "H2FT": transfer(lambda: H2FT(8, k=2), "dim=8, k=2, tau_hom=0.4, tau_het=0.2"),
     "GFT": transfer(lambda: GFT(8, k=2), "dim=8, k=2, tau=0.2, unbalanced=False"),
+    "GFT of features": transfer(lambda: GFT(8, k=2, transferred="features"), "transferred='features'"),
     "GFT on groups": transfer(lambda: GFT(8, k=2, unbalanced=True), "tau=0.2, unbalanced=True", waits=True),
     "PrototypePooling": Case(
         lambda: PrototypePooling(5, parts=3, size=[4, 3]),
@@ -120,7 +121,13 @@ CASES = {
         fusion,
         lambda n: (torch.randn(n, 4, 8).double(), torch.rand(n, 4) > 0.3),
         {"nodes": "float", "mask": "bool"},
-        "8, heads=4, nodes=4, threshold=0.02",
+        "8, heads=4, nodes=4, threshold=0.02, head_dim=2, magnitude=True",
+    ),
+    "MessageFusionAttention, wide heads": Case(
+        lambda: fusion(head_dim=8, magnitude=False),
+        lambda n: (torch.randn(n, 4, 8).double(), torch.rand(n, 4) > 0.3),
+        {"nodes": "float", "mask": "bool"},
+        "8, heads=4, nodes=4, threshold=0.02, head_dim=8, magnitude=False",
     ),
     "SkeletonAggregation": Case(
         lambda: SkeletonAggregation(6, 4),

@@ -14,6 +14,7 @@ from measuring import LargestTensor
 from reference import cift as ref
 from reference.cift import randomized, values_of
 from vireid import INFRARED, VISIBLE
+from vireid.neighbors import NeighborGraph
 from vireid.nn import GFT, H2FT, BNNeck
 
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -156,6 +157,7 @@ MODULES = {
     "h2ft": lambda dim=6, **options: H2FT(dim, **options),
     "gft": lambda dim=6, **options: GFT(dim, **options),
     "gft on groups": lambda dim=6, **options: GFT(dim, unbalanced=True, **options),
+    "gft of features": lambda dim=6, **options: GFT(dim, transferred="features", **options),
 }
 
 
@@ -205,7 +207,8 @@ def test_another_value_module_is_used(name):
     linear = nn.Linear(6, 6, bias=False).double()
     module = MODULES[name](value=linear).double()
     assert module.value is linear
-    assert_close(module(x, modality).values, x @ linear.weight.T)
+    assert_close(module(x, modality).values, x if name == "gft of features" else x @ linear.weight.T)
+    assert_close(module.embed("x", x), x @ linear.weight.T)
 
 
 # -- Inference ----------------------------------------------------------------------------------------------------
@@ -219,7 +222,8 @@ def test_inference_equals_the_loop_over_single_queries(device, name, seed, nq, n
     tau = {"tau_hom": 0.3, "tau_het": 0.1} if name == "h2ft" else {"tau": 0.3}
     module = randomized(MODULES[name](k=k, **tau), seed).eval()
     v = values_of(module, x)
-    f_q, f_g, *_ = (ref.h2ft_transfer if name == "h2ft" else ref.gft_transfer)(v[:nq], v[nq:], k=k, **tau)
+    own = {"summed": (x[:nq], x[nq:])} if name == "gft of features" else {}
+    f_q, f_g, *_ = (ref.h2ft_transfer if name == "h2ft" else ref.gft_transfer)(v[:nq], v[nq:], k=k, **tau, **own)
     module, query, gallery = module.to(device), x[:nq].to(device), x[nq:].to(device)
     ours = module.transfer(query, gallery)
     assert_close(ours[0].cpu(), f_q, **EXACT)
@@ -371,7 +375,7 @@ def test_a_zero_row_counts_itself_with_cosine_one_and_is_kept(name, k):
         f_q, f_g, a_het, a_hom = ref.h2ft(x, x, modality, k=k, tau_hom=0.4, tau_het=0.2)
         assert_close((out.affinity_het, out.affinity_hom), (a_het, a_hom), **EXACT)
         assert_close(out.gallery, f_g, **EXACT)
-    elif name == "gft":
+    elif name != "gft on groups":
         f_q, matrix = ref.gft(x, x, k=k, tau=0.2)
         assert_close((out.affinity_het, out.gallery), (matrix, f_q), **EXACT)
     else:
@@ -404,19 +408,26 @@ def test_inference_at_every_boundary_of_k(ng, k):
 # -- GFT -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20)
-@given(seed=SEEDS, size=sizes(), k=st.integers(1, 12), training=st.booleans())
-def test_gft_equals_the_loop(device, seed, size, k, training):
+@settings(max_examples=30)
+@given(
+    seed=SEEDS,
+    size=sizes(),
+    k=st.integers(1, 12),
+    training=st.booleans(),
+    transferred=st.sampled_from(["values", "features"]),
+)
+def test_gft_equals_the_loop(device, seed, size, k, training, transferred):
     x, modality = batch(seed, *size, device=device)
-    module = randomized(GFT(6, k=k, tau=0.3), seed).to(device).train(training)
+    module = randomized(GFT(6, k=k, tau=0.3, transferred=transferred), seed).to(device).train(training)
     v = values_of(module, x)
-    expected, matrix = ref.gft(v, v, k=k, tau=0.3)
+    summed = v if transferred == "values" else x.cpu()
+    expected, matrix = ref.gft(v, summed, k=k, tau=0.3)
     out = module(x, modality)
     for name in ("query", "gallery"):
         assert_close(getattr(out, name).cpu(), expected, **EXACT)
     for name in ("affinity_het", "affinity_hom"):
         assert_close(getattr(out, name).cpu(), matrix, **EXACT)
-    assert_close(out.values.cpu(), v, **EXACT)
+    assert_close(out.values.cpu(), summed, **EXACT)
     assert out.gallery_index.tolist() == list(range(len(x)))
 
 
@@ -444,15 +455,16 @@ def test_gft_on_groups_equals_the_loop(device, seed, size, k, training):
     assert_close(ours, loop, **EXACT)
 
 
-def test_gft_on_groups_has_the_gradients_of_the_loop():
+@pytest.mark.parametrize("transferred", ["values", "features"])
+def test_gft_on_groups_has_the_gradients_of_the_loop(transferred):
     x, modality = batch(6, 3, 4)
-    module = randomized(GFT(6, k=2, tau=0.3, unbalanced=True)).train()
+    module = randomized(GFT(6, k=2, tau=0.3, unbalanced=True, transferred=transferred)).train()
     ours = x.clone().requires_grad_()
     out = module(ours, modality)
     (out.query.pow(3).sum() + out.gallery.pow(3).sum()).backward()
     loop = x.clone().requires_grad_()
     v = values_of(module, loop)
-    f_q, f_g = ref.gft_groups(v, v, modality, k=2, tau=0.3)
+    f_q, f_g = ref.gft_groups(v, v if transferred == "values" else loop, modality, k=2, tau=0.3)
     (f_q.pow(3).sum() + sum(f.pow(3).sum() for *_, f in f_g)).backward()
     assert_close(ours.grad, loop.grad, **EXACT)
 
@@ -471,6 +483,38 @@ def test_gft_distance_where_a_query_displaces_gallery_neighbors():
         assert free > 0
         assert_close(module.distance(query[rows], gallery), ref.cosine_distance(f_q, f_g), **EXACT)
         assert_close(module.transfer(query[rows], gallery), (f_q, f_g), **EXACT)
+
+
+def test_gft_of_features_where_a_query_displaces_gallery_neighbors():
+    """v turns the features around: neighbors are those of v, what is summed is not, and lengths differ widely."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 6, generator=g).double() * torch.logspace(-3, 3, 30).double()[torch.randperm(30), None]
+    value = nn.Linear(6, 6, bias=False).double()
+    nn.init.orthogonal_(value.weight)
+    module = GFT(6, k=4, tau=0.2, value=nn.Sequential(value, nn.Tanh()), transferred="features").double()
+    v = module.embed("x", x)
+    f_q, f_g, taken, free = ref.gft_transfer(v[:8], v[8:], k=4, tau=0.2, summed=(x[:8], x[8:]))
+    assert taken > 5
+    assert free > 5
+    assert_close(module.transfer(x[:8], x[8:]), (f_q, f_g), rtol=1e-9, atol=1e-9)
+    assert_close(module.distance(x[:8], x[8:]), ref.cosine_distance(f_q, f_g), **EXACT)
+    assert_close(module.distance(x[[7]], x[8:]), ref.cosine_distance(f_q[[7]], f_g[[7]]), **EXACT)
+    other, *_ = ref.gft_transfer(v[:8], v[8:], k=4, tau=0.2)
+    assert (other - f_q).abs().max() > 0.1
+    assert "transferred='features'" in repr(module)
+
+
+def test_equal_values_of_different_features_are_told_apart():
+    """v of both gallery images is 0, so that each is itself only: their features decide."""
+    module = GFT(2, k=1, value=nn.Threshold(10, 0), transferred="features")
+    distance = module.distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert_close(distance, torch.tensor([[0.0, 1.0]]))
+
+
+def test_a_graph_of_values_cannot_transfer_features():
+    module, x = GFT(6, transferred="features"), torch.randn(9, 6)
+    with pytest.raises(ValueError, match="transferred='features' needs the features, and a graph holds v of them"):
+        module.prepare_gallery(NeighborGraph.build(module.embed("x", x), 4))
 
 
 @pytest.mark.parametrize("make", [H2FT, GFT])

@@ -107,8 +107,8 @@ class MessageFusionAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
-        sizes = f"{self.dim}, heads={self.heads}, head_dim={self.head_dim}, nodes={self.nodes}"
-        return f"{sizes}, threshold={self.threshold}, magnitude={self.magnitude}"
+        fusion = f"threshold={self.threshold}, head_dim={self.head_dim}, magnitude={self.magnitude}"
+        return f"{self.dim}, heads={self.heads}, nodes={self.nodes}, {fusion}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let the nodes of each graph attend to their neighbors, then fuse the heads.
