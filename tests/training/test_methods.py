@@ -50,12 +50,50 @@ def test_every_row_of_cifts_ablation(row):
 
 def test_settings_of_the_transfer_reach_it():
     settings = {"k": 3, "tau_hom": 0.6, "tau_het": 0.5, "samples": 2, "detach_values": True}
-    for method, more in (("cift", {}), ("saai", {"transfer": True})):
+    settings["intervention"] = "predicted"
+    for method, more in (("cift", {}), ("saai", {"transfer": True}), ("g2da", {"transfer": True, **GRID})):
         model, criterion, _ = losses_of(method, **settings, **more)
         cri = criterion.cri
         assert (model.transfer.k, model.transfer.tau_hom, model.transfer.tau_het) == (3, 0.6, 0.5)
-        assert (cri.samples, cri.detach_values) == (2, True)
+        assert (cri.samples, cri.detach_values, cri.intervention) == (2, True, "predicted")
+    for transferred in ("values", "features"):
+        model = losses_of("cift", ablation="gft", transferred=transferred)[0]
+        assert model.transfer.transferred == transferred
     assert losses_of("cift", ablation="gft", tau_het=0.5)[0].transfer.tau == 0.5
+
+
+@pytest.mark.parametrize("row", ["baseline", "cri"])
+def test_readings_of_hcc_reach_it(row):
+    settings = {"metric_features": "neck", "centers": "cross", "negatives": "sum", "kl_direction": "from_center"}
+    settings |= {"kl_center": "logits", "label_smoothing": 0.1}
+    _, criterion, found = losses_of("cift", ablation=row, **settings)
+    terms = criterion if row == "baseline" else criterion.backbone_terms
+    assert (terms.metric_features, terms.label_smoothing) == ("neck", 0.1)
+    for hcc in (terms.feature_hcc, terms.logit_hcc):
+        assert (hcc.centers, hcc.negatives) == ("cross", "sum")
+    assert (terms.logit_hcc.kl_direction, terms.logit_hcc.kl_center) == ("from_center", "logits")
+    plain = losses_of("cift", ablation=row)[2]
+    for name in settings:  # each changes a loss
+        one = losses_of("cift", ablation=row, **{name: settings[name]})[2]
+        assert any(one[loss] != plain[loss] for loss in plain), name
+    assert found.keys() == plain.keys()
+
+
+def test_readings_of_saai_reach_its_losses():
+    settings = {
+        "maps": "logits",
+        "identity_means": "batch",
+        "shared_weight": 2,
+        "specific_weight": 3,
+        "mutual_weight": 5,
+    }
+    plain, changed = losses_of("saai")[2], losses_of("saai", **settings | {"identity_means": "modality"})[2]
+    for name, factor in (("id", 2), ("specific", 3), ("mutual", 5)):
+        assert_close(changed[name], factor * plain[name])
+    assert changed["part_diversity"] != plain["part_diversity"]
+    _, criterion, batch = losses_of("saai", identity_means="batch")
+    assert criterion.identity.means == "batch"
+    assert_close(batch["specific"], plain["specific"] / 2)  # as many images of each modality
 
 
 @pytest.mark.parametrize(
@@ -103,9 +141,15 @@ def test_a_backbone_without_a_grid_has_six_parts_in_the_baseline_and_none_beside
         return net
 
     monkeypatch.setattr(saai, "build_backbone", backbone)
-    for ablation, grid, dim in (("baseline", (6, 1), 4 * 6), ("saai", (1, 1), 4 * 8)):
-        model, _ = build("saai", 3, (32, 20), {"ablation": ablation, "transfer": True})
-        assert (model.grid, model.dim, model.transfer.dim) == (grid, dim, dim)
+    for ablation, given, stripes, dim in (
+        ("baseline", None, 6, 4 * 6),
+        ("baseline", True, 6, 4 * 7),
+        ("saai", False, 0, 4 * 7),
+        ("saai", None, 0, 4 * 8),
+    ):
+        settings = {"ablation": ablation, "global_feature": given, "transfer": True}
+        model, _ = build("saai", 3, (32, 20), settings)
+        assert (model.grid, model.stripes, model.dim, model.transfer.dim) == ((1, 1), stripes, dim, dim)
         assert model.backbone.training
         assert int(model.backbone[1].num_batches_tracked) == 0  # looking for the map's size leaves no trace
     assert model.pooling.position.shape == (4, 16, 10)
@@ -124,6 +168,10 @@ def test_a_backbone_without_a_grid_has_six_parts_in_the_baseline_and_none_beside
         ({"base": 0}, G2DA - {"ce", "triplet"}),
         ({"heads": 5, "threshold": 2, "two_stream": False} | dict.fromkeys(LENGTHS, False), G2DA),
         ({"phi": 0.25, "structure": "square", "pairs": "one_to_one", "epsilon": 1.5}, G2DA),
+        ({"head_dim": 4, "magnitude": False, "average": "images"}, G2DA),
+        ({"fusion_sparsity": 1e-4}, G2DA | {"fusion_sparsity"}),
+        ({"transfer": True}, G2DA | GRAPH | {"tie"}),
+        ({"ablation": "baseline", "transfer": True}, G2DA_BASE | GRAPH | {"tie"}),
     ],
 )
 def test_every_switch_of_g2da(settings, losses):
@@ -141,7 +189,11 @@ def test_every_switch_of_g2da(settings, losses):
         transport = criterion.transport
         assert (transport.phi, transport.loss, transport.pairs) == (0.25, "square", "one_to_one")
         assert criterion.contrastive.epsilon == 1.5
-    assert list(ranking_ways(model)) == ["graph" if graph else "backbone"]
+    if "head_dim" in settings:
+        assert (model.attention.head_dim, model.attention.magnitude) == (4, False)
+        assert criterion.transport.average == criterion.contrastive.average == "images"
+    ways = ["graph" if graph else "backbone", *["transferred"] * ("transfer" in settings)]
+    assert list(ranking_ways(model)) == ways
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings(Settings):
-    """Settings of CIFT's transfer, its intervention, and of an alignment of parts.
+    """Settings of CIFT's transfer and its intervention.
 
     Attributes:
         k: neighbors of the graph, the image itself included.
@@ -42,8 +43,7 @@ class TransferSettings(Settings):
         tau_het: temperature across modalities, and GFT's only one.
         samples: draws of CRI's counterfactual.
         detach_values: whether CRI trains the affinities only.
-        alignment: weight of G2DA's D_ot between parts of a person's images (our choice); None leaves it out.
-        part_grid: (rows, columns) of those parts. Default: (4, 3).
+        intervention: CRI's X_μ and X_σ are parameters, or predicted for each image.
     """
 
     k: int = 4
@@ -51,13 +51,26 @@ class TransferSettings(Settings):
     tau_het: float = 0.2
     samples: int = 1
     detach_values: bool = False
-    alignment: float | None = None
-    part_grid: Sequence[int] | None = None
+    intervention: Literal["free", "predicted"] = "free"
 
     def transfer_of(self, dim: int) -> tuple[H2FT, CRILoss]:
         """Return CIFT's layer for features of size ``dim`` and the loss of its intervention."""
         layer = H2FT(dim, k=self.k, tau_hom=self.tau_hom, tau_het=self.tau_het)
-        return layer, CRILoss(dim, samples=self.samples, detach_values=self.detach_values)
+        cri = CRILoss(dim, samples=self.samples, detach_values=self.detach_values, intervention=self.intervention)
+        return layer, cri
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedSettings(TransferSettings):
+    """Settings of a method that G2DA's alignment of parts may be added to.
+
+    Attributes:
+        alignment: weight of G2DA's D_ot between parts of a person's images (our choice); none leaves it out.
+        part_grid: (rows, columns) of those parts. Default: (4, 3).
+    """
+
+    alignment: float | None = None
+    part_grid: Sequence[int] | None = None
 
     def aligned(self, criterion: nn.Module) -> nn.Module:
         """Return the criterion, with G2DA's alignment added if there is a weight."""

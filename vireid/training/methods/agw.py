@@ -10,7 +10,7 @@ from vireid._checks import check_flag, check_option
 from vireid.losses import CRILoss
 from vireid.nn import GFT, TwoStream, insert_non_local
 from vireid.nn.transfer import FeatureTransfer
-from vireid.training.methods._settings import Built, TransferSettings, build_backbone
+from vireid.training.methods._settings import AlignedSettings, Built, build_backbone
 
 AGW_ROWS = {
     "agw": "AGW: non-local blocks, GeM, cross-entropy and weighted regularized triplets",
@@ -26,7 +26,7 @@ _LOSSES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGWSettings(TransferSettings):
+class AGWSettings(AlignedSettings):
     """Settings of AGW, HC and HCT.
 
     Attributes:

@@ -9,7 +9,7 @@ from vireid import models
 from vireid._checks import check_option, check_size
 from vireid.nn import SmallBackbone, TwoStream
 from vireid.nn import part_grid as grid_of_parts
-from vireid.training.methods._settings import Built, Settings, build_backbone
+from vireid.training.methods._settings import Built, TransferSettings, build_backbone
 
 G2DA_ROWS = {
     "baseline": "B: L_b only",
@@ -21,7 +21,7 @@ G2DA_ROWS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class G2DASettings(Settings):
+class G2DASettings(TransferSettings):
     """Settings of G2DA or a row of its ablation.
 
     Attributes:
@@ -29,7 +29,10 @@ class G2DASettings(Settings):
         part_grid: (rows, columns) of fixed parts in place of each image's key points.
         two_stream: whether the backbone's first block is each modality's own.
         heads: L of the attention. Default: the paper's 4, or 3 with the small backbone, whose size is 945.
+        head_dim: size of a head. Default: the feature size divided by the heads.
         threshold: θ of the message fusion.
+        magnitude: whether the fusion compares |γ| with θ; False: γ, as printed.
+        fusion_sparsity: weight of Σ|γ|, so that some fall below θ (our choice).
         normalize_nodes: bring all nodes to one length before the graph and in L_c (our choice).
         base: λ_b, weight of L_b.
         normalize_triplet: triplets of L_b on features of length 1 (our choice).
@@ -40,13 +43,18 @@ class G2DASettings(Settings):
         phi: φ of D_ot: 0 structure only, 1 features only.
         structure: difference of structure in D_ot.
         pairs: pairs that D_ot aligns.
+        average: whether D_ot and L_c are means over pairs, or sums of them divided by the number of images.
+        transfer: add CIFT's H2FT, the losses of its graph, and CRI (our choice).
     """
 
     ablation: str = "g2da"
     part_grid: Sequence[int] | None = None
     two_stream: bool = True
     heads: int | None = None
+    head_dim: int | None = None
     threshold: float = 0.02
+    magnitude: bool = True
+    fusion_sparsity: float = 0.0
     normalize_nodes: bool = True
     base: float = 1.0
     normalize_triplet: bool = True
@@ -57,6 +65,8 @@ class G2DASettings(Settings):
     phi: float = 0.5
     structure: Literal["abs", "square"] = "abs"
     pairs: Literal["all", "one_to_one"] = "all"
+    average: Literal["pairs", "images"] = "pairs"
+    transfer: bool = False
 
     def build(self, num_classes: int, size: tuple[int, int]) -> Built:
         """Return the model and the criterion; images may have any size."""
@@ -70,6 +80,7 @@ class G2DASettings(Settings):
             network = TwoStream.from_resnet(network)
         grid = check_size("part_grid", self.part_grid) if self.part_grid else None
         parts, adjacency = grid_of_parts(*grid) if grid else (None, None)
+        transfer, cri = self.transfer_of(models.feature_size(network)) if self.transfer else (None, None)
         model = models.G2DA(
             network,
             num_classes,
@@ -79,8 +90,12 @@ class G2DASettings(Settings):
             heads=heads,
             threshold=self.threshold if row >= 4 else -math.inf,
             normalize_nodes=self.normalize_nodes,
+            transfer=transfer,
+            head_dim=self.head_dim,
+            magnitude=self.magnitude,
         )
         criterion = models.G2DACriterion(
+            model,
             base=self.base,
             transport=self.transport if row >= 1 else 0.0,
             contrastive=self.contrastive if row >= 2 else 0.0,
@@ -91,5 +106,8 @@ class G2DASettings(Settings):
             phi=self.phi,
             loss=self.structure,
             pairs=self.pairs,
+            cri=cri,
+            fusion_sparsity=self.fusion_sparsity,
+            average=self.average,
         )
         return model, criterion
