@@ -216,6 +216,7 @@ LAYERS: dict[str, Any] = {
         "threshold": d.share(0, 0.6), "negative_slope": d.share(0.1, 0.5), "head_dim": d.option(None, 2, DIM),
         "magnitude": d.option(True, False),
     },
+    "SharedFeatureTransfer": lambda d: {"dim": DIM, "k": d.count(1, 6), "activation": d.option("none", "relu")},
     "GeM": lambda d: {"p": d.share(1, 10), "trainable": d.option(True, False), "grid": d.option((1, 1), (3, 2))},
     "NonLocal": lambda d: {"channels": DIM},
     "PrototypePooling": lambda d: {
@@ -235,7 +236,7 @@ for name in LAYERS:
         return lambda: d.module(getattr(layers, name)(**LAYERS[name](d))), {}
 
     call(f"nn.{name}")(layer)
-    if name in ("H2FT", "GFT"):
+    if name in ("H2FT", "GFT", "SharedFeatureTransfer"):
         nm = lambda d, m, w: {"x": d.floats(len(kind := d.modality(d.count(2, 10))), DIM), "modality": kind}  # noqa: E731
         method("nn", name, "forward", made, nm)
         nm = lambda d, m, w: {"values": d.floats(len(kind := d.modality(d.count(2, 10))), DIM), "modality": kind}  # noqa: E731
@@ -494,6 +495,14 @@ def graph_losses(d: Draw, world: Path) -> Made:
     _, given = query_gallery(d, world, "query_gallery_hcc_loss")
     del given["margin"]
     return models.graph_losses, given | {"label_smoothing": d.share()}
+
+
+@call("models.shared_losses", weight=0.3)
+def shared_losses(d: Draw, world: Path) -> Made:
+    """Draw transferred features and their logits."""
+    given = batch(d)
+    given = {"transferred": given.pop("x"), "logits": d.floats(len(given["labels"]), CLASSES), **given}
+    return models.shared_losses, given | {"label_smoothing": d.share(0, 0.5)}
 
 
 @call("models.AlignedCriterion", weight=0.3)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from reference import agw as reference
 from vireid.losses import CRILoss
 from vireid.models import AGW, AGWCriterion
-from vireid.nn import GFT, H2FT, SmallBackbone, TwoStream
+from vireid.nn import GFT, H2FT, SharedFeatureTransfer, SmallBackbone, TwoStream
 
 
 def backbone(rows: int = 12, grid: tuple[int, int] | None = None) -> nn.Module:
@@ -110,5 +110,7 @@ def test_bad_arguments_are_named():
         AGW(backbone(), 3, transfer=H2FT(6))
     with pytest.raises(ValueError, match="cri needs a model with a transfer, got one without"):
         AGWCriterion(AGW(backbone(), 3), cri=CRILoss(5))
+    with pytest.raises(ValueError, match="cri needs a transfer of H2FT or GFT, got SharedFeatureTransfer"):
+        AGWCriterion(AGW(backbone(), 3, transfer=SharedFeatureTransfer(5)), cri=CRILoss(5))
     with pytest.raises(ValueError, match="label_smoothing must be at least 0 and at most 1, got 2"):
         AGWCriterion(AGW(backbone(), 3), label_smoothing=2)

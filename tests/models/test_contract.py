@@ -25,7 +25,7 @@ from vireid.models import (
     G2DACriterion,
     SAAICriterion,
 )
-from vireid.nn import GFT, H2FT, TwoStream, part_grid
+from vireid.nn import GFT, H2FT, SharedFeatureTransfer, TwoStream, part_grid
 from vireid.rerank import AIM, aim
 
 CHANNELS, CLASSES = 6, 5
@@ -93,6 +93,18 @@ CASES = [
     Case("SAAI", saai, saai_criterion, f"{SAAI_TERMS} {GRAPH}"),
     Case("G2DA", g2da(True), lambda _: G2DACriterion(), "ce triplet transport contrastive graph"),
     Case("G2DA, no graph", g2da(False), lambda _: G2DACriterion(), "ce triplet transport contrastive"),
+    Case(
+        "CIFT, shared",
+        cift(lambda: SharedFeatureTransfer(CHANNELS, k=3)),
+        CIFTCriterion,
+        f"{BASE} graph_ce graph_triplet",
+    ),
+    Case(
+        "AGW, shared",
+        lambda net: AGW(net, CLASSES, transfer=SharedFeatureTransfer(CHANNELS, k=3)),
+        AGWCriterion,
+        "ce triplet graph_ce graph_triplet",
+    ),
     Case("AGW", lambda net: AGW(net, CLASSES), AGWCriterion, "ce triplet"),
     Case(
         "AGW, HC under CIFT",

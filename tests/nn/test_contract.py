@@ -20,6 +20,7 @@ from vireid.nn import (
     MessageFusionAttention,
     NonLocal,
     PrototypePooling,
+    SharedFeatureTransfer,
     SkeletonAggregation,
     SmallBackbone,
     TwoStream,
@@ -93,6 +94,7 @@ CASES = {
     "GFT": transfer(lambda: GFT(8, k=2), "dim=8, k=2, tau=0.2, unbalanced=False"),
     "GFT of features": transfer(lambda: GFT(8, k=2, transferred="features"), "transferred='features'"),
     "GFT on groups": transfer(lambda: GFT(8, k=2, unbalanced=True), "tau=0.2, unbalanced=True", waits=True),
+    "SharedFeatureTransfer": transfer(lambda: SharedFeatureTransfer(8, k=2), "dim=8, k=2, activation='none'"),
     "PrototypePooling": Case(
         lambda: PrototypePooling(5, parts=3, size=[4, 3]),
         lambda n: (torch.randn(n, 5, 3, 2).double(),),

@@ -1,4 +1,4 @@
-"""AGW (Ye et al., 2021), HC (Zhu et al., 2020) and HCT (Liu et al., 2020) as plain loops, from the equations only.
+"""AGW (Ye et al., 2021), HC (Zhu et al., 2020), HCT (Liu et al., 2020) and cm-SSFT's shared transfer as plain loops.
 
 Slow on purpose. Everything takes and gives float64 tensors. Nothing here imports vireid.
 """
@@ -60,3 +60,28 @@ def mean_by(distances: list[float], sign: int) -> float:
     largest = max(sign * d for d in distances)
     weights = [math.exp(sign * d - largest) for d in distances]
     return sum(w * d for w, d in zip(weights, distances, strict=True)) / sum(weights)
+
+
+def shared_transfer(x: Tensor, modality: Tensor, weight: Tensor, k: int, relu: bool) -> Tensor:
+    """cm-SSFT's shared transfer of a set of images: F = σ(D⁻¹ A X W), k neighbors in each modality."""
+    out = []
+    for i in range(len(x)):
+        row: dict[int, float] = {}
+        for kind in (0, 1):
+            scores = {j: 1 - distance(unit(x[i]), unit(x[j])) / 2 for j in range(len(x)) if modality[j] == kind}
+            scores |= {i: 1.0} if modality[i] == kind else {}
+            kept = sorted(scores, key=lambda j: (j != i, -scores[j], j))[:k]
+            row |= {j: scores[j] for j in kept}
+        feature = sum(a * (weight @ x[j]) for j, a in row.items()) / sum(row.values())
+        out.append(feature.clamp_min(0) if relu else feature)
+    return torch.stack(out)
+
+
+def shared_distance(query: Tensor, gallery: Tensor, weight: Tensor, k: int, relu: bool) -> Tensor:
+    """Each query by itself with the gallery: 1 - cos of its feature and of the gallery's."""
+    rows = []
+    for q in query:
+        kinds = torch.tensor([0] + [1] * len(gallery))
+        f = shared_transfer(torch.cat([q[None], gallery]), kinds, weight, k, relu)
+        rows.append(torch.stack([1 - unit(f[0]) @ unit(g) for g in f[1:]]))
+    return torch.stack(rows)

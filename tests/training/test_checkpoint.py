@@ -73,7 +73,7 @@ def test_what_cannot_be_built_is_named(trained, tmp_path):
         load_checkpoint("nowhere.pt")
     state = read_checkpoint(trained / "checkpoint.pt")
     for change, text in (
-        ({"ablation": "best"}, "ablation must be one of 'baseline', 'gft', 'ubs', 'h2g', 'cri', got 'best'"),
+        ({"ablation": "best"}, "ablation must be one of 'baseline', 'gft', 'ubs', 'h2g', 'cri', 'shared', got 'best'"),
         ({"method": "other"}, r"odd\.pt must be of cift, saai, g2da, agw, got a checkpoint of 'other'"),
     ):
         torch.save(state | {"settings": state["settings"] | change}, tmp_path / "odd.pt")

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from vireid.models import CIFT, AlignedCriterion, Baseline
-from vireid.nn import GFT, H2FT, NonLocal, TwoStream
+from vireid.nn import GFT, H2FT, NonLocal, SharedFeatureTransfer, TwoStream
 from vireid.rerank import AIM, aim
 from vireid.training import METHODS, RECIPES, build, ranking_ways, recipe_of, settings_of
 from vireid.training.methods import agw, saai
@@ -38,13 +38,14 @@ def losses_of(method, **settings):
 @pytest.mark.parametrize("row", list(CIFT_ROWS))
 def test_every_row_of_cifts_ablation(row):
     model, criterion, losses = losses_of("cift", ablation=row)
-    assert set(losses) == BASE | (set() if row == "baseline" else GRAPH) | ({"tie"} if row == "cri" else set())
+    own = {"baseline": set(), "cri": GRAPH | {"tie"}, "shared": {"graph_ce", "graph_triplet"}}.get(row, GRAPH)
+    assert set(losses) == BASE | own
     assert bool(criterion.state_dict()) == (row == "cri")
     if row == "baseline":
         assert type(model) is Baseline
         return
     assert type(model) is CIFT
-    assert type(model.transfer) is (GFT if row in ("gft", "ubs") else H2FT)
+    assert type(model.transfer) is {"gft": GFT, "ubs": GFT, "shared": SharedFeatureTransfer}.get(row, H2FT)
     assert getattr(model.transfer, "unbalanced", False) == (row == "ubs")
 
 
@@ -205,6 +206,7 @@ def test_every_switch_of_g2da(settings, losses):
         ({"ablation": "hct", "stripes": 3, "part_dim": 8, "two_stream": False}, {"hetero_center_triplet"}, 3),
         ({"transfer": "h2ft", "non_local": False}, {"triplet", "tie"} | GRAPH, 1),
         ({"ablation": "hc", "transfer": "gft", "non_local": True}, {"hetero_center"} | GRAPH, 6),
+        ({"transfer": "shared"}, {"triplet", "graph_ce", "graph_triplet"}, 1),
     ],
 )
 def test_every_switch_of_agw(settings, losses, stripes):

@@ -18,7 +18,7 @@ from vireid._ops import cross_entropy
 from vireid.losses import CRILoss, HeteroCenterLoss, HeteroCenterTripletLoss, WeightedRegularizedTripletLoss
 from vireid.models._common import Embedder, add_total, check_transfer, feature_size, linear_classifier
 from vireid.models.cift import losses_of_transfer, tie_of
-from vireid.nn import BNNeck, GeM, H2FTOutput
+from vireid.nn import BNNeck, GeM, H2FTOutput, SharedFeatureTransfer
 from vireid.nn.transfer import FeatureTransfer
 
 
@@ -144,7 +144,8 @@ class AGWCriterion(nn.Module):
         HC     hetero_center=0.5, metric_features="neck": the hetero-center loss of each stripe
         HCT    hetero_center_triplet=1, metric_features="neck": that of each stripe (`stripe_weight` times) and of all
 
-    A weight of 0 leaves its loss out. With ``transfer`` the model also has the losses of CIFT's graph.
+    A weight of 0 leaves its loss out. With ``transfer`` the model also has the losses of CIFT's graph, or
+    those of cm-SSFT's.
 
     Args:
         model: the `AGW` whose transfer, if it has one, L_tie shares. It is not registered here: its parameters belong
@@ -192,6 +193,7 @@ class AGWCriterion(nn.Module):
         self.triplet, self.hetero_center = WeightedRegularizedTripletLoss(), HeteroCenterLoss()
         self.hetero_center_triplet = HeteroCenterTripletLoss(margin=margin)
         self.cri = cri
+        self.shared = isinstance(model.transfer, SharedFeatureTransfer)
         self._tie = tie_of(cri, model.transfer, model.graph_classifier)
 
     def extra_repr(self) -> str:
@@ -217,5 +219,5 @@ class AGWCriterion(nn.Module):
                 each = sum((self.hetero_center_triplet(p, labels, modality) for p in parts), whole.new_zeros(()))
                 whole = whole + self.stripe_weight * each
             losses["hetero_center_triplet"] = whole
-        losses |= losses_of_transfer(output, labels, modality, self._tie)
+        losses |= losses_of_transfer(output, labels, modality, self._tie, shared=self.shared)
         return add_total(losses, self.weights)

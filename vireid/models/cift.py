@@ -6,12 +6,18 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from vireid._checks import check_module
-from vireid.losses import CRILoss, query_gallery_cross_entropy, query_gallery_hcc_loss
+from vireid._checks import check_fraction, check_module
+from vireid._ops import cross_entropy
+from vireid.losses import (
+    CRILoss,
+    cross_modality_triplet_loss,
+    query_gallery_cross_entropy,
+    query_gallery_hcc_loss,
+)
 from vireid.losses.centers import Centers, Direction, KLCenter, Negatives
 from vireid.models._common import add_total, check_transfer, linear_classifier
 from vireid.models.baseline import Baseline, BaselineCriterion, metric_features_of
-from vireid.nn import H2FT, H2FTOutput
+from vireid.nn import H2FT, H2FTOutput, SharedFeatureTransfer
 from vireid.nn.transfer import FeatureTransfer
 
 Tie: TypeAlias = Callable[..., Tensor]
@@ -67,7 +73,7 @@ class CIFT(nn.Module):
         num_classes: number C of training identities.
         dim: feature size d, as in `Baseline`.
         grid: of the pooling, as in `Baseline`.
-        transfer: `H2FT` (default) or `GFT`, of size d (`feature_size`).
+        transfer: `H2FT` (default), `GFT` or `SharedFeatureTransfer`, of size d (`feature_size`).
 
     Raises:
         ValueError: as `Baseline`, or if the transfer is of another size.
@@ -136,7 +142,7 @@ class CIFTCriterion(nn.Module):
             kl_center=kl_center,
             label_smoothing=label_smoothing,
         )
-        self.cri = cri
+        self.cri, self.shared = cri, isinstance(model.transfer, SharedFeatureTransfer)
         self._tie = tie_of(cri, model.transfer, model.graph_classifier)
 
     def forward(self, output: CIFTOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
@@ -144,6 +150,10 @@ class CIFTCriterion(nn.Module):
         backbone = self.backbone_terms
         features = metric_features_of(output, backbone.metric_features)
         losses = backbone.terms(features, output.logits, labels, modality)
+        if self.shared:
+            smoothing = backbone.label_smoothing
+            own = shared_losses(output.transfer.query, output.query_logits, labels, modality, label_smoothing=smoothing)
+            return add_total(losses | own)
         losses |= graph_losses(
             output.query_logits,
             labels,
@@ -217,6 +227,33 @@ def graph_losses(
     }
 
 
+def shared_losses(
+    transferred: Tensor, logits: Tensor, labels: Tensor, modality: Tensor, *, label_smoothing: float = 0.0
+) -> dict[str, Tensor]:
+    """Compute the losses of cm-SSFT's shared transfer: cross-entropy and triplets of the transferred features.
+
+    The triplets are those of `vireid.losses.CrossModalityTripletLoss` (our choice; we had no access to the paper).
+
+    Args:
+        transferred: (B, d) features of `vireid.nn.SharedFeatureTransfer`.
+        logits: (B, C) of them.
+        labels: (B,) integers in [0, C).
+        modality: (B,) integers, 0 visible, 1 infrared.
+        label_smoothing: of the cross-entropy, in [0, 1].
+
+    Returns:
+        ``"graph_ce"`` and ``"graph_triplet"``, scalars.
+
+    Raises:
+        ValueError, TypeError: as `vireid.losses.cross_modality_triplet_loss`.
+    """
+    smoothing = check_fraction("label_smoothing", label_smoothing)
+    return {
+        "graph_ce": cross_entropy(logits, labels, smoothing),
+        "graph_triplet": cross_modality_triplet_loss(transferred, labels, modality),
+    }
+
+
 def tie_of(cri: CRILoss | None, transfer: FeatureTransfer | None, classifier: nn.Module | None) -> Tie | None:
     """Return L_tie of a model's transfer and classifier. A partial is not a module: it does not register the model."""
     if cri is None:
@@ -224,13 +261,22 @@ def tie_of(cri: CRILoss | None, transfer: FeatureTransfer | None, classifier: nn
     check_module("cri", cri, CRILoss)
     if transfer is None or classifier is None:
         raise ValueError("cri needs a model with a transfer, got one without")
+    if isinstance(transfer, SharedFeatureTransfer):
+        raise ValueError("cri needs a transfer of H2FT or GFT, got SharedFeatureTransfer")
     return partial(cri, transfer=transfer, classifier=classifier)
 
 
-def losses_of_transfer(output: TransferOutput, labels: Tensor, modality: Tensor, tie: Tie | None) -> dict[str, Tensor]:
-    """Compute `graph_losses` and L_tie of a model that may have a transfer on its features; none without."""
+def losses_of_transfer(
+    output: TransferOutput, labels: Tensor, modality: Tensor, tie: Tie | None, *, shared: bool = False
+) -> dict[str, Tensor]:
+    """Compute `graph_losses` and L_tie of a model that may have a transfer on its features; none without.
+
+    With ``shared``, for `vireid.nn.SharedFeatureTransfer`, it is `shared_losses`.
+    """
     if output.transfer is None or output.query_logits is None or output.gallery_logits is None:
         return {}
+    if shared:
+        return shared_losses(output.transfer.query, output.query_logits, labels, modality)
     index = output.transfer.gallery_index
     losses = graph_losses(output.query_logits, labels, modality, gallery=output.gallery_logits, gallery_index=index)
     if tie is not None:

@@ -16,6 +16,7 @@ from vireid.nn.heatmaps import (
 from vireid.nn.necks import BNNeck, DualBNNeck
 from vireid.nn.non_local import NonLocal, insert_non_local
 from vireid.nn.prototypes import PrototypePooling
+from vireid.nn.shared_transfer import SharedFeatureTransfer
 from vireid.nn.skeleton import COCO_17, PERSON_13, Skeleton, SkeletonAggregation, skeleton_adjacency
 from vireid.nn.small import SmallBackbone
 from vireid.nn.transfer import FeatureTransfer, H2FTOutput
@@ -34,6 +35,7 @@ __all__ = [
     "MessageFusionAttention",
     "NonLocal",
     "PrototypePooling",
+    "SharedFeatureTransfer",
     "Skeleton",
     "SkeletonAggregation",
     "SmallBackbone",

@@ -12,6 +12,7 @@ from vireid._checks import Array, ArrayT, check_finite, check_pair, same_kind
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._scores import Rows
 from vireid.nn.h2ft import H2FT
+from vireid.nn.shared_transfer import SharedFeatureTransfer
 from vireid.nn.transfer import FeatureTransfer
 from vireid.rerank._blocks import uses
 from vireid.rerank.fitted import GalleryReranker
@@ -166,6 +167,7 @@ def _identity(module: FeatureTransfer) -> dict[str, Any]:
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     kinds = {"module": type(module).__name__, "value": repr(module.value), "dim": module.dim}
+    kinds |= {"activation": module.activation} if isinstance(module, SharedFeatureTransfer) else {}
     return {**kinds, **_settings(module), "weights": digest.hexdigest()}
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from vireid import models
 from vireid._checks import check_flag, check_option
 from vireid.losses import CRILoss
-from vireid.nn import GFT, TwoStream, insert_non_local
-from vireid.nn.transfer import FeatureTransfer
+from vireid.nn import GFT, FeatureTransfer, SharedFeatureTransfer, TwoStream, insert_non_local
 from vireid.training.methods._settings import AlignedSettings, Built, build_backbone
 
 AGW_ROWS = {
@@ -31,7 +30,7 @@ class AGWSettings(AlignedSettings):
 
     Attributes:
         ablation: a key of `AGW_ROWS`.
-        transfer: transfer on top: "none"; "h2ft" with CRI, which is CIFT; or "gft".
+        transfer: transfer on top: "none"; "h2ft" with CRI, which is CIFT; "gft"; or "shared", that of cm-SSFT.
         two_stream: whether each modality has first layers of its own: the stem in AGW, layer1 too in HCT, all in HC.
         non_local: whether non-local blocks stand behind the last blocks of layer2 and layer3. Default: in AGW.
         p: of GeM, where the row has it. Default: 3, learned in AGW; HCT's code has 3 for SYSU-MM01 and 10 for RegDB.
@@ -43,7 +42,7 @@ class AGWSettings(AlignedSettings):
     """
 
     ablation: str = "agw"
-    transfer: Literal["none", "h2ft", "gft"] = "none"
+    transfer: Literal["none", "h2ft", "gft", "shared"] = "none"
     two_stream: bool = True
     non_local: bool | None = None
     p: float = 3.0
@@ -98,7 +97,9 @@ class AGWSettings(AlignedSettings):
 
     def _transfer(self, dim: int) -> tuple[FeatureTransfer | None, CRILoss | None]:
         """Return the transfer for features of size ``dim``, and the loss of its intervention."""
-        check_option("transfer", self.transfer, ("none", "h2ft", "gft"))
+        check_option("transfer", self.transfer, ("none", "h2ft", "gft", "shared"))
         if self.transfer == "h2ft":
             return self.transfer_of(dim)
+        if self.transfer == "shared":
+            return SharedFeatureTransfer(dim, k=self.k), None
         return (GFT(dim, k=self.k, tau=self.tau_het) if self.transfer == "gft" else None), None

@@ -6,8 +6,7 @@ from typing import Any, Literal
 from vireid import models
 from vireid._checks import check_option
 from vireid.losses import CRILoss
-from vireid.nn import GFT
-from vireid.nn.transfer import FeatureTransfer
+from vireid.nn import GFT, FeatureTransfer, SharedFeatureTransfer
 from vireid.training.methods._settings import AlignedSettings, Built, build_backbone
 
 CIFT_ROWS = {
@@ -16,6 +15,7 @@ CIFT_ROWS = {
     "ubs": "+ unbalanced scenario simulation: GFT on 1:N groups",
     "h2g": "+ homogeneous and heterogeneous graphs: H2FT",
     "cri": "+ counterfactual relation intervention: CIFT",
+    "shared": "shared feature transfer of cm-SSFT on the backbone, in CIFT's place (Table 2)",
 }
 
 _READINGS = ("metric_features", "centers", "negatives", "kl_direction", "kl_center", "label_smoothing")
@@ -55,7 +55,9 @@ class CIFTSettings(AlignedSettings):
         dim = models.feature_size(network)
         transfer: FeatureTransfer
         cri: CRILoss | None = None
-        if self.ablation in ("gft", "ubs"):
+        if self.ablation == "shared":
+            transfer = SharedFeatureTransfer(dim, k=self.k)
+        elif self.ablation in ("gft", "ubs"):
             unbalanced = self.ablation == "ubs"
             transfer = GFT(dim, k=self.k, tau=self.tau_het, unbalanced=unbalanced, transferred=self.transferred)
         else:
