@@ -1,12 +1,15 @@
 """Shared by all tests: a fixed seed, the device, packages that seem absent, and the switch for the slow tests."""
 
 import builtins
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from libraries import STANDINS
 
 # The same examples in every run, so that no test is red by chance; --hypothesis-profile=slow explores new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -61,6 +64,13 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(builtins, "__import__", load)
 
     return hide
+
+
+@pytest.fixture
+def standins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put stand-ins in the place of torchvision and timm."""
+    for name, make in STANDINS.items():
+        monkeypatch.setitem(sys.modules, name, make())
 
 
 @pytest.fixture

@@ -270,3 +270,6 @@ def timm_standin() -> ModuleType:
     module.is_model = lambda name: name.split(".")[0] in TIMM  # type: ignore[attr-defined]
     module.create_model = create_model  # type: ignore[attr-defined]
     return module
+
+
+STANDINS = {"torchvision": torchvision_standin, "timm": timm_standin}

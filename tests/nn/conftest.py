@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from libraries import timm_standin, torchvision_standin
+from libraries import STANDINS
 
 KEPT_ALIVE = []  # a torch.library.Library takes its operators with it when it is collected
 
@@ -31,16 +31,6 @@ def import_torchvision() -> None:
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             KEPT_ALIVE.append(library)
             import torchvision  # noqa: F401
-
-
-STANDINS = {"torchvision": torchvision_standin, "timm": timm_standin}
-
-
-@pytest.fixture
-def standins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put stand-ins in the place of torchvision and timm."""
-    for name, make in STANDINS.items():
-        monkeypatch.setitem(sys.modules, name, make())
 
 
 @pytest.fixture(scope="module", params=["torchvision stand-in", "timm stand-in", "torchvision", "timm"])

@@ -221,6 +221,25 @@ def test_every_switch_of_agw(settings, losses, stripes):
     assert set(ranking_ways(model)) == {"backbone"} | ({"transferred"} if "transfer" in settings else set())
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["torchvision", "timm/resnet50", "convnext_tiny", "vit_b_16", "swin_tiny"])
+def test_every_method_takes_every_backbone(method, name, standins):
+    settings = {"backbone": name, "last_stride": 2 if name == "swin_tiny" else 1}
+    two_stream, split = method in ("g2da", "agw"), not name.startswith("vit")
+    if method == "g2da":
+        settings["part_grid"] = (2, 2)
+    if two_stream and not split:
+        with pytest.raises(ValueError, match="two_stream must be False with a backbone that is no chain of layers"):
+            build(method, 3, (64, 32), settings)
+        settings["two_stream"] = False
+    model, criterion = build(method, 3, (64, 32), settings)
+    assert any(isinstance(part, TwoStream) for part in model.modules()) == (two_stream and split)
+    labels, modality = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 0, 1])
+    output = model(torch.rand(6, 3, 64, 32), modality)
+    assert output.features.isfinite().all()
+    criterion(output, labels, modality)["total"].backward()
+
+
 @pytest.mark.parametrize(("row", "shared"), [("agw", ["layer1"]), ("hct", ["layer2"]), ("hc", [])])
 def test_agws_rows_of_a_resnet(row, shared, monkeypatch):
     """A network with ResNet's names, of six blocks in layer3."""
@@ -275,7 +294,8 @@ def test_alignment_is_the_weight_times_the_transport():
         ("cift", {"k": 0}, ValueError, "k must be at least 1, got 0"),
         ("cift", {"tau_het": 0}, ValueError, "tau_het must be above 0"),
         ("cift", {"weights": "x.pth"}, ValueError, "weights must be 'none' with backbone 'small', got 'x.pth'"),
-        ("cift", {"backbone": "vgg"}, ValueError, "backbone must be one of 'small', .*, got 'vgg'"),
+        ("cift", {"backbone": "keras/vgg"}, ValueError, "must be one of '', 'torchvision', 'timm', got 'keras'"),
+        ("cift", {"last_stride": 2}, ValueError, "last_stride must be one of 1, got 2"),
         ("cift", {"parts": 3}, TypeError, "parts"),
         ("cift", {"alignment": 0}, ValueError, "alignment must be above 0 and finite, got 0"),
         ("saai", {"alignment": float("nan")}, ValueError, "alignment must be above 0 and finite, got nan"),

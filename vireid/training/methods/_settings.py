@@ -11,7 +11,7 @@ from vireid import models
 from vireid._checks import check_option, check_positive, check_size
 from vireid._ops import evaluated
 from vireid.losses import CRILoss
-from vireid.nn import H2FT, SmallBackbone, resnet50
+from vireid.nn import H2FT, SmallBackbone, TwoStream, backbone
 
 Built = tuple[nn.Module, nn.Module]
 
@@ -23,10 +23,12 @@ class Settings:
     Attributes:
         backbone: "small", or a network of `vireid.nn.backbone`, such as "resnet50".
         weights: of that network: "imagenet", a local file, or "none".
+        last_stride: of that network: 1, a map of H/16 × W/16, or 2, as it is; Swin transformers need 2.
     """
 
     backbone: str = "small"
     weights: str | None = None
+    last_stride: int = 1
 
     def build(self, num_classes: int, size: tuple[int, int]) -> Built:
         """Return the model and the criterion for images of ``size`` (H, W)."""
@@ -83,15 +85,24 @@ class AlignedSettings(TransferSettings):
         return models.AlignedCriterion(criterion, weight=self.alignment, grid=grid)
 
 
-def build_backbone(name: str, weights: str | None) -> nn.Module:
+def build_backbone(name: str, weights: str | None, last_stride: int = 1) -> nn.Module:
     """Return the small backbone ("small") or another by its name, "torchvision" and "timm" for their ResNet-50."""
-    check_option("backbone", name, ("small", "resnet50", "torchvision", "timm"))
     weights = None if weights == "none" else weights
     if name != "small":
-        return resnet50(source="timm" if name == "timm" else "torchvision", weights=weights)
+        name = f"{name}/resnet50" if name in ("torchvision", "timm") else name
+        return backbone(name, weights=weights, last_stride=last_stride)
     if weights:
         raise ValueError(f"weights must be 'none' with backbone 'small', got {weights!r}")
+    check_option("last_stride", last_stride, (1,))
     return SmallBackbone()
+
+
+def in_two_streams(network: nn.Module, shared_from: str | None = None) -> TwoStream:
+    """Return a backbone whose first layers, those before ``shared_from``, are each modality's own."""
+    shared_from = shared_from or getattr(network, "shared_from", None)
+    if shared_from is None or not isinstance(network, nn.Sequential):
+        raise ValueError("two_stream must be False with a backbone that is no chain of layers, got True")
+    return TwoStream.from_sequential(network, shared_from=shared_from)
 
 
 @torch.no_grad()

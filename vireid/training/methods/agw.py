@@ -9,7 +9,7 @@ from vireid import models
 from vireid._checks import check_flag, check_option
 from vireid.losses import CRILoss
 from vireid.nn import GFT, FeatureTransfer, SharedFeatureTransfer, TwoStream, insert_non_local
-from vireid.training.methods._settings import AlignedSettings, Built, build_backbone
+from vireid.training.methods._settings import AlignedSettings, Built, build_backbone, in_two_streams
 
 AGW_ROWS = {
     "agw": "AGW: non-local blocks, GeM, cross-entropy and weighted regularized triplets",
@@ -65,7 +65,7 @@ class AGWSettings(AlignedSettings):
 
     def _network(self, size: tuple[int, int]) -> nn.Module:
         """Return the backbone with its non-local blocks, in two streams."""
-        network = build_backbone(self.backbone, self.weights)
+        network = build_backbone(self.backbone, self.weights, self.last_stride)
         stages = {"layer2": 2, "layer3": 3} if hasattr(network, "layer3") else {"refinements": 1}
         wanted = self.ablation == "agw" and hasattr(network, next(iter(stages)))
         if wanted if self.non_local is None else check_flag("non_local", self.non_local):
@@ -76,8 +76,7 @@ class AGWSettings(AlignedSettings):
             grid, channels = getattr(network, "grid", None), getattr(network, "out_channels", None)
             return TwoStream(network, nn.Identity(), out_channels=channels, grid=grid)
         later = self.ablation == "hct" and hasattr(network, "layer2")
-        assert isinstance(network, nn.Sequential)
-        return TwoStream.from_sequential(network, shared_from="layer2" if later else str(network.shared_from))
+        return in_two_streams(network, "layer2" if later else None)
 
     def _layout(self) -> dict[str, Any]:
         """Return the settings of the model's head, those of the row unless they are given."""

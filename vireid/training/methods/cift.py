@@ -48,7 +48,7 @@ class CIFTSettings(AlignedSettings):
     def build(self, num_classes: int, size: tuple[int, int]) -> Built:
         """Return the model and the criterion; images may have any size."""
         check_option("ablation", self.ablation, CIFT_ROWS)
-        network = build_backbone(self.backbone, self.weights)
+        network = build_backbone(self.backbone, self.weights, self.last_stride)
         readings: dict[str, Any] = {name: getattr(self, name) for name in _READINGS}
         if self.ablation == "baseline":
             return models.Baseline(network, num_classes), self.aligned(models.BaselineCriterion(**readings))

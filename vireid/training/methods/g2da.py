@@ -7,9 +7,8 @@ from typing import Literal
 
 from vireid import models
 from vireid._checks import check_option, check_size
-from vireid.nn import SmallBackbone, TwoStream
 from vireid.nn import part_grid as grid_of_parts
-from vireid.training.methods._settings import Built, TransferSettings, build_backbone
+from vireid.training.methods._settings import Built, TransferSettings, build_backbone, in_two_streams
 
 G2DA_ROWS = {
     "baseline": "B: L_b only",
@@ -28,7 +27,7 @@ class G2DASettings(TransferSettings):
         ablation: a key of `G2DA_ROWS`.
         part_grid: (rows, columns) of fixed parts in place of each image's key points.
         two_stream: whether the backbone's first block is each modality's own.
-        heads: L of the attention. Default: the paper's 4, or 3 with the small backbone, whose size is 945.
+        heads: L of the attention. Default: the paper's 4, or as many as divide the size of the features: 3 of 945.
         head_dim: size of a head. Default: the feature size divided by the heads.
         threshold: θ of the message fusion.
         magnitude: whether the fusion compares |γ| with θ; False: γ, as printed.
@@ -72,12 +71,12 @@ class G2DASettings(TransferSettings):
         """Return the model and the criterion; images may have any size."""
         check_option("ablation", self.ablation, G2DA_ROWS)
         row = list(G2DA_ROWS).index(self.ablation)
-        network = build_backbone(self.backbone, self.weights)
-        heads = (3 if isinstance(network, SmallBackbone) else 4) if self.heads is None else self.heads
-        if self.two_stream and isinstance(network, SmallBackbone):
-            network = TwoStream.from_sequential(network, shared_from="refinements")
-        elif self.two_stream:
-            network = TwoStream.from_resnet(network)
+        network = build_backbone(self.backbone, self.weights, self.last_stride)
+        heads = self.heads
+        if heads is None:
+            heads = next(count for count in (4, 3, 2, 1) if models.feature_size(network) % count == 0)
+        if self.two_stream:
+            network = in_two_streams(network)
         grid = check_size("part_grid", self.part_grid) if self.part_grid else None
         parts, adjacency = grid_of_parts(*grid) if grid else (None, None)
         transfer, cri = self.transfer_of(models.feature_size(network)) if self.transfer else (None, None)

@@ -62,7 +62,7 @@ class SAAISettings(AlignedSettings):
             check_at_least_zero(name, getattr(self, name))
         if not self.amend and not self.affinity_loss:
             raise ValueError("amend=False goes with affinity_loss, which is 0")
-        network = build_backbone(self.backbone, self.weights)
+        network = build_backbone(self.backbone, self.weights, self.last_stride)
         baseline = self.ablation == "baseline"
         parts = 0 if baseline else self.parts
         stripes = 6 if baseline and not hasattr(network, "grid") else 0
