@@ -18,8 +18,10 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, Tensor):
+            if isinstance(t, Tensor) and t.layout == torch.strided:
                 self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
+            elif isinstance(t, Tensor):
+                self.elements = max(self.elements, t._nnz())
         return out
 
 

@@ -62,8 +62,8 @@ PROMISED = {
     "ot": ["GraphOT", "graph_ot"],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": [
-        *("AIM", "AfterTransfer", "GraphTransfer", "QueryExpansion", "SIM", "aim", "cmkr", "gnn", "graph_transfer"),
-        *("KReciprocal", "k_reciprocal", "mser", "query_expansion", "sim"),
+        *("AIM", "AfterTransfer", "GNN", "GraphTransfer", "QueryExpansion", "SIM", "aim", "cmkr", "gnn"),
+        *("graph_transfer", "KReciprocal", "k_reciprocal", "mser", "query_expansion", "sim"),
     ],
     "metrics": [
         *("RankMetrics", "RankingMetric", "RetrievalMetric", "affinity_error_rate", "affinity_quality"),

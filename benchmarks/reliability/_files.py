@@ -30,7 +30,13 @@ def make_world(world: Path) -> None:
     data.generate_synthetic(world / "regdb", layout="regdb", identities=8, **DRAWN)
     gallery = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     NeighborGraph.build(gallery, 5).save(world / "graph.npz")
-    for made in (rerank.AIM(k1=3, k2=2), rerank.KReciprocal(), rerank.SIM(k1=3, k2=2), rerank.QueryExpansion()):
+    for made in (
+        rerank.AIM(k1=3, k2=2),
+        rerank.GNN(),
+        rerank.KReciprocal(),
+        rerank.SIM(k1=3, k2=2),
+        rerank.QueryExpansion(),
+    ):
         made.fit(gallery).save(world / f"{type(made).__name__}.npz")
     rerank.GraphTransfer(H2FT(6, k=3, value=nn.Identity())).fit(gallery).save(world / "GraphTransfer.npz")
     about = np.arange(20)

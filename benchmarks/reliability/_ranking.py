@@ -126,8 +126,10 @@ def settings(name: str, d: Draw) -> dict[str, Any]:
         return given | ({"use_query_relations": d.option(True, False)} if name == "aim" else {})
     if name in ("query_expansion", "QueryExpansion"):
         return {"n": d.count(1, 5), "alpha": d.share(0, 3)}
-    if name == "gnn":
-        return counts(d) | {"layers": d.count(1, 3), "alpha": d.share(0.5, 3), "top": d.option(None, 5)}
+    if name in ("gnn", "GNN"):
+        given = counts(d) | {"layers": d.count(1, 3), "alpha": d.share(0.5, 3)}
+        more = {"queries": d.option("all", "alone"), "top": d.option(None, 5)}
+        return given | (more if name == "gnn" else {})
     if name == "k_reciprocal":
         given = {"queries": d.option("all", "alone"), "top": d.option(None, 5)}
         return counts(d) | {"lambda_value": d.share()} | given
@@ -152,7 +154,7 @@ for name in ("aim", "cmkr", "gnn", "graph_transfer", "k_reciprocal", "mser", "qu
 
     call(f"rerank.{name}", weight=1.5, any_size=True)(function)
 
-for kind in ("AIM", "KReciprocal", "SIM", "QueryExpansion", "GraphTransfer"):
+for kind in ("AIM", "GNN", "KReciprocal", "SIM", "QueryExpansion", "GraphTransfer"):
 
     def fresh(d: Draw, world: Path, kind: str = kind) -> Made:
         """Draw a re-ranker's settings."""

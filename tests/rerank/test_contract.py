@@ -17,6 +17,7 @@ from vireid._files import load_arrays, save_arrays
 from vireid.nn import GFT, H2FT
 from vireid.rerank import (
     AIM,
+    GNN,
     SIM,
     GraphTransfer,
     KReciprocal,
@@ -87,12 +88,13 @@ METHODS = {
     "k-reciprocal": Method(k_reciprocal, {"k1": 5, "k2": 3}),
     "k-reciprocal-alone": Method(functools.partial(k_reciprocal, queries="alone"), {"k1": 5, "k2": 3}, KReciprocal),
     "gnn": Method(gnn, {"k1": 5, "k2": 3}),
+    "gnn-alone": Method(functools.partial(gnn, queries="alone"), {"k1": 5, "k2": 3}, GNN),
     "cmkr": Method(cmkr, {"k1": 5, "k2": 3}),
     "cmkr-constrained": Method(cmkr, {"k1": 5, "k2": 1, "neighbors": "constrained"}),
     "mser": Method(mser, {"k1": 5, "k2": 3}),
 }
 METHODS["aim-relations"].function.uses = "transductive"
-METHODS["k-reciprocal-alone"].function.uses = "gallery"
+METHODS["k-reciprocal-alone"].function.uses = METHODS["gnn-alone"].function.uses = "gallery"
 TRANSDUCTIVE = ("k", "gnn", "cmkr", "mser")  # first words of their names
 every = pytest.mark.parametrize("name", METHODS)
 fitted_ones = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind])

@@ -1,5 +1,7 @@
 """GNN re-ranking against plain loops; tests shared with k-reciprocal encoding are in test_k_reciprocal.py."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from benchmarks.speed import postprocessing
 from measuring import Sizes
 from reference import reranking as oracle
 from vireid.rerank.gnn import gnn
+
+module = import_module("vireid.rerank.gnn")  # the package's attribute of this name is the function
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -55,3 +59,63 @@ def test_zero_rows_take_no_room():
         gnn(x[:20], x[20:], k1=5, k2=3, top=5)
     entries = max(made.sparse)
     assert 600 * 5 < entries < 1200 * 1200 / 8
+
+
+# -- each query alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    nq=st.integers(0, 4),
+    ng=st.integers(1, 12),
+    k1=st.integers(1, 15),
+    k2=st.integers(1, 15),
+    layers=st.integers(1, 3),
+    alpha=st.sampled_from([0, 0.5, 2.0]),
+)
+def test_alone_equals_plain_loops_over_single_queries(device, dtype, seed, nq, ng, k1, k2, layers, alpha):
+    r = torch.Generator().manual_seed(seed)
+    q, g = (torch.randint(-1, 2, (n, 3), generator=r).to(dtype) for n in (nq, ng))
+    given = {"k1": k1, "k2": k2, "layers": layers, "alpha": alpha}
+    got = gnn(q.to(device), g.to(device), queries="alone", **given)
+    assert got.dtype == dtype
+    assert got.shape == (nq, ng)
+    wanted = oracle.alone(oracle.gnn, q, g, **given)
+    assert_close(got.cpu().double(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.6, 20.0])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_alone_equals_the_method_on_one_query_and_the_gallery(device, noise, layers):
+    r = torch.Generator().manual_seed(1)
+    centers = torch.nn.functional.normalize(torch.randn(30, 64, generator=r), dim=1)
+    x = centers[torch.randint(30, (260,), generator=r)] + noise * torch.randn(260, 64, generator=r) / 8
+    x[3], x[4], x[100] = x[150], 0, 0
+    q, g = x.to(device).split([10, 250])
+    wanted = torch.cat([gnn(one[None], g.double(), k1=12, k2=4, layers=layers) for one in q.double()])
+    for dtype, tolerance in ((torch.float32, 5e-6), (torch.float64, 1e-12)):
+        got = gnn(q.to(dtype), g.to(dtype), k1=12, k2=4, layers=layers, queries="alone")
+        assert_close(got.double(), wanted, rtol=0, atol=tolerance)
+    values, indices = gnn(q.double(), g, k1=12, k2=4, layers=layers, queries="alone", top=7)
+    assert_close(values, wanted.sort(dim=1).values[:, :7], rtol=0, atol=1e-12)
+    assert_close(wanted.gather(1, indices), values, rtol=0, atol=1e-12)
+
+
+def test_a_query_that_enters_all_rankings_is_answered(device):
+    """The gallery is a sphere and the query its center of mass: it is the first neighbor of all."""
+    r = torch.Generator().manual_seed(2)
+    g = (torch.nn.functional.normalize(torch.randn(150, 32, dtype=torch.float64, generator=r), dim=1) + 1).to(device)
+    q = g.mean(0, keepdim=True).repeat(3, 1)
+    wanted = torch.cat([gnn(one[None], g, k1=6, k2=3) for one in q])
+    assert_close(gnn(q, g, k1=6, k2=3, queries="alone"), wanted, rtol=0, atol=1e-12)
+
+
+def test_blocks_of_changes_and_other_products_change_nothing(monkeypatch):
+    r = torch.Generator().manual_seed(3)
+    q, g = torch.randn(9, 8, generator=r).double(), torch.randn(60, 8, generator=r).double()
+    wanted = gnn(q, g, k1=6, k2=3, queries="alone")
+    monkeypatch.setattr(module, "_CHANGES", 1)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert_close(gnn(q, g, k1=6, k2=3, queries="alone"), wanted, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ object that is fitted once and then answers any number of queries.
 
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
 from vireid.rerank.cmkr import cmkr
-from vireid.rerank.gnn import gnn
+from vireid.rerank.gnn import GNN, gnn
 from vireid.rerank.graph_transfer import AfterTransfer, GraphTransfer, graph_transfer
 from vireid.rerank.k_reciprocal import KReciprocal, k_reciprocal
 from vireid.rerank.mser import mser
@@ -17,6 +17,7 @@ from vireid.rerank.sim import SIM, sim
 __all__ = [
     "AIM",
     "AIM_SETTINGS",
+    "GNN",
     "SIM",
     "AfterTransfer",
     "GraphTransfer",
