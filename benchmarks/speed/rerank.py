@@ -9,7 +9,8 @@ A case that exceeds --limit or --memory is stopped and recorded so.
     python -m benchmarks.speed.rerank --settings regdb sysu --threads 1 --limit 60
     python -m benchmarks.speed.rerank --size 1000 10000 512 --contenders products aim k_reciprocal
 
-``latency`` among the settings: one query at a time against a fitted gallery of 100,000 × 512.
+``latency`` among the settings: one query at a time against a fitted gallery of 100,000 × 512; ``latency_sysu``: of
+3,010 × 2,048, beside the transductive algorithms run anew on each query and the gallery.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from benchmarks.speed.watch import guarded, say, watched
 from vireid._ops import normalize_rows
 from vireid.metrics import rank_metrics
 from vireid.nn import H2FT
-from vireid.rerank import AIM, SIM, GraphTransfer, QueryExpansion
+from vireid.rerank import AIM, SIM, GraphTransfer, KReciprocal, QueryExpansion
 
 MODULE, WHAT = "benchmarks.speed.rerank", "re-ranking"
 SEED, PER_IDENTITY, FACTORS = 0, 25, 64
@@ -67,13 +68,22 @@ SETTINGS = {
     "msmt17": Setting(11659, 82161, 512, 1.0),
     "large": Setting(3368, 100_000, 2048, 1.0, ("products", "aim", "aim_paper", "dense_aim")),
 }
-LATENCY = Setting(200, 100_000, 512, 1.0)
+ANEW = ("k_reciprocal_anew",)
+LATENCIES = {
+    "latency": Setting(
+        *(200, 100_000, 512, 1.0),
+        ("search", "aim", "query_expansion", "sim", "graph_transfer", "k_reciprocal"),
+    ),
+    "latency_sysu": Setting(30, 3010, 2048, 1.2, ("search", "k_reciprocal", *ANEW)),
+}
 FITTED = {
     "search": "exact search, not fitted",
     "aim": "AIM",
     "query_expansion": "QueryExpansion (αQE)",
     "sim": "SIM",
     "graph_transfer": "GraphTransfer (H2FT)",
+    "k_reciprocal": "KReciprocal",
+    "k_reciprocal_anew": "k_reciprocal of each query and the gallery",
 }
 
 
@@ -157,38 +167,45 @@ def timed(
     return result, seconds, peak.bytes if peak else None
 
 
-def measure_latency(name: str, device: torch.device) -> None:
-    """Say the seconds of ``topk`` of each of 200 queries on its own, once the gallery is fitted, and of the fit."""
-    data = clustered_features(LATENCY.queries, LATENCY.gallery, LATENCY.dim, noise=LATENCY.noise)
+def measure_latency(name: str, setting: Setting, device: torch.device, keep: Path) -> None:
+    """Say the seconds of ``topk`` of each query on its own, once the gallery is fitted, and of the fit."""
+    data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
     query, gallery = data.query.to(device), data.gallery.to(device)
     say(ready=True)
     start = time.perf_counter()
     if name == "search":
         unit = torch.nn.functional.normalize(gallery)
 
-        def answer(q: Tensor) -> object:
+        def answer(q: Tensor) -> Any:
             return (torch.nn.functional.normalize(q) @ unit.T).topk(TOP)
+    elif name in ANEW:
+
+        def answer(q: Tensor) -> Any:
+            return peers.run(name.removesuffix("_anew"), q, gallery, TOP)
     else:
         torch.manual_seed(SEED)
         fitted = {
             "aim": lambda: AIM(**peers.AIM_PARAMETERS),
             "query_expansion": lambda: QueryExpansion(n=5, alpha=3.0),
             "sim": SIM,
-            "graph_transfer": lambda: GraphTransfer(H2FT(LATENCY.dim).to(device).eval()),
+            "graph_transfer": lambda: GraphTransfer(H2FT(setting.dim).to(device).eval()),
+            "k_reciprocal": lambda: KReciprocal(**peers.K_RECIPROCAL_PARAMETERS),
         }[name]()
         fitted.fit(gallery)
 
-        def answer(q: Tensor) -> object:
+        def answer(q: Tensor) -> Any:
             return fitted.topk(q, TOP)
 
     measure.synchronize(device)
     fit = time.perf_counter() - start
-    seconds = []
+    seconds, values = [], []
     for row in query.split(1):
         start = time.perf_counter()
-        answer(row)
+        found = answer(row)
         measure.synchronize(device)
         seconds.append(time.perf_counter() - start)
+        values.append(found[0].cpu().numpy())
+    np.savez(keep, values=np.concatenate(values))
     say(median_s=statistics.median(seconds[10:]), fit_s=fit)
 
 
@@ -261,14 +278,20 @@ def measure_setting(name: str, arguments: argparse.Namespace, folder: Path) -> l
     return rows
 
 
-def measure_latencies(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure each fitted re-ranker in its own process; return the table's rows."""
+def measure_latencies(name: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    """Measure each re-ranker of a setting in its own process; return the table's rows."""
     rows: list[dict[str, object]] = []
-    for name, label in tqdm(FITTED.items(), desc="latency", leave=False):
-        lines, stopped = watch(["--case", "latency", name, "-"], arguments)
-        size = f"gallery {LATENCY.gallery} x {LATENCY.dim}, nearest {TOP}"
-        rows += measure.figures("one query at a time", size, label, **(lines[0] if lines else {}), stopped=stopped)
-    measure.show(rows)
+    setting = LATENCIES[name]
+    wanted = [case for case in setting.contenders if arguments.contenders is None or case in arguments.contenders]
+    kept = {case: folder / f"{name}_{case}.npz" for case in wanted}
+    size = f"gallery {setting.gallery} x {setting.dim}, nearest {TOP}"
+    for case in tqdm(wanted, desc=name, leave=False):
+        lines, stopped = watch(["--case", name, case, str(kept[case])], arguments)
+        found: dict[str, Any] = {**(lines[0] if lines else {}), "stopped": stopped}
+        if case in ANEW and (ours := kept.get(case.removesuffix("_anew"))) is not None:
+            found["difference_to_ours"] = difference(ours, kept[case])
+        rows += measure.figures("one query at a time", size, FITTED[case], **found)
+    measure.show(rows, dict.fromkeys(FITTED.values(), FITTED["search"]))
     return rows
 
 
@@ -283,12 +306,12 @@ def watch(options: Sequence[str], arguments: argparse.Namespace) -> tuple[list[d
 def main(given: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = measure.options_parser(__doc__, repeats=3, threads=2)
-    names = [*SETTINGS, "latency"]
+    names = [*SETTINGS, *LATENCIES]
     parser.add_argument("--settings", nargs="+", choices=names, default=names)
     parser.add_argument(
         "--size", nargs=3, type=int, metavar=("QUERIES", "GALLERY", "DIM"), help="in place of the settings"
     )
-    parser.add_argument("--contenders", nargs="+", choices=ALL, help="only these")
+    parser.add_argument("--contenders", nargs="+", choices=sorted({*ALL, *FITTED}), help="only these")
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a call is stopped")
     parser.add_argument("--memory", type=float, default=16, help="GiB of memory above which a process is stopped")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
@@ -298,8 +321,8 @@ def main(given: Sequence[str] | None = None) -> None:
     device = torch.device(arguments.device)
     if arguments.case:
         name, case, keep = arguments.case
-        if name == "latency":
-            guarded(measure_latency, case, device)
+        if name in LATENCIES:
+            guarded(measure_latency, case, LATENCIES[name], device, Path(keep))
         else:
             setting = setting_of(name, arguments)
             data = clustered_features(setting.queries, setting.gallery, setting.dim, noise=setting.noise)
@@ -309,9 +332,8 @@ def main(given: Sequence[str] | None = None) -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.settings:
-            rows += (
-                measure_latencies(arguments) if name == "latency" else measure_setting(name, arguments, Path(folder))
-            )
+            measured = measure_latencies if name in LATENCIES else measure_setting
+            rows += measured(name, arguments, Path(folder))
     measure.save(arguments, MODULE, rows, {"seed": SEED, **about})
 
 

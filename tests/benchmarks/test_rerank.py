@@ -162,15 +162,20 @@ def test_a_size_of_ones_own_is_in_place_of_the_settings(monkeypatch):
     assert all(options[-4:] == ["--size", "5", "9", "4"] for options in asked)
 
 
-def test_latency_of_each_fitted_reranker(monkeypatch, capsys):
-    monkeypatch.setattr(rerank, "LATENCY", rerank.Setting(12, 120, 16, 1.0))
+def test_latency_of_each_fitted_reranker(monkeypatch, capsys, tmp_path):
+    setting = rerank.Setting(12, 120, 16, 1.0, tuple(rerank.FITTED))
+    monkeypatch.setitem(rerank.LATENCIES, "latency", setting)
     found = {}
     for name in rerank.FITTED:
-        rerank.measure_latency(name, torch.device("cpu"))
+        rerank.measure_latency(name, setting, torch.device("cpu"), tmp_path / f"{name}.npz")
         ready, found[name] = (json.loads(line) for line in capsys.readouterr().out.splitlines())
         assert ready == {"ready": True}
         assert found[name]["median_s"] > 0
         assert found[name]["fit_s"] >= 0
+
+    for name in rerank.ANEW:
+        ours = tmp_path / f"{name.removesuffix('_anew')}.npz"
+        assert rerank.difference(ours, tmp_path / f"{name}.npz") < 1e-5
 
     def at_once(module, options, **limits):
         return ([], "time") if options[2] == "sim" else ([found[options[2]]], None)
@@ -179,7 +184,7 @@ def test_latency_of_each_fitted_reranker(monkeypatch, capsys):
     rerank.main(["--settings", "latency", "--threads", "1"])
     shown = capsys.readouterr().out
     assert "one query at a time, gallery 120 x 16, nearest 100" in shown
-    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("SIM")] == ["time"]
+    assert [line.split()[-2] for line in shown.splitlines() if line.startswith("SIM")] == ["time"]
 
 
 @pytest.mark.parametrize(

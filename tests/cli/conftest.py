@@ -81,7 +81,8 @@ def changed(file, tmp_path):
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "aim": {"k1": 4, "k2": 2, "variant": "released"},
-    "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2},
+    "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2, "queries": "all"},
+    "k_reciprocal alone": {"k1": 5, "k2": 3, "lambda_value": 0.2, "queries": "alone"},
     "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0},
     "cmkr": {"neighbors": "extended", "k1": 6, "k2": 4, "k3": 1, "lambda_value": 0.1},
     "mser": {"k1": 6, "k2": 4, "lambda_value": 0.2},
@@ -95,7 +96,7 @@ def reranking(request):
     """A method, its settings other than the defaults, and these as options."""
     settings = OPTIONS[request.param]
     options = [x for name, value in settings.items() for x in ("--" + name.replace("_", "-"), value)]
-    return request.param, settings, options
+    return request.param.split()[0], settings, options
 
 
 SIZE = (32, 16)

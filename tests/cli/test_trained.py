@@ -198,7 +198,7 @@ def test_a_checkpoint_ranks_in_all_its_ways(run, saved, regdb, tmp_path):
         return {(row["features"], row["rerank"]): row["parameters"] for row in rows}
 
     cift = parameters("cift", "--rerank", "k_reciprocal", "--k1", 5, "--direction", "visible_to_infrared")
-    settings = {"k1": 5, "k2": 6, "lambda_value": 0.3}
+    settings = {"k1": 5, "k2": 6, "lambda_value": 0.3, "queries": "all"}
     assert cift["backbone", "k_reciprocal"] == cift["transferred", "k_reciprocal"] == settings
     assert set(cift) == {(x, y) for x in ("backbone", "transferred") for y in ("none", "k_reciprocal")}
     assert parameters("parts3", "--k2", 3)["backbone", "AIM"] == {"k1": 8, "k2": 3, "variant": "paper"}

@@ -1,4 +1,4 @@
-"""The two inner searches: a set with itself by half of its products, and queries block by block with their products."""
+"""The inner searches: within a set, between two by the same products, and queries block by block with theirs."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import neighbors as oracle
 from vireid.neighbors import _exact as module
 from vireid.neighbors import topk
-from vireid.neighbors._exact import neighbors_within, search
+from vireid.neighbors._exact import neighbors_across, neighbors_within, search
 from vireid.neighbors._scores import prepare
 
 
@@ -74,6 +74,27 @@ def test_visit_sees_every_pair_of_the_upper_triangle_once(monkeypatch):
     unit = torch.nn.functional.normalize(x)
     upper = torch.ones(23, 23, dtype=torch.bool).triu()
     torch.testing.assert_close(cosine[upper], (unit @ unit.T)[upper])  # also on the diagonal, before it is marked
+
+
+@pytest.mark.parametrize("size", [3, 1000])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), n=st.integers(1, 30), m=st.integers(1, 30), k=st.integers(1, 40))
+def test_each_of_two_sets_is_ranked_by_the_other(size, seed, n, m, k):
+    r = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(-1, 2, (count, 4), generator=r).float() for count in (n, m))
+    seen = torch.zeros(n, m)
+
+    def visit(part, columns, product):
+        seen[part, columns] += 1 + 0 * product
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiles(monkeypatch, size)
+        both = neighbors_across(rows(x), rows(y), k, visit=visit)
+    assert torch.equal(seen, torch.ones(n, m))
+    for (values, indices), (a, b) in zip(both, ((x, y), (y, x)), strict=True):
+        wanted, order = oracle.topk(a, b, min(k, len(b)))
+        assert torch.equal(indices, order)
+        torch.testing.assert_close(values, wanted, rtol=1e-15, atol=0)
 
 
 def test_search_returns_products_and_neighbors():

@@ -208,7 +208,7 @@ def costs(checkpoint: Path, identity: int | None, data: Data, output: Path) -> N
 @_picture("ranked", "Queries with their ten nearest images.", "checkpoint.pt --queries 5", "checkpoint.pt --rerank gnn")
 @_checkpoint
 @click.option("--queries", type=click.IntRange(min=1), default=8, help="Number of queries.")
-@rerank_options(text="[none; of SAAI aim]")
+@rerank_options(text="[none; of SAAI aim]", without={"queries"})
 def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, output: Path) -> None:
     """Draw evenly chosen queries with their ten nearest images of the other modality, in the last way of ranking."""
     from vireid.cli.trained import open_trained

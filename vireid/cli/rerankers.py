@@ -1,6 +1,6 @@
 """The re-rankers as options of a command: --rerank and the settings of each method."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ METHODS = {
     "aim": "AIM",
     "sim": "SIM",
     "query_expansion": "QueryExpansion",
-    "k_reciprocal": None,
+    "k_reciprocal": "KReciprocal",
     "gnn": None,
     "cmkr": None,
     "mser": None,
@@ -26,13 +26,7 @@ METHODS = {
 A function with the setting ``queries`` is transductive unless it is "alone".
 """
 
-_LEFT_OUT = {
-    "queries",
-    "top",
-    "use_query_relations",
-    "query_spectra",
-    "gallery_spectra",
-}  # no settings of a ranking of one file
+_LEFT_OUT = {"top", "use_query_relations", "query_spectra", "gallery_spectra"}  # no settings of a ranking of one file
 _BLOCK = 256  # queries between two steps of a bar
 
 
@@ -54,6 +48,7 @@ _OPTIONS: dict[str, tuple[click.ParamType, str]] = {
         click.Choice(["joint", "constrained", "extended", "divided"]),
         "Images of which modality may be neighbors.",
     ),
+    "queries": (click.Choice(["all", "alone"]), "Rank each query with all others, or alone with the gallery."),
     "variant": (click.Choice(["paper", "released"]), "Equation of the paper, or of the authors' code."),
     "lambda_value": (click.FloatRange(0, 1), "Weight of the original distance."),
     "layers": (click.IntRange(min=1), "Rounds of propagation."),
@@ -164,17 +159,21 @@ class Reranking:
             yield getattr(rerank, str(self.method))(query, gallery, **self.given, top=top)
 
 
-def rerank_options(*, required: bool = False, text: str = "") -> Callable[[Command], Command]:
-    """Give a command --rerank and an option for each setting; it is called with one ``reranking``."""
+def rerank_options(
+    *, required: bool = False, text: str = "", without: Collection[str] = ()
+) -> Callable[[Command], Command]:
+    """Give a command --rerank and an option for each setting but ``without``; it is called with one ``reranking``."""
     alone = [m for m in METHODS if "queries" in settings_of(m)]
     others = [m for m, fitted in METHODS.items() if m in alone or not fitted]
     text += f" {', '.join(m for m in METHODS if m not in others)}: a query with the gallery only. "
     text += f"{', '.join(others)}: transductive, with the other queries too"
-    text += f" ({', '.join(alone)}: unless --queries alone)." if alone else "."
+    text += "." if "queries" in without else f" ({', '.join(alone)}: unless --queries alone)."
 
     choice = click.Choice(["none", *METHODS])
     options = [click.option("--rerank", type=choice, required=required, help=text.strip())]
-    for name, (kind, what) in _OPTIONS.items():
+    names = [name for name in _OPTIONS if name not in without]
+    for name in names:
+        kind, what = _OPTIONS[name]
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
         defaults = ", ".join(m if value in (NEEDED, None) else f"{m} [{value}]" for m, value in takers.items())
         options.append(click.option(flags([name]), name, type=kind, help=f"{what} For {defaults}."))
@@ -182,4 +181,4 @@ def rerank_options(*, required: bool = False, text: str = "") -> Callable[[Comma
     def make(rerank: str | None, **given: Any) -> Reranking:
         return Reranking(rerank, {name: value for name, value in given.items() if value is not None})
 
-    return lambda command: grouped(command, "reranking", make, ["rerank", *_OPTIONS], *options)
+    return lambda command: grouped(command, "reranking", make, ["rerank", *names], *options)
