@@ -104,7 +104,7 @@ def make_runs(
             no_points = data.dataset != "synthetic" and data.keypoints is None
             grid = ("--part-grid", "4", "3") if plan.method == "g2da" and no_points else ()
             own, found = read_options(plan.method, (*grid, *extra, *plan.options), recipe, changes)
-            settings = settings_of(plan.method) | own
+            settings = settings_of(plan.method, found) | own
             found = found.replace(seed=trial) if data.seeded else found
             runs.append(Run(row, trial, plan.method, data, output / row / str(trial), settings, found, accelerator))
     return runs

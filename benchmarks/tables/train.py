@@ -25,7 +25,7 @@ def train(job: dict[str, Any], accelerator: str | None = None) -> None:
     model, criterion = build(job["method"], dataset.num_classes, recipe.size, settings)
     fit(model, criterion, dataset, recipe=recipe, fabric=fabric, output=folder, resume=job["resume"], settings=kept)
     test = open_dataset(kept["dataset"], "test", **where)
-    features = extract_features(model, test).cpu()
+    features = extract_features(model, test, flip=recipe.flip_test).cpu()
     about = test.ids, test.modality, test.cameras
     save_features(folder / "features.npz", features, *about, image_numbers=test.image_numbers)
 

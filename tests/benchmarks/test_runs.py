@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tables import cift, g2da, options, runs, saai
+from benchmarks.tables import cift, g2da, options, papers, runs, saai
 from benchmarks.tables.data import Data
 from benchmarks.tables.options import Plan
-from vireid.training import METHODS, read_checkpoint
+from vireid.training import METHODS, RECIPES, read_checkpoint
 
 
 def one(tmp_path, *given, method="cift", row="a", dataset="regdb"):
@@ -47,6 +47,18 @@ def test_runs_are_every_row_of_every_trial_with_its_options(tmp_path):
         assert run.kept["tau_hom"] == (0.2 if run.row == "other_τ" else 0.4)
         assert (run.recipe.seed, run.kept["root"]) == (0, str(Path("data").resolve()))
     assert str(made[0]) == "row baseline, trial 2"
+
+
+def test_every_method_takes_the_recipe_of_its_paper_and_its_settings(tmp_path):
+    where = {"data": Data("sysu", tmp_path), "output": tmp_path, "trials": [0], "recipe": "paper"}
+    rows = {row: papers.PLANS[row] for row in ("cift", "saai", "saai_id", "g2da", "hc_h2ft")}
+    made = {run.row: run for run in runs.make_runs(rows, ["--size", "64", "32"], changes=["lr=0.5"], **where)}
+    for row, run in made.items():
+        expected = RECIPES[rows[row].method].replace(lr=0.5, size=(64, 32), seed=0)
+        assert (run.recipe, run.settings["backbone"], run.settings["weights"]) == (expected, "resnet50", "imagenet")
+    weights = {row: made[row].settings["center_separation"] for row in ("saai", "saai_id")}
+    assert weights == {"saai": 1.0, "saai_id": 0.0}  # the row's own options win
+    assert made["hc_h2ft"].settings["transfer"] == "h2ft"
 
 
 def test_synthetic_runs_differ_by_their_seed_and_have_key_points(tmp_path):
