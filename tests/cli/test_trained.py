@@ -39,6 +39,7 @@ def metrics(folder):
         ("cift", "llcm", ["--ablation", "baseline"], ["backbone"]),
         ("saai", "regdb", ["--parts", 2], ["backbone", "backbone + AIM"]),
         ("g2da", "synthetic", [], ["graph"]),
+        ("agw", "regdb", ["--ablation", "hct", "--transfer", "shared"], ["backbone", "transferred"]),
     ],
 )
 def test_each_data_set_is_trained_and_evaluated(run, method, dataset, options, ways, roots, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from vireid.nn.transfer import FeatureTransfer, H2FTOutput, check_batch, cosines
 
 Activation = Literal["none", "relu"]
 
-_BLOCK = 2**22  # entries of a block of transferred features, (queries, gallery images, d)
+_BLOCK = 2**21  # entries of a block on the CPU, of distances or of transferred features (queries, gallery images, d)
 _NEAR = 1 - 2.0**-9  # cosine from which the affinity, a square root, shows the rounding of a product
 
 
@@ -132,8 +132,10 @@ class SharedGallery(PreparedGallery):
 
     def _blocks(self, query: Rows, summed: Rows | None) -> Iterator[tuple[Found, Rows, Rows, Tensor]]:
         """Yield the neighbors of a block of queries, its rows, those with W applied, and its f_q."""
-        cpu = query.proposal.device.type == "cpu"
-        for found in search(query, self.graph.rows, min(self.k, len(self.graph)), block=16 if cpu else 256):
+        size = 16 if self.activation == "relu" else max(1, _BLOCK // len(self.graph))
+        if query.proposal.device.type != "cpu":
+            size *= 16
+        for found in search(query, self.graph.rows, min(self.k, len(self.graph)), block=size):
             rows = query.select(found.rows)
             own = rows._replace(given=rows.given @ self.weight.T)
             near = _similarity(to_float(found.scores)).to(self.sums.dtype)
@@ -148,7 +150,7 @@ class SharedGallery(PreparedGallery):
             square = self.sums.square().sum(1) + 2 * near * products(own, self.sums)
             square = (square + near.square() * own.square().sum(1, keepdim=True)).clamp_min(0)
             return torch.where(square > 0, dot / torch.where(square > 0, square, 1).sqrt(), 0)
-        step = max(1, _BLOCK // max(1, len(own) * own.shape[1]))
+        step = max(1, (_BLOCK if own.device.type == "cpu" else 64 * _BLOCK) // own.numel())
         parts = zip(self.sums.split(step), near.split(step, 1), strict=True)
         return torch.cat([torch.einsum("bd,bnd->bn", f, normalize_rows(_joined(*part, own))) for part in parts], 1)
 

@@ -48,7 +48,7 @@ class AGWSettings(AlignedSettings):
     p: float = 3.0
     stripes: int | None = None
     part_dim: int | None = None
-    stripe_weight: float = 2.0
+    stripe_weight: float = 1.0
     label_smoothing: float = 0.0
 
     def build(self, num_classes: int, size: tuple[int, int]) -> Built:
