@@ -104,6 +104,8 @@ CONTENDERS: dict[str, Contender] = {
     "aim_paper": by_fitted(partial(ours.AIM, **AIM_PARAMETERS, variant="paper")),
     "k_reciprocal": by_function(ours.k_reciprocal, takes_top=True, **K_RECIPROCAL_PARAMETERS),
     "gnn": by_function(ours.gnn, takes_top=True, **GNN_PARAMETERS),
+    "k_reciprocal_alone": by_fitted(partial(ours.KReciprocal, **K_RECIPROCAL_PARAMETERS)),
+    "gnn_alone": by_fitted(partial(ours.GNN, **GNN_PARAMETERS)),
     "cmkr": by_function(ours.cmkr, takes_top=True, neighbors="extended", **CMKR_PARAMETERS),
     "sim": by_fitted(ours.SIM),
     "query_expansion": by_fitted(ours.QueryExpansion),
@@ -121,6 +123,8 @@ LABELS = {
     "aim_paper": "AIM, paper (vireid)",
     "k_reciprocal": "k-reciprocal (vireid)",
     "gnn": "GNN (vireid)",
+    "k_reciprocal_alone": "KReciprocal, queries alone (vireid)",
+    "gnn_alone": "GNN, queries alone (vireid)",
     "cmkr": "CMKR (vireid)",
     "sim": "SIM (vireid)",
     "query_expansion": "query expansion (vireid)",
@@ -130,7 +134,9 @@ LABELS = {
     "torchreid_k_reciprocal": "k-reciprocal (torchreid)",
     "fastreid_k_reciprocal": "k-reciprocal (fastreid)",
 }
-FLOORS = dict.fromkeys(("sim", "query_expansion", "aim", "aim_paper", "dense_aim"), "products") | dict.fromkeys(
+FLOORS = dict.fromkeys(
+    ("sim", "query_expansion", "aim", "aim_paper", "dense_aim", "k_reciprocal_alone", "gnn_alone"), "products"
+) | dict.fromkeys(
     ("k_reciprocal", "torchreid_k_reciprocal", "fastreid_k_reciprocal", "gnn", "dense_gnn", "cmkr", "dense_cmkr"),
     "top_k_pass",
 )

@@ -33,7 +33,7 @@ from benchmarks.speed.watch import guarded, say, watched
 from vireid._ops import normalize_rows
 from vireid.metrics import rank_metrics
 from vireid.nn import H2FT
-from vireid.rerank import AIM, SIM, GraphTransfer, KReciprocal, QueryExpansion
+from vireid.rerank import AIM, GNN, SIM, GraphTransfer, KReciprocal, QueryExpansion
 
 MODULE, WHAT = "benchmarks.speed.rerank", "re-ranking"
 SEED, PER_IDENTITY, FACTORS = 0, 25, 64
@@ -68,13 +68,13 @@ SETTINGS = {
     "msmt17": Setting(11659, 82161, 512, 1.0),
     "large": Setting(3368, 100_000, 2048, 1.0, ("products", "aim", "aim_paper", "dense_aim")),
 }
-ANEW = ("k_reciprocal_anew",)
+ANEW = ("k_reciprocal_anew", "gnn_anew")
 LATENCIES = {
     "latency": Setting(
         *(200, 100_000, 512, 1.0),
-        ("search", "aim", "query_expansion", "sim", "graph_transfer", "k_reciprocal"),
+        ("search", "aim", "query_expansion", "sim", "graph_transfer", "k_reciprocal", "gnn"),
     ),
-    "latency_sysu": Setting(30, 3010, 2048, 1.2, ("search", "k_reciprocal", *ANEW)),
+    "latency_sysu": Setting(30, 3010, 2048, 1.2, ("search", "k_reciprocal", "gnn", *ANEW)),
 }
 FITTED = {
     "search": "exact search, not fitted",
@@ -83,7 +83,9 @@ FITTED = {
     "sim": "SIM",
     "graph_transfer": "GraphTransfer (H2FT)",
     "k_reciprocal": "KReciprocal",
+    "gnn": "GNN",
     "k_reciprocal_anew": "k_reciprocal of each query and the gallery",
+    "gnn_anew": "gnn of each query and the gallery",
 }
 
 
@@ -190,6 +192,7 @@ def measure_latency(name: str, setting: Setting, device: torch.device, keep: Pat
             "sim": SIM,
             "graph_transfer": lambda: GraphTransfer(H2FT(setting.dim).to(device).eval()),
             "k_reciprocal": lambda: KReciprocal(**peers.K_RECIPROCAL_PARAMETERS),
+            "gnn": lambda: GNN(**peers.GNN_PARAMETERS),
         }[name]()
         fitted.fit(gallery)
 

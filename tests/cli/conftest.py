@@ -83,7 +83,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "aim": {"k1": 4, "k2": 2, "variant": "released"},
     "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2, "queries": "all"},
     "k_reciprocal alone": {"k1": 5, "k2": 3, "lambda_value": 0.2, "queries": "alone"},
-    "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0},
+    "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0, "queries": "alone"},
     "cmkr": {"neighbors": "extended", "k1": 6, "k2": 4, "k3": 1, "lambda_value": 0.1},
     "mser": {"k1": 6, "k2": 4, "lambda_value": 0.2},
     "sim": {"k1": 6, "k2": 4, "lambda_value": 0.1},

@@ -17,7 +17,7 @@ METHODS = {
     "sim": "SIM",
     "query_expansion": "QueryExpansion",
     "k_reciprocal": "KReciprocal",
-    "gnn": None,
+    "gnn": "GNN",
     "cmkr": None,
     "mser": None,
 }
