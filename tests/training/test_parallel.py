@@ -24,8 +24,9 @@ def spread(parameters):
         worst = max(worst, float((both[0] - both[1]).abs().max()))
     return worst
 
-for method, one_sided in itertools.product(("cift", "saai", "g2da"), (False, True)):
-    settings = {"two_stream": False, "part_grid": (2, 1)} if method == "g2da" else {}
+own = {"g2da": {"two_stream": False, "part_grid": (2, 1)}, "agw": {"two_stream": False, "transfer": "shared"}}
+for method, one_sided in itertools.product(("cift", "saai", "g2da", "agw"), (False, True)):
+    settings = own.get(method, {})
     step = Step(*build(method, 4, (32, 16), settings)).train()
     parallel, optimizer = DistributedDataParallel(step), make_optimizer(step, Recipe())
     generator = torch.Generator().manual_seed(rank)
@@ -50,7 +51,7 @@ def test_model_and_criterion_in_one_module_stay_equal_in_two_processes(tmp_path)
     outputs = run_in_two(TWO, tmp_path, timeout=300)
     assert outputs[0] == outputs[1]
     lines = [line.split() for line in outputs[0].splitlines()]
-    assert len(lines) == 6
+    assert len(lines) == 8
     assert all(float(worst) == 0 for _, _, worst in lines)
 
 

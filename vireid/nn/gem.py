@@ -19,7 +19,8 @@ class GeM(nn.Module):
 
     Args:
         p: at least 1; 3 in AGW. It is one number for all channels (our choice).
-        trainable: learn p, as AGW's text has it, or keep it. A p that is trained below 1 counts as 1 (our choice).
+        trainable: learn p (our choice), or keep it, as AGW's published code for visible-infrared images does. A p that
+            is trained below 1 counts as 1 (our choice).
         grid: (rows, columns) of the cells, those of `torch.nn.AdaptiveAvgPool2d`; (6, 1) makes 6 horizontal stripes.
         eps: ε.
 

@@ -19,7 +19,7 @@ from vireid.rerank.fitted import GalleryReranker
 
 
 class GraphTransfer(GalleryReranker):
-    """The distance of a trained `vireid.nn.H2FT` or `vireid.nn.GFT` (CIFT §4.2, §9), fitted to a gallery.
+    """The distance of a trained `vireid.nn.H2FT`, `GFT` or `SharedFeatureTransfer`, fitted to a gallery.
 
     `fit` computes v(G) and its graph, and for GFT the sums over it. H2FT's transferred features, normalized to length
     1, are computed for the first query and kept. Every query costs its own transfer and its products with the gallery.
@@ -27,7 +27,7 @@ class GraphTransfer(GalleryReranker):
     The module's mode does not matter. It is held, not copied: fit again after training it further.
 
     Args:
-        module: an H2FT or a GFT, on the device of the features.
+        module: a transfer of `vireid.nn`, on the device of the features.
 
     Raises:
         TypeError: if ``module`` is neither.
@@ -110,7 +110,7 @@ def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> Ar
     Args:
         query: (Nq, d) backbone features of one modality. Nq may be 0.
         gallery: (Ng, d) backbone features of the other modality, on the query's device.
-        module: a trained `vireid.nn.H2FT` or `vireid.nn.GFT`, on that device, in any mode.
+        module: a trained transfer of `vireid.nn`, on that device, in any mode.
 
     Returns:
         (Nq, Ng) in [0, 2], smaller = nearer; a NumPy array if ``query`` is one.
