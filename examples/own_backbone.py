@@ -2,7 +2,9 @@
 
     python examples/own_backbone.py
 
-The components take plain features (B, d): the network before them, its pooling and the other losses are yours.
+The components take plain features (B, d): the network before them, its pooling and the other losses are yours. Here the
+network is three convolutions; `vireid.nn.backbone` makes one of any network of torchvision or timm, as in
+``MyModel(backbone("convnext_tiny", weights="imagenet"), num_classes)``.
 """
 
 import itertools
@@ -14,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vireid.losses import CRILoss, hcc_loss
+from vireid.models import feature_size
 from vireid.nn import H2FT, H2FTOutput
 from vireid.training import Recipe, evaluate, extract_features, fit, launch, open_dataset, read_checkpoint
-
-DIM = 64
 
 
 class Output(NamedTuple):
@@ -28,24 +29,32 @@ class Output(NamedTuple):
     logits: Tensor
 
 
-class MyModel(nn.Module):
-    """Three convolutions, average pooling, CIFT's feature transfer, a classifier of the transferred features."""
+class Convolutions(nn.Sequential):
+    """Maps (B, 64, H/8, W/8) of images (B, 3, H, W)."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        widths = [3, 16, 32, DIM]
-        blocks = [
-            layer
+    out_channels = 64
+
+    def __init__(self) -> None:
+        widths = [3, 16, 32, self.out_channels]
+        blocks = (
+            (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU())
             for a, b in itertools.pairwise(widths)
-            for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-        ]
-        self.backbone = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.transfer = H2FT(DIM, k=4)
-        self.classifier = nn.Linear(DIM, num_classes, bias=False)
+        )
+        super().__init__(*itertools.chain.from_iterable(blocks))
+
+
+class MyModel(nn.Module):
+    """A backbone, average pooling, CIFT's feature transfer, a classifier of the transferred features."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone, dim = backbone, feature_size(backbone)
+        self.transfer = H2FT(dim, k=4)
+        self.classifier = nn.Linear(dim, num_classes, bias=False)
 
     def forward(self, images: Tensor, modality: Tensor) -> Output:
         """Embed images (B, 3, H, W) of both modalities."""
-        features = self.backbone(images)
+        features = self.backbone(images).mean((2, 3))
         transfer = self.transfer(features, modality)
         return Output(features, transfer, self.classifier(transfer.query))
 
@@ -56,7 +65,7 @@ class MyCriterion(nn.Module):
     def __init__(self, model: MyModel) -> None:
         super().__init__()
         self.shared = (model.transfer, model.classifier)  # a tuple: its parameters stay the model's
-        self.cri = CRILoss(DIM)
+        self.cri = CRILoss(model.transfer.dim)
 
     def forward(self, output: Output, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Return the named losses; "total" is minimized, all are logged."""
@@ -78,12 +87,12 @@ def main() -> None:
     fabric = launch(recipe, output=output)
     train = open_dataset("synthetic", "train", size=recipe.size)
     test = open_dataset("synthetic", "test", size=recipe.size)
-    model = MyModel(train.num_classes)
+    model = MyModel(Convolutions(), train.num_classes)
     fit(model, MyCriterion(model), train, recipe=recipe, fabric=fabric, output=output)
     features = extract_features(model, test, flip=True)
     print(evaluate(test, features, {"backbone": None, "transferred": model.transfer.distance}))
 
-    again = MyModel(train.num_classes)
+    again = MyModel(Convolutions(), train.num_classes)
     again.load_state_dict(read_checkpoint(output / "checkpoint.pt")["model"])
     assert torch.equal(extract_features(again, test, flip=True), features)
 
