@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from measuring import Sizes
 from reference import cmkr as oracle
 from vireid.neighbors import _exact
-from vireid.rerank import _jaccard, _sparse, cmkr, k_reciprocal, mser
+from vireid.rerank import _sparse, cmkr, k_reciprocal, mser
 
 WAYS = ("joint", "constrained", "extended", "divided")
 
@@ -120,7 +120,6 @@ def test_the_size_of_blocks_does_not_matter(monkeypatch, method, change):
     monkeypatch.setattr(_sparse, "_ENTRIES", 7)
     monkeypatch.setattr(_exact, "_BLOCK_BYTES", 3000)
     monkeypatch.setattr(_exact, "_tile", lambda device, m: 37)
-    monkeypatch.setattr(_jaccard, "_CANDIDATES", 300)
     assert_close(method(q, g, k1=8, k2=4, **change), wanted, rtol=0, atol=1e-6)
     assert_close(method(q, g, k1=8, k2=4, top=5, **change)[0], wanted.sort(1).values[:, :5], rtol=0, atol=1e-6)
 
@@ -129,7 +128,6 @@ def test_the_size_of_blocks_does_not_matter(monkeypatch, method, change):
 def test_top_never_makes_all_distances(monkeypatch, method, change):
     monkeypatch.setattr(_sparse, "_ENTRIES", 2**12)
     monkeypatch.setattr(_exact, "_BLOCK_BYTES", 2**16)
-    monkeypatch.setattr(_jaccard, "_CANDIDATES", 2**11)
     monkeypatch.setattr(_exact, "_tile", lambda device, m: 128)
     q, g = clustered(311, 1009, 8)  # primes: no other tensor has their product as its size
     with Sizes() as sparse:

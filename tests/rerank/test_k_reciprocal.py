@@ -17,7 +17,7 @@ from reference import reranking as oracle
 from vireid._files import save_arrays
 from vireid.neighbors import _exact
 from vireid.protocols._protocol import _describe
-from vireid.rerank import _jaccard, _reciprocal, _sparse
+from vireid.rerank import _sparse
 from vireid.rerank._blocks import nearest_first
 from vireid.rerank.gnn import gnn
 from vireid.rerank.k_reciprocal import KReciprocal, k_reciprocal
@@ -94,7 +94,6 @@ def test_the_size_of_blocks_does_not_matter(monkeypatch, method):
     wanted = method(q, g, k1=8, k2=4)
     monkeypatch.setattr(_sparse, "_ENTRIES", 7)
     monkeypatch.setattr(_exact, "_BLOCK_BYTES", 3000)
-    monkeypatch.setattr(_jaccard, "_CANDIDATES", 300)
     monkeypatch.setattr(gnn_module, "_ENTRIES", 100)
     monkeypatch.setattr(gnn_module, "_WIDTH", 3)
     assert_close(method(q, g, k1=8, k2=4), wanted, rtol=0, atol=1e-6)
@@ -137,7 +136,6 @@ def test_top_never_makes_all_distances(monkeypatch, method):
     for module, name, size in (
         (_sparse, "_ENTRIES", 2**12),
         (_exact, "_BLOCK_BYTES", 2**16),
-        (_jaccard, "_CANDIDATES", 2**11),
         (gnn_module, "_ENTRIES", 2**12),
     ):
         monkeypatch.setattr(module, name, size)
@@ -234,7 +232,7 @@ def test_a_query_that_enters_all_rankings_is_answered_in_blocks(monkeypatch):
     q = g.mean(0, keepdim=True).repeat(3, 1)
     wanted = torch.cat([k_reciprocal(x[None], g, k1=6) for x in q])
     monkeypatch.setattr(k_reciprocal_module, "_PAIRS", 10)
-    monkeypatch.setattr(_reciprocal, "_CANDIDATES", 500)
+    monkeypatch.setattr(_exact, "_BLOCK_BYTES", 3000)
     assert_close(k_reciprocal(q, g, k1=6, queries="alone"), wanted, rtol=0, atol=1e-12)
 
 

@@ -7,17 +7,16 @@ From reciprocal sets R and narrower ones R':
     Jaccard(i, j) = 1 - S / (2 - S), S = Σ_c min(V_ic, V_jc)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vireid._ops import equalize_columns
-from vireid.neighbors._exact import neighbors_across, neighbors_within
+from vireid.neighbors._exact import blocks, neighbors_across, neighbors_within
 from vireid.neighbors._scores import Rows
 from vireid.rerank._sparse import Sparse, accumulate, product, reciprocal, rows_of
-
-_CANDIDATES = 2**20  # neighbors of neighbors per block
 
 
 def scale_of(lowest: Tensor) -> Tensor:
@@ -29,35 +28,43 @@ def scale_of(lowest: Tensor) -> Tensor:
     return torch.where(largest > 32 * torch.finfo(lowest.dtype).eps, 2 / largest, 0)
 
 
-def members(near: Tensor, kept: Tensor, narrow: Tensor, in_narrow: Tensor) -> tuple[Tensor, Tensor]:
+Candidates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes rows (p,) and columns (p, w) of theirs to the columns (p, w, h) in R' of each, and a mask of them."""
+
+
+def listed(narrow: Tensor, kept: Tensor) -> Candidates:
+    """Return the sets R' that are rows of ``narrow`` (M, h), by their mask ``kept`` (M, h)."""
+    return lambda _, columns: (narrow[columns], kept[columns])
+
+
+def members(near: Tensor, kept: Tensor, columns: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Compute the expanded reciprocal sets R* as pairs (row, column), sorted.
 
     Args:
         near: (N, w) columns, those of a row in R where ``kept`` (N, w) is True; a column may come twice.
         kept: mask of ``near``.
-        narrow: (M, h) columns, those of R' of each column where ``in_narrow`` (M, h) is True.
-        in_narrow: mask of ``narrow``.
+        columns: their number M.
+        candidates: the sets R', for many rows `listed`.
     """
-    (n, w), (m, h) = near.shape, narrow.shape
-    narrow_size = in_narrow.sum(1)
-    step = max(1, min(_CANDIDATES // (w * h), 2**25 // m))
-    inside = torch.zeros(min(step, n), m + 1, dtype=torch.bool, device=near.device)  # the last column: no image
-    order = torch.arange(n, device=near.device)[:, None]
+    n, w = near.shape
+    order = torch.arange(n, device=near.device)
+    parts = list(blocks(max(1, n), max(columns, 8 * w * w), 4))
+    inside = torch.zeros(parts[0].stop, columns + 1, dtype=torch.bool, device=near.device)  # the last one: no image
     found = []
-    for part in order[:, 0].split(step):
+    for part in parts:
         some, mask = near[part], kept[part]
-        start = some.masked_fill(~mask, m)
-        here = inside[: len(part)].scatter_(1, start, True)  # a row marks its R
-        here[:, m] = False
-        member, valid = narrow[some].flatten(1), in_narrow[some].flatten(1)
-        shared = here.gather(1, member) & valid
-        joins = mask & (3 * shared.view(-1, w, h).sum(2) > 2 * narrow_size[some])
-        added = valid & ~shared & joins.repeat_interleave(h, dim=1)
+        start = some.masked_fill(~mask, columns)
+        here = inside[: len(some)].scatter_(1, start, True)  # a row marks its R
+        here[:, columns] = False
+        member, valid = candidates(order[part], some)
+        shared = here.gather(1, member.flatten(1)).view_as(valid) & valid
+        joins = mask & (3 * shared.sum(2) > 2 * valid.sum(2))
         here.scatter_(1, start, False)
-        first = order[part] * m
-        found.append(torch.cat([(first + some)[mask], (first + member)[added]]).unique())
+        first = order[part, None] * columns
+        added = (first[..., None] + member)[valid & ~shared & joins[..., None]]
+        found.append(torch.cat([(first + some)[mask], added]).unique())
     key = torch.cat(found)
-    return key // m, key % m
+    return key // columns, key % columns
 
 
 def distances(x: Tensor, y: Tensor, row: Tensor, column: Tensor, *, same: bool = False) -> Sparse:
@@ -156,7 +163,7 @@ def within_one(
     (k1, half, k2), other = k, 1 - one
     x, index = sets[one].proposal, found[one, one].near
     wide, narrow = index[:, : k1 + 1], index[:, : half + 1]
-    inner = narrow, reciprocal(narrow)
+    inner = len(x), listed(narrow, reciprocal(narrow))
     own = encoding(x, x, *members(wide, reciprocal(wide), *inner), scales[0], same=True)
     across = found[other, one].near
     if k2 > 1:

@@ -3,7 +3,7 @@
 In {q} ∪ G the query is node n, behind the n gallery images, and a pair of query b and node i has the key b (n + 1) + i.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -17,8 +17,6 @@ from vireid.neighbors._exact import blocks, neighbors_within
 from vireid.neighbors._scores import Rows
 from vireid.rerank._alone import find
 from vireid.rerank._sparse import reciprocal
-
-_CANDIDATES = 2**20  # neighbors of neighbors per block
 
 
 class SpannedGraph(NeighborGraph):
@@ -67,39 +65,6 @@ class SpannedGraph(NeighborGraph):
         if lowest.shape != graph.values.shape[:1] or lowest.dtype != graph.values.dtype:
             raise ValueError(f"lowest must hold a cosine for each of {len(graph)} images, got {tuple(lowest.shape)}")
         return graph._with(lowest)
-
-
-def few_members(
-    near: Tensor, kept: Tensor, nodes: int, candidates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Compute the expanded sets: R(i, k1), and each R(c, k1/2), c in it, of which more than 2/3 lies in it.
-
-    Args:
-        near: (P, w) the first k1 + 1 nodes of each row's ranking.
-        kept: (P, w) whether they are reciprocal.
-        nodes: above all nodes.
-        candidates: takes rows (C,) and nodes (C,) to the nodes (C, h) of their rankings' first k1/2 + 1, and whether
-            they are reciprocal.
-
-    Returns:
-        Sorted pairs (row, node).
-    """
-    found = []
-    for start in range(0, len(near), max(1, _CANDIDATES // near.shape[1] ** 2)):
-        part = slice(start, start + max(1, _CANDIDATES // near.shape[1] ** 2))
-        row, slot = kept[part].nonzero().T
-        row, node = row + start, near[part][row, slot]
-        ranks = near[part].masked_fill(~kept[part], nodes).sort(dim=1).values
-        member, valid = candidates(row, node)
-        ranks = ranks[row - start]
-        place = torch.searchsorted(ranks, member).clamp_max_(ranks.shape[1] - 1)
-        shared = (ranks.gather(1, place) == member) & valid
-        joins = 3 * shared.sum(1) > 2 * valid.sum(1)
-        added = valid & ~shared & joins[:, None]
-        first = row * nodes
-        found.append(torch.cat([first + node, (first[:, None] + member)[added]]).unique())
-    key = torch.cat(found) if found else near.flatten()
-    return key // nodes, key % nodes
 
 
 class Sets(NamedTuple):
@@ -153,12 +118,13 @@ class QuerySets(NamedTuple):
     own_kept: Tensor
 
     def rows(self, query: Tensor, node: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nodes (P, m + 1) and whether they are reciprocal, of pairs of query and node (P,)."""
+        """Return the nodes (…, m + 1) and whether they are reciprocal, of pairs of query and node (…)."""
         n = len(self.gallery.near)
         image = node.clamp_max(n - 1)
         near, kept = F.pad(self.gallery.near[image], (0, 1), value=n), F.pad(self.gallery.kept[image], (0, 1))
         place, differs = find(self.keys, query * (n + 1) + node)
         kept[differs] = self.kept[place[differs]]
-        itself = (node == n).nonzero().flatten()
-        near[itself], kept[itself] = self.own_near[query[itself]], self.own_kept[query[itself]]
+        itself = node == n
+        query = query.expand_as(node)[itself]
+        near[itself], kept[itself] = self.own_near[query], self.own_kept[query]
         return near, kept

@@ -15,6 +15,7 @@ from vireid.rerank._jaccard import (
     Rankings,
     encoding,
     jaccard,
+    listed,
     mean_over,
     members,
     mixed,
@@ -177,7 +178,9 @@ def _over_both(x: Tensor, nq: int, found: Rankings, k: tuple[int, int, int | Non
             across[rows, : forth.shape[1]] = forth + first
             mutual[rows, : forth.shape[1]] = reciprocal(forth, back)
         near, kept = torch.cat([near, across], 1), torch.cat([kept, mutual], 1)
-    encodings = encoding(x, x, *members(near, kept, narrow, in_narrow), scale_of(torch.cat(lowest)), same=True)
+    encodings = encoding(
+        x, x, *members(near, kept, len(near), listed(narrow, in_narrow)), scale_of(torch.cat(lowest)), same=True
+    )
     if k3 is not None:
         queries, gallery = (torch.cat([found[one, s].near for one in (0, 1)]) for s in (0, 1))
         index = torch.cat([queries[:, : k2 - k3], gallery[:, :k3] + nq], 1)

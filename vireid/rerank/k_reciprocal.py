@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from vireid._checks import Array, ArrayT, check_count, check_fraction, check_option, check_pair
 from vireid._ops import equalize_columns, repeated_rows
@@ -14,9 +14,9 @@ from vireid.neighbors._exact import blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows
 from vireid.rerank._alone import Entrance, entries, find
 from vireid.rerank._blocks import collect, joined, uses
-from vireid.rerank._jaccard import distances, encoding, jaccard, mean_over, members, scale_of
-from vireid.rerank._reciprocal import Sets, SpannedGraph, few_members
-from vireid.rerank._sparse import parts, reciprocal, rows_of
+from vireid.rerank._jaccard import distances, encoding, jaccard, listed, mean_over, members, scale_of
+from vireid.rerank._reciprocal import Sets, SpannedGraph
+from vireid.rerank._sparse import Sparse, parts, reciprocal, rows_of
 from vireid.rerank.fitted import GalleryReranker
 
 _PAIRS = 2**10  # of queries and the rankings they enter, per block on the CPU
@@ -50,11 +50,12 @@ class KReciprocal(GalleryReranker):
         widths = k1 + 1, round(k1 / 2) + 1, self.k2
         self._entrance = Entrance(graph, widths)
         self._wide, self._narrow = (Sets.of(index, width) for width in widths[:2])
-        self._members = distances(x, x, *members(*self._wide[:2], *self._narrow[:2]), same=True)
-        self._keys = self._members.rows() * (n + 1) + self._members.column
+        sets = members(*self._wide[:2], n, listed(*self._narrow[:2]))
+        self._members = distances(x, x, *sets, same=True)._replace(columns=n + 1)
+        self._keys = sets[0] * (n + 1) + sets[1]
         self._in_sets = self._members.transpose()
         self._near = index[:, : self.k2].contiguous()
-        self._near_of = rows_of(self._near, torch.empty_like(self._near), n).transpose()
+        self._near_of = rows_of(self._near, torch.empty_like(self._near), n + 1).transpose()
 
     def _distance(self, query: Rows) -> Tensor:
         n = len(self.graph)
@@ -70,13 +71,12 @@ class KReciprocal(GalleryReranker):
             here = (row[low:high] - part.start) * (n + 1) + column[low:high], enters[low:high]
             pair, value = self._shared(found.indices[part], block[part], scale[part], *here)
             shared.append(((pair // (n + 1) + part.start) * n + pair % (n + 1), value))
-        weight = self.lambda_value * scale[:, None]
-        torch.addcmul(weight, weight, block, value=-1, out=block).clamp_min_(0)  # λ D
-        block.add_(1 - self.lambda_value)
+        weight, rest = self.lambda_value * scale[:, None], 1 - self.lambda_value
+        torch.addcmul(weight + rest, weight, block, value=-1, out=block).clamp_min_(rest)  # λ D + 1 - λ
         for pair, value in shared:
             # the Jaccard distance 1 - S / (2 - S) where S > 0
-            block.view(-1)[pair] -= (1 - self.lambda_value) * value / (2 - value)
-        return block.clamp_min_(0)
+            block.view(-1)[pair] -= rest * value / (2 - value)
+        return block
 
     def _shared(
         self, nearest: Tensor, cosine: Tensor, scale: Tensor, keys: Tensor, enters: Tensor
@@ -92,80 +92,69 @@ class KReciprocal(GalleryReranker):
         """
         b, n = cosine.shape
         nodes = n + 1
+        first = nodes * torch.arange(b, device=keys.device)[:, None]
+        itself = first[:, 0] + n
+
+        # sets of the queries, and of images where they may differ from the gallery's
         wide = self._wide.with_queries(keys[enters[:, 0]], nearest)
         narrow = self._narrow.with_queries(keys[enters[:, 1]], nearest)
-
-        # images whose sets may differ from the gallery's, and the sets of the queries and of those: rows 0 … b, …
-        image, near = narrow.keys % nodes, self._wide.near
-        others = (narrow.keys - image)[:, None] + near[image]
-        fresh = torch.cat([wide.keys, others[self._wide.kept[image]]]).unique()
-        first = nodes * torch.arange(b, device=keys.device)
-        row_key = torch.cat([first + n, fresh])
-        set_row, column = few_members(
-            *wide.rows(row_key // nodes, row_key % nodes),
-            nodes,
-            lambda row, node: narrow.rows(row_key[row] // nodes, node),
+        image = narrow.keys % nodes
+        around = ((narrow.keys - image)[:, None] + self._wide.near[image])[self._wide.kept[image]]
+        fresh = torch.cat([itself, wide.keys, around]).unique()
+        owner = fresh // nodes
+        row, column = members(
+            *wide.rows(owner, fresh % nodes), nodes, lambda rows, near: narrow.rows(owner[rows, None], near)
         )
-        distance = self._distances(cosine, row_key[set_row], column)
+        changed = Sparse.of(row, column, self._distances(cosine, fresh[row], column), (len(fresh), nodes))
 
-        # columns of the queries' encodings
-        close = (first[:, None] + nearest[:, : self.k2 - 1]).flatten()
-        place, differs = find(fresh, close)
-        counts = torch.zeros(len(row_key), dtype=torch.bool, device=keys.device)
-        counts[:b] = True
-        counts[b + place[differs]] = True
-        counts = counts[set_row]
-        same = close[~differs]
-        owner, entry = entries(self._members.start, same % nodes)
-        mine = row_key[set_row[counts]] // nodes * nodes + column[counts]
-        support = torch.cat([mine, same[owner] // nodes * nodes + self._members.column[entry]]).unique()
+        def sets(row_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Return the members of sets by their keys: place in ``row_key``, column and 1 - cos."""
+            place, differs = find(fresh, row_key)
+            found = []
+            for some, stored, here in ((differs, changed, place), (~differs, self._members, row_key % nodes)):
+                owner, entry = entries(stored.start, here[some])
+                found.append((some.nonzero()[owner, 0], stored.column[entry], stored.value[entry]))
+            owner, column, distance = (torch.cat(x) for x in zip(*found, strict=True))
+            return owner, column, distance
 
-        # sets of the gallery that have one of these columns
-        of_gallery = support[support % nodes < n]
-        owner, entry = entries(self._in_sets.start, of_gallery % nodes)
-        kept = (of_gallery[owner] // nodes * nodes + self._in_sets.column[entry]).unique()
-        kept = kept[~find(fresh, kept)[1]]
-        owner, entry = entries(self._members.start, kept % nodes)
-        set_row = torch.cat([set_row, owner + len(row_key)])
-        column = torch.cat([column, self._members.column[entry]])
-        distance = torch.cat([distance, self._members.value[entry]])
-        row_key = torch.cat([row_key, kept])
-
-        # V of all these rows, in the columns of their query
-        query, image = row_key // nodes, row_key % nodes
-        at = image[b:]
-        scales = torch.cat([scale, scale_of(torch.minimum(self._lowest[at], cosine[query[b:], at]))])
-        value = (distance * scales[set_row]).neg_().exp_()
-        total = value.new_zeros(len(row_key)).index_add_(0, set_row, value)
-        place, found = find(support, query[set_row] * nodes + column)
-        start = torch.searchsorted(support, torch.cat([first, first[-1:] + nodes]))
-        encoding = value.new_zeros(len(row_key), int(start.diff().max()))
-        value = value / total[set_row]
-        encoding[set_row[found], place[found] - start[query[set_row[found]]]] = value[found]
+        # V of all images that have a column of the query's encoding, in these columns
+        close = torch.cat([itself[:, None], first + nearest[:, : self.k2 - 1]], 1)
+        owner, column, _ = sets(close.flatten())
+        support = (first.expand_as(close).flatten()[owner] + column).unique()
+        owner, entry = entries(self._in_sets.start, support % nodes)
+        rows = torch.cat([fresh, support[owner] // nodes * nodes + self._in_sets.column[entry]]).unique()
+        query, image = rows // nodes, rows % nodes
+        at = image.clamp_max(n - 1)
+        scales = scale_of(torch.minimum(self._lowest[at], cosine[query, at]))
+        scales[image == n] = scale
+        owner, column, distance = sets(rows)
+        value = (distance * scales[owner]).neg_().exp_()
+        value /= value.new_zeros(len(rows)).index_add_(0, owner, value)[owner]
+        place, found = find(support, query[owner] * nodes + column)
+        owner, place = owner[found], place[found]
+        start = torch.searchsorted(support, F.pad(first[:, 0], (0, 1), value=b * nodes))
+        encoding = value.new_zeros(len(rows), int(start.diff().max()))
+        encoding[owner, place - start[query[owner]]] = value[found]
 
         # means over the first k2 of the rankings: the query's own, then those of gallery images
         size = min(self.k2, nodes)
-        place, differs = find(fresh, close)
-        close = torch.where(differs, b + place, b + len(fresh) + find(kept, close)[0]).view(b, -1)
-        close = torch.cat([torch.arange(b, device=keys.device)[:, None], close], 1)
-        own = embedding_bag(close, encoding, mode="sum") / size
-        owner, entry = entries(self._near_of.start, image[b:])
-        pair = query[b:][owner] * nodes + self._near_of.column[entry]
-        owner = owner + b
+        close = torch.searchsorted(rows, close)
+        own = F.embedding_bag(close, encoding, mode="sum") / size
+        owner, entry = entries(self._near_of.start, image)
+        pair = query[owner] * nodes + self._near_of.column[entry]
         joins = keys[enters[:, 2]]
         if self.k2 <= n:  # the query takes the last one's place
             displaced = find(joins, pair)[1] & (self._near[pair % nodes, -1] == image[owner])
             pair, owner = pair[~displaced], owner[~displaced]
         pair, order = torch.cat([pair, joins]).sort()
-        owner = torch.cat([owner, joins // nodes])[order]
+        owner = torch.cat([owner, close[joins // nodes, 0]])[order]
         pair, count = pair.unique_consecutive(return_counts=True)
-        offset = count.cumsum(0) - count
+        offset = F.pad(count.cumsum(0), (1, 0))
         shared = value.new_empty(len(pair))
         for part in blocks(len(pair), encoding.shape[1], encoding.element_size()):
-            stop = int(offset[part.stop]) if part.stop < len(pair) else len(owner)
-            bags = offset[part] - offset[part.start]
-            mean = embedding_bag(owner[offset[part.start] : stop], encoding, bags, mode="sum") / size
-            shared[part] = torch.minimum(mean, own[pair[part] // nodes]).sum(1)
+            bags = offset[part.start : part.stop + 1]
+            mean = F.embedding_bag(owner[bags[0] : bags[-1]], encoding, bags[:-1] - bags[0], mode="sum") / size
+            shared[part] = torch.minimum(mean, own[pair[part] // nodes]).sum(1).clamp_max_(1)
         return pair, shared
 
     def _distances(self, cosine: Tensor, key: Tensor, column: Tensor) -> Tensor:
@@ -292,7 +281,9 @@ def _distances(
     index = neighbors_within(rows, min(max(k1 + 1, k2), n), visit=visit)[1]
     scale = scale_of(lowest)
     wide, narrow = index[:, : k1 + 1], index[:, : round(k1 / 2) + 1]
-    encodings = encoding(x, x, *members(wide, reciprocal(wide), narrow, reciprocal(narrow)), scale, same=True)
+    encodings = encoding(
+        x, x, *members(wide, reciprocal(wide), n, listed(narrow, reciprocal(narrow))), scale, same=True
+    )
     if k2 > 1:
         encodings = mean_over(index[:, :k2], encodings)
     lists = encodings.select(slice(nq, n)).transpose()
