@@ -14,6 +14,7 @@ from vireid.protocols import DIRECTIONS, SYSUMM01, RegDB
 from vireid.rerank import AIM_SETTINGS
 
 METRICS = ("rank1", "mAP")
+GALLERIES = {"official": 10, "agw": 1}  # drawn on SYSU-MM01, by sampling
 Columns = Mapping[str, RegDB | SYSUMM01]
 """Protocols by the name of their column."""
 REGDB: Columns = {direction: RegDB(direction) for direction in DIRECTIONS}
@@ -61,7 +62,7 @@ class Data:
         """Both directions, or SYSU-MM01's four settings."""
         if self.dataset != "sysu":
             return REGDB
-        trials = 10 if self.sampling == "official" else 1
+        trials = GALLERIES[self.sampling]
         permutations = self.root / "exp" / "rand_perm_cam.mat" if self.sampling == "official" else None
         return {
             f"{mode} {name}-shot": SYSUMM01(mode, shots, self.sampling, permutations=permutations, trials=trials)
