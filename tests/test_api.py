@@ -62,7 +62,7 @@ PROMISED = {
     "ot": ["GraphOT", "graph_ot"],
     "neighbors": ["ApproximateIndex", "NeighborGraph", "recall", "topk"],
     "rerank": [
-        *("AIM", "AfterTransfer", "GNN", "GraphTransfer", "QueryExpansion", "SIM", "aim", "cmkr", "gnn"),
+        *("AIM", "AfterTransfer", "ECN", "GNN", "GraphTransfer", "QueryExpansion", "SIM", "aim", "cmkr", "ecn", "gnn"),
         *("graph_transfer", "KReciprocal", "k_reciprocal", "mser", "query_expansion", "sim"),
     ],
     "metrics": [

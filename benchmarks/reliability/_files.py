@@ -32,6 +32,7 @@ def make_world(world: Path) -> None:
     NeighborGraph.build(gallery, 5).save(world / "graph.npz")
     for made in (
         rerank.AIM(k1=3, k2=2),
+        rerank.ECN(),
         rerank.GNN(),
         rerank.KReciprocal(),
         rerank.SIM(k1=3, k2=2),

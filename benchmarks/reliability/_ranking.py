@@ -126,6 +126,10 @@ def settings(name: str, d: Draw) -> dict[str, Any]:
         return given | ({"use_query_relations": d.option(True, False)} if name == "aim" else {})
     if name in ("query_expansion", "QueryExpansion"):
         return {"n": d.count(1, 5), "alpha": d.share(0, 3)}
+    if name in ("ecn", "ECN"):
+        given = {"t": d.count(1, 4), "q": d.count(1, 5), "k": d.count(1, 9), "metric": d.option("rank", "cosine")}
+        more = {"queries": d.option("all", "alone"), "top": d.option(None, 5)}
+        return given | (more if name == "ecn" else {})
     if name in ("gnn", "GNN"):
         given = counts(d) | {"layers": d.count(1, 3), "alpha": d.share(0.5, 3)}
         more = {"queries": d.option("all", "alone"), "top": d.option(None, 5)}
@@ -146,7 +150,7 @@ def settings(name: str, d: Draw) -> dict[str, Any]:
     return {"module": kind(DIM, k=d.count(1, 5), value=nn.Identity()).to(torch.float64 if double else torch.float32)}
 
 
-for name in ("aim", "cmkr", "gnn", "graph_transfer", "k_reciprocal", "mser", "query_expansion", "sim"):
+for name in ("aim", "cmkr", "ecn", "gnn", "graph_transfer", "k_reciprocal", "mser", "query_expansion", "sim"):
 
     def function(d: Draw, world: Path, name: str = name) -> Made:
         """Draw a re-ranking."""
@@ -154,7 +158,7 @@ for name in ("aim", "cmkr", "gnn", "graph_transfer", "k_reciprocal", "mser", "qu
 
     call(f"rerank.{name}", weight=1.5, any_size=True)(function)
 
-for kind in ("AIM", "GNN", "KReciprocal", "SIM", "QueryExpansion", "GraphTransfer"):
+for kind in ("AIM", "ECN", "GNN", "KReciprocal", "SIM", "QueryExpansion", "GraphTransfer"):
 
     def fresh(d: Draw, world: Path, kind: str = kind) -> Made:
         """Draw a re-ranker's settings."""

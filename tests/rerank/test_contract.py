@@ -17,6 +17,7 @@ from vireid._files import load_arrays, save_arrays
 from vireid.nn import GFT, H2FT
 from vireid.rerank import (
     AIM,
+    ECN,
     GNN,
     SIM,
     GraphTransfer,
@@ -24,6 +25,7 @@ from vireid.rerank import (
     QueryExpansion,
     aim,
     cmkr,
+    ecn,
     gnn,
     graph_transfer,
     k_reciprocal,
@@ -89,13 +91,19 @@ METHODS = {
     "k-reciprocal-alone": Method(functools.partial(k_reciprocal, queries="alone"), {"k1": 5, "k2": 3}, KReciprocal),
     "gnn": Method(gnn, {"k1": 5, "k2": 3}),
     "gnn-alone": Method(functools.partial(gnn, queries="alone"), {"k1": 5, "k2": 3}, GNN),
+    "ecn": Method(ecn, {"t": 2, "q": 3, "k": 8}, counts=("t", "q")),
+    "ecn-alone": Method(functools.partial(ecn, queries="alone"), {"t": 2, "q": 3, "k": 8}, ECN, ("t", "q")),
+    "ecn-cosine-alone": Method(
+        functools.partial(ecn, queries="alone"), {"t": 2, "q": 3, "metric": "cosine"}, ECN, ("t", "q")
+    ),
     "cmkr": Method(cmkr, {"k1": 5, "k2": 3}),
     "cmkr-constrained": Method(cmkr, {"k1": 5, "k2": 1, "neighbors": "constrained"}),
     "mser": Method(mser, {"k1": 5, "k2": 3}),
 }
 METHODS["aim-relations"].function.uses = "transductive"
 METHODS["k-reciprocal-alone"].function.uses = METHODS["gnn-alone"].function.uses = "gallery"
-TRANSDUCTIVE = ("k", "gnn", "cmkr", "mser")  # first words of their names
+METHODS["ecn-alone"].function.uses = METHODS["ecn-cosine-alone"].function.uses = "gallery"
+TRANSDUCTIVE = ("k", "gnn", "ecn", "cmkr", "mser")  # first words of their names
 every = pytest.mark.parametrize("name", METHODS)
 fitted_ones = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind])
 

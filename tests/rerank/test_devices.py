@@ -9,6 +9,7 @@ from vireid.nn import GFT, H2FT
 from vireid.protocols._protocol import compare
 from vireid.rerank import (
     AIM,
+    ECN,
     GNN,
     SIM,
     GraphTransfer,
@@ -69,6 +70,8 @@ RANKINGS = {
     "query_expansion": lambda q, g: (query_expansion(q, g, n=4),),
     "AIM": fitted(AIM(k1=5, k2=2, variant="released")),
     "SIM": fitted(SIM()),
+    "ECN": fitted(ECN()),
+    "ECN of cosines": fitted(ECN(metric="cosine")),
     "GNN": fitted(GNN(k1=6, k2=3)),
     "KReciprocal": fitted(KReciprocal(k1=6, k2=3)),
     "QueryExpansion": fitted(QueryExpansion(alpha=3.0)),

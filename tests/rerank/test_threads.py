@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from vireid.nn import GFT, H2FT
-from vireid.rerank import AIM, GNN, SIM, GraphTransfer, KReciprocal, QueryExpansion
+from vireid.rerank import AIM, ECN, GNN, SIM, GraphTransfer, KReciprocal, QueryExpansion
 
 MAKERS = {
     "aim": lambda: AIM(k1=5, k2=3),
     "aim-whole": lambda: AIM(k1=None, k2=2, variant="released"),
     "sim": lambda: SIM(k1=6, k2=7),
+    "ecn": lambda: ECN(k=8),
     "gnn": lambda: GNN(k1=5, k2=3),
     "k-reciprocal": lambda: KReciprocal(k1=5, k2=3),
     "query-expansion": lambda: QueryExpansion(n=3),

@@ -7,6 +7,7 @@ object that is fitted once and then answers any number of queries.
 
 from vireid.rerank.aim import AIM, AIM_SETTINGS, aim
 from vireid.rerank.cmkr import cmkr
+from vireid.rerank.ecn import ECN, ecn
 from vireid.rerank.gnn import GNN, gnn
 from vireid.rerank.graph_transfer import AfterTransfer, GraphTransfer, graph_transfer
 from vireid.rerank.k_reciprocal import KReciprocal, k_reciprocal
@@ -17,6 +18,7 @@ from vireid.rerank.sim import SIM, sim
 __all__ = [
     "AIM",
     "AIM_SETTINGS",
+    "ECN",
     "GNN",
     "SIM",
     "AfterTransfer",
@@ -25,6 +27,7 @@ __all__ = [
     "QueryExpansion",
     "aim",
     "cmkr",
+    "ecn",
     "gnn",
     "graph_transfer",
     "k_reciprocal",

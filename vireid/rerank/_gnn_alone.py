@@ -96,9 +96,9 @@ class Graph:
         column = columns.column.index_select(0, at)
         kept = (~self.mark.index_select(0, first[self.query].index_select(0, other) + column)).nonzero().flatten()
         self.rows = merged(
-            torch.cat([row, other[kept], self.place[node[within]]]),
-            torch.cat([rows.column, column[kept], self.image[row[within]]]),
-            torch.cat([rows.value, columns.value[at[kept]], rows.value[within]]),
+            torch.cat([row, other.index_select(0, kept), self.place[node[within]]]),
+            torch.cat([rows.column, column.index_select(0, kept), self.image[row[within]]]),
+            torch.cat([rows.value, columns.value.index_select(0, at.index_select(0, kept)), rows.value[within]]),
             (len(changed), n),
         )  # of G
         self.row = self.rows.rows()
@@ -111,6 +111,12 @@ class Graph:
         owner, at = entries(self.base.start, self.image)
         mark[self.first[self.query].index_select(0, owner) + self.base.column.index_select(0, at)] = True
         return mark
+
+    def before(self) -> Sparse:
+        """Return the rows C without the query."""
+        owner, at = entries(self.base.start, self.image)
+        column, value = (x.index_select(0, at) for x in (self.base.column, self.base.value))
+        return Sparse.of(owner, column, value, (len(self.image), self.base.columns))
 
     def times(self, x: Tensor) -> Tensor:
         """Return G x of each query's vector: (b, n) of (b, n)."""
@@ -140,11 +146,13 @@ class Graph:
         back = ((here >= 0) & ~self.mark.index_select(0, self.node)).nonzero().flatten()
         mine = place[self.changed].index_select(0, self.row)
         whole = (mine >= 0).nonzero().flatten()
-        row = torch.cat([row[kept], here[back], mine[whole]])
+        row = torch.cat([row.index_select(0, kept), here.index_select(0, back), mine.index_select(0, whole)])
         order = row.int().argsort(stable=True)
-        column = torch.cat([column[kept], self.image[self.row[back]], self.rows.column[whole]])
-        value = torch.cat([self.base.value[at[kept]], self.rows.value[back], self.rows.value[whole]])
-        return Sparse.of(row[order], column[order], value[order], (len(node), n))
+        turned, at = self.row.index_select(0, back), at.index_select(0, kept)
+        columns = column.index_select(0, kept), self.image.index_select(0, turned), self.rows.column[whole]
+        values = self.base.value.index_select(0, at), *(self.rows.value.index_select(0, some) for some in (back, whole))
+        column, value = (torch.cat(x).index_select(0, order) for x in (columns, values))
+        return Sparse.of(row, column, value, (len(node), n))
 
 
 class Block:
@@ -180,22 +188,47 @@ class Block:
         near += self.first[self.used.query][:, None]
         cosine[self.used.query, self.used.image] = (back.view(-1)[near] * weight).sum(1)
 
-        square = fitted.square.repeat(len(own), 1)
-        whole = self._marked(self._users(graph.changed), self.enters)
-        whole = whole[(whole + 1) % n > 0]
-        image, query = whole % n, whole // n
-        seen = (cosine[query, image] > 0).nonzero().flatten()
-        whole, query, image = whole[seen], query[seen], image[seen]
-        flat = square.view(-1)
-        base, users = graph.base, fitted.users
-        for sign, rows, owner in ((1, graph.rows, graph.query), (-1, base, graph.query)):
-            if sign < 0:
-                which, at = entries(base.start, graph.image)
-                rows = Sparse.of(which, base.column[at], base.value[at], (len(graph.image), n))
-            found = product_unsorted(rows, users)
-            flat.index_add_(0, owner[found.rows()] * (n - 1) + found.column, found.value.square(), alpha=sign)
-        square[query, image] = self._propagated(whole, graph).square_sums()
-        return cosine * inverse(square) * inverse(own.square().sum(1, keepdim=True))
+        images = n - 1
+        new, old = back.new_zeros(2, len(own) * images)  # squared lengths in the columns C
+        for total, rows in ((new, graph.rows), (old, graph.before())):
+            found = product_unsorted(rows, fitted.users)
+            place = (graph.query * images).index_select(0, found.rows()) + found.column
+            total.index_add_(0, place, found.value.square())
+        square = (fitted.square + new.view(-1, images) - old.view(-1, images)).view(-1)
+        users = self._marked(self._users(graph.changed))
+        users = users[users % n < images]
+        place = users - users // n
+        seen = (cosine.view(-1)[place] > 0).nonzero().flatten()
+        users, place = users[seen], place[seen]
+        square[place] = self._other_columns(users, graph) + new[place]
+        square[self.enters - self.used.query] = self._propagated(self.enters, graph).square_sums()
+        return cosine * inverse(square.view_as(cosine)) * inverse(own.square().sum(1, keepdim=True))
+
+    def _other_columns(self, node: Tensor, graph: Graph) -> Tensor:
+        """Return the squared lengths of the nodes' rows of W G in the columns other than C."""
+        query, image = node // self.n, node % self.n
+        near, weight = (x.index_select(0, image) for x in self.fitted.used)
+        inner = (self.first.index_select(0, query)[:, None] + near).view(-1)
+        needed = self._marked(inner)
+        new = graph.mark[needed]
+        needed, stack = needed[~new], graph.rows
+        place = graph.place + len(needed)
+        place[needed] = torch.arange(len(needed), device=node.device)
+        base = graph.base
+        owner, at = entries(base.start, needed % self.n)
+        start = torch.cat([needed.new_zeros(1), owner.bincount(minlength=len(needed)).cumsum(0)])
+        stack = Sparse(
+            torch.cat([start, stack.start[1:] + len(at)]),
+            torch.cat([base.column.index_select(0, at), stack.column]),
+            torch.cat([base.value.index_select(0, at), stack.value]),
+            self.n,
+        )
+        left = rows_of(place.index_select(0, inner).view_as(near), weight, len(stack.start) - 1)
+        found = product_unsorted(left, stack)
+        row = found.rows()
+        value = found.value.square()
+        value[graph.mark.index_select(0, (node - image).index_select(0, row) + found.column)] = 0
+        return value.new_zeros(len(node)).index_add_(0, row, value)
 
     def _propagated(self, node: Tensor, graph: Graph) -> Sparse:
         """Return the nodes' rows of W G."""
@@ -234,13 +267,12 @@ class Block:
 def merged(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Sparse:
     """Return the matrix of these entries, of which several may be in one place."""
     key = row * shape[1] + column
-    order = (key.int() if shape[0] * shape[1] < 2**31 else key).argsort(stable=True)
-    key = key[order]
+    key, order = (key.int() if shape[0] * shape[1] < 2**31 else key).sort(stable=True)
     first = torch.ones_like(key, dtype=torch.bool)
-    first[1:] = key[1:] != key[:-1]
-    kept = key[first]
-    total = value.new_zeros(len(kept)).index_add_(0, first.cumsum(0) - 1, value[order])
-    return Sparse.of(kept // shape[1], kept % shape[1], total, shape)
+    torch.ne(key[1:], key[:-1], out=first[1:])
+    kept = order.index_select(0, first.nonzero().flatten())
+    total = value.new_zeros(len(kept)).index_add_(0, first.cumsum(0) - 1, value.index_select(0, order))
+    return Sparse.of(row.index_select(0, kept), column.index_select(0, kept), total, shape)
 
 
 def both_ways(matrix: Sparse, transposed: Sparse | None = None) -> Sparse:
