@@ -119,6 +119,7 @@ def test_what_the_settings_do_not_say_is_the_papers_too():
     _, cift = build("cift", 4, (64, 32))
     assert cift.backbone_terms.feature_hcc.margin == 0.6  # "ρEu = 0.6 and ρKL = 6"
     assert cift.backbone_terms.logit_hcc.margin == 6
+    assert settings_of("cift")["last_stride"] == 1  # "We change the stride of the last convolutional layer […] to 1"
     _, saai = build("saai", 4, (64, 32))
     separation = saai.center_separation
     assert (separation.rho1, separation.rho2) == (0.01, 0.7)
