@@ -85,8 +85,8 @@ class BaselineCriterion(nn.Module):
 
     Args:
         metric_features: of HCC_eu: ``"pooled"``, the features before the neck (our choice, the usual place of a metric
-            loss beside a BNNeck; behind it, other identities are farther apart than the margin of 0.6), or ``"neck"``,
-            those behind it.
+            loss beside a BNNeck), or ``"neck"``, those behind it, where other identities are usually farther apart than
+            the margin of 0.6.
         centers: as in `vireid.losses.HCCLoss`, of both HCC losses, like the next one.
         negatives: likewise.
         kl_direction: likewise, of HCC_kl, like the next one.
