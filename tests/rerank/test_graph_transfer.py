@@ -230,6 +230,15 @@ def test_gft_with_features_of_very_different_size(k, scale):
         assert_close(graph_transfer(x, y, module).double(), ref.cosine_distance(f_q, f_g), rtol=0, atol=2e-6)
 
 
+def test_features_that_are_transferred_themselves_are_ranked_but_not_fitted():
+    module, x = GFT(6, k=3, transferred="features").eval(), torch.randn(12, 6)
+    distance = graph_transfer(x[:4].numpy(), x[4:].numpy(), module)
+    assert isinstance(distance, np.ndarray)
+    assert_close(torch.from_numpy(distance), module.distance(x[:4], x[4:]))
+    with pytest.raises(ValueError, match="transferred='features' needs the features"):
+        GraphTransfer(module).fit(x[4:])
+
+
 def test_another_re_ranker_after_the_transfer():
     q, g = features(15, 5, 20)
     module, aim = randomized(H2FT(6)), AIM(k1=4, k2=2)

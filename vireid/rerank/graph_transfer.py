@@ -120,7 +120,10 @@ def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> Ar
         ValueError: if a shape or device does not fit, the gallery is empty or a feature is not finite.
         TypeError: if a feature is not floating point, or ``module`` is neither.
     """
-    return GraphTransfer(module)(query, gallery)
+    rerank = GraphTransfer(module)
+    if module.transferred == "features":  # of which the graph of a fitted gallery knows nothing
+        return same_kind(module.distance(*check_pair(query, gallery)), query)
+    return rerank(query, gallery)
 
 
 class AfterTransfer:
