@@ -27,8 +27,8 @@ class GraphTransfer(GalleryReranker):
     The module's mode does not matter. It is held, not copied: fit again after training it further.
 
     Args:
-        module: a transfer of `vireid.nn`, on the device of the features. Not ``GFT(transferred="features")``, as what is
-            fitted and saved is v(G): `fit` refuses it, `graph_transfer` ranks by it.
+        module: a transfer of `vireid.nn`, on the device of the features. `fit` refuses a
+            ``GFT(transferred="features")``, as v(G) is what is kept and saved; `graph_transfer` ranks by it.
 
     Raises:
         TypeError: if ``module`` is neither.
