@@ -22,6 +22,7 @@ from vireid.neighbors import topk
 AIM_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6}
 K_RECIPROCAL_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6, "lambda_value": 0.3}
 CMKR_PARAMETERS: dict[str, Any] = {"k1": 20, "k2": 6, "k3": 2, "lambda_value": 0.3}
+ECN_PARAMETERS: dict[str, Any] = {"t": 3, "q": 8, "k": 25}
 GNN_PARAMETERS: dict[str, Any] = {"k1": 26, "k2": 7}
 PASS_K = 26
 """Neighbors of the exact top-k pass that k-reciprocal (it needs 21) and GNN (26) are compared with."""
@@ -107,11 +108,13 @@ CONTENDERS: dict[str, Contender] = {
     "k_reciprocal_alone": by_fitted(partial(ours.KReciprocal, **K_RECIPROCAL_PARAMETERS)),
     "gnn_alone": by_fitted(partial(ours.GNN, **GNN_PARAMETERS)),
     "cmkr": by_function(ours.cmkr, takes_top=True, neighbors="extended", **CMKR_PARAMETERS),
+    "ecn": by_function(ours.ecn, takes_top=True, **ECN_PARAMETERS),
     "sim": by_fitted(ours.SIM),
     "query_expansion": by_fitted(ours.QueryExpansion),
     "dense_aim": by_function(dense.aim, **AIM_PARAMETERS, variant="released"),
     "dense_gnn": by_function(dense.gnn, **GNN_PARAMETERS),
     "dense_cmkr": by_function(dense.cmkr, **CMKR_PARAMETERS),
+    "dense_ecn": by_function(dense.ecn, **ECN_PARAMETERS),
     "torchreid_k_reciprocal": by_function(numpy_k_reciprocal, package="torchreid"),
     "fastreid_k_reciprocal": by_function(numpy_k_reciprocal, package="fastreid"),
 }
@@ -126,24 +129,37 @@ LABELS = {
     "k_reciprocal_alone": "KReciprocal, queries alone (vireid)",
     "gnn_alone": "GNN, queries alone (vireid)",
     "cmkr": "CMKR (vireid)",
+    "ecn": "ECN (vireid)",
     "sim": "SIM (vireid)",
     "query_expansion": "query expansion (vireid)",
     "dense_aim": "AIM (dense)",
     "dense_gnn": "GNN (dense)",
     "dense_cmkr": "CMKR (dense)",
+    "dense_ecn": "ECN (dense)",
     "torchreid_k_reciprocal": "k-reciprocal (torchreid)",
     "fastreid_k_reciprocal": "k-reciprocal (fastreid)",
 }
 FLOORS = dict.fromkeys(
     ("sim", "query_expansion", "aim", "aim_paper", "dense_aim", "k_reciprocal_alone", "gnn_alone"), "products"
 ) | dict.fromkeys(
-    ("k_reciprocal", "torchreid_k_reciprocal", "fastreid_k_reciprocal", "gnn", "dense_gnn", "cmkr", "dense_cmkr"),
+    (
+        "k_reciprocal",
+        "torchreid_k_reciprocal",
+        "fastreid_k_reciprocal",
+        "gnn",
+        "dense_gnn",
+        "cmkr",
+        "dense_cmkr",
+        "ecn",
+        "dense_ecn",
+    ),
     "top_k_pass",
 )
 SAME = {
     "dense_aim": "aim",
     "dense_gnn": "gnn",
     "dense_cmkr": "cmkr",
+    "dense_ecn": "ecn",
     "torchreid_k_reciprocal": "k_reciprocal",
     "fastreid_k_reciprocal": "k_reciprocal",
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 from vireid._checks import check_count, check_finite, check_option, check_tensor
 from vireid._ops import at_least_float32, normalize_rows
 
-__all__ = ["aim", "cmkr", "gnn", "k_reciprocal", "k_reciprocal_parts", "query_expansion"]
+__all__ = ["aim", "cmkr", "ecn", "gnn", "k_reciprocal", "k_reciprocal_parts", "query_expansion"]
 
 _PAIRS = 1 << 22  # pairs of non-zeros that are worked on at once
 
@@ -148,6 +148,36 @@ def cmkr(
         near = torch.cat([_nearest(order[:, :n], k2 - k3), _nearest(order[:, n:], k3)], 1)
     encoding = _mean_over(near, encoding)
     return (1 - lambda_value) * _jaccard(encoding, n) + lambda_value * distance[:n, n:]
+
+
+@_uses("transductive")
+def ecn(query: Tensor, gallery: Tensor, *, t: int = 3, q: int = 8, k: int = 25) -> Tensor:
+    """Compute expanded cross neighborhoods (Sarfraz et al., CVPR 2018) with the distance of rankings.
+
+    Args:
+        query: (Nq, d).
+        gallery: (Ng, d).
+        t: nearest images of an image, without itself.
+        q: nearest images of each of these.
+        k: places of a ranking that are compared.
+
+    Returns:
+        (Nq, Ng) distance in [0, 1].
+    """
+    rows = _unit_rows(query, gallery)
+    for name, value in (("t", t), ("q", q), ("k", k)):
+        check_count(name, value)
+    x = torch.cat(rows)
+    n = len(x)
+    near = _self_first(x @ x.T).topk(min(n, max(t + 1, q + 1, k)), dim=1).indices
+    weight = (k - torch.arange(near.shape[1], dtype=x.dtype, device=x.device)).clamp_min(0)
+    ranks = torch.zeros_like(x[:, :1]).repeat(1, n).scatter_(1, near, weight.expand(n, -1))
+    distance = 1 - _product(ranks, ranks.T) / weight.square().sum()
+    first, second = near[:, 1 : t + 1], near[:, 1 : q + 1]
+    expanded = torch.cat([first, second[first].flatten(1)], 1)
+    share = torch.full_like(expanded, 1 / max(1, expanded.shape[1]), dtype=x.dtype)
+    mean = _product(torch.zeros_like(distance).scatter_add_(1, expanded, share), distance)
+    return (mean[: len(query), len(query) :] + mean[len(query) :, : len(query)].T) / 2
 
 
 @_uses("transductive")

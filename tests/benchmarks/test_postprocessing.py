@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from benchmarks.speed import postprocessing as pp
 from reference import cmkr as cmkr_reference
+from reference import ecn as ecn_reference
 from reference import postprocessing as ref
 
 
@@ -57,6 +58,11 @@ def test_cmkr(features, k1, k2, k3):
     close(pp.cmkr(*features, k1=k1, k2=k2, k3=k3), expected)
 
 
+@pytest.mark.parametrize(("t", "q", "k"), [(2, 3, 4), (3, 1, 30), (60, 60, 2)])
+def test_ecn(features, t, q, k):
+    close(pp.ecn(*features, t=t, q=q, k=k), ecn_reference.ecn(*features, t=t, q=q, k=k))
+
+
 @pytest.mark.parametrize(("n", "alpha"), [(1, 0.0), (3, 0.0), (3, 3.0), (50, 1.5)])
 def test_query_expansion(features, n, alpha):
     close(pp.query_expansion(*features, n=n, alpha=alpha), ref.query_expansion(*features, n, alpha))
@@ -66,6 +72,7 @@ METHODS = [
     partial(pp.aim, k1=4, k2=2),
     partial(pp.k_reciprocal, k1=4, k2=2),
     partial(pp.gnn, k1=4, k2=2),
+    partial(pp.ecn, t=2, q=2, k=4),
     partial(pp.cmkr, k1=4, k2=2),
     partial(pp.query_expansion, n=2),
 ]

@@ -67,7 +67,18 @@ def test_contenders_of_one_method_agree(data, other, ours):
 
 @pytest.mark.parametrize(
     "name",
-    ["aim", "aim_paper", "k_reciprocal", "gnn", "k_reciprocal_alone", "gnn_alone", "cmkr", "sim", "query_expansion"],
+    [
+        "aim",
+        "aim_paper",
+        "k_reciprocal",
+        "gnn",
+        "k_reciprocal_alone",
+        "gnn_alone",
+        "cmkr",
+        "ecn",
+        "sim",
+        "query_expansion",
+    ],
 )
 def test_our_contenders_answer_with_the_nearest_where_asked(data, name):
     distance = peers.run(name, data.query, data.gallery, None)

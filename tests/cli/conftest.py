@@ -84,6 +84,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "k_reciprocal": {"k1": 5, "k2": 3, "lambda_value": 0.2, "queries": "all"},
     "k_reciprocal alone": {"k1": 5, "k2": 3, "lambda_value": 0.2, "queries": "alone"},
     "gnn": {"k1": 6, "k2": 3, "layers": 1, "alpha": 1.0, "queries": "alone"},
+    "ecn": {"t": 2, "q": 3, "k": 9, "metric": "cosine", "queries": "all"},
+    "ecn alone": {"t": 2, "q": 3, "k": 9, "metric": "rank", "queries": "alone"},
     "cmkr": {"neighbors": "extended", "k1": 6, "k2": 4, "k3": 1, "lambda_value": 0.1},
     "mser": {"k1": 6, "k2": 4, "lambda_value": 0.2},
     "sim": {"k1": 6, "k2": 4, "lambda_value": 0.1},

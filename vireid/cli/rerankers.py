@@ -18,6 +18,7 @@ METHODS = {
     "query_expansion": "QueryExpansion",
     "k_reciprocal": "KReciprocal",
     "gnn": "GNN",
+    "ecn": "ECN",
     "cmkr": None,
     "mser": None,
 }
@@ -49,6 +50,10 @@ _OPTIONS: dict[str, tuple[click.ParamType, str]] = {
         "Images of which modality may be neighbors.",
     ),
     "queries": (click.Choice(["all", "alone"]), "Rank each query with all others, or alone with the gallery."),
+    "t": (click.IntRange(min=1), "Nearest images of the neighborhood."),
+    "q": (click.IntRange(min=1), "Nearest images of each of these."),
+    "k": (click.IntRange(min=1), "Places of a ranking that are compared."),
+    "metric": (click.Choice(["rank", "cosine"]), "Distance of rankings or of features."),
     "variant": (click.Choice(["paper", "released"]), "Equation of the paper, or of the authors' code."),
     "lambda_value": (click.FloatRange(0, 1), "Weight of the original distance."),
     "layers": (click.IntRange(min=1), "Rounds of propagation."),
