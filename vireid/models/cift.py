@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -134,14 +134,10 @@ class CIFTCriterion(nn.Module):
     ) -> None:
         super().__init__()
         check_module("model", model, CIFT)
-        self.backbone_terms = BaselineCriterion(
-            metric_features=metric_features,
-            centers=centers,
-            negatives=negatives,
-            kl_direction=kl_direction,
-            kl_center=kl_center,
-            label_smoothing=label_smoothing,
-        )
+        options: dict[str, Any] = {"centers": centers, "negatives": negatives, "label_smoothing": label_smoothing}
+        options |= {"kl_direction": kl_direction, "kl_center": kl_center}
+        self.backbone_terms = BaselineCriterion(metric_features=metric_features, **options)
+        self._graph_losses: Callable[..., dict[str, Tensor]] = partial(graph_losses, **options)
         self.cri, self.shared = cri, isinstance(model.transfer, SharedFeatureTransfer)
         self._tie = tie_of(cri, model.transfer, model.graph_classifier)
 
@@ -154,18 +150,8 @@ class CIFTCriterion(nn.Module):
             smoothing = backbone.label_smoothing
             own = shared_losses(output.transfer.query, output.query_logits, labels, modality, label_smoothing=smoothing)
             return add_total(losses | own)
-        losses |= graph_losses(
-            output.query_logits,
-            labels,
-            modality,
-            gallery=output.gallery_logits,
-            gallery_index=output.transfer.gallery_index,
-            centers=backbone.logit_hcc.centers,
-            negatives=backbone.logit_hcc.negatives,
-            kl_direction=backbone.logit_hcc.kl_direction,
-            kl_center=backbone.logit_hcc.kl_center,
-            label_smoothing=backbone.label_smoothing,
-        )
+        gallery, index = output.gallery_logits, output.transfer.gallery_index
+        losses |= self._graph_losses(output.query_logits, labels, modality, gallery=gallery, gallery_index=index)
         if self._tie is not None:
             losses["tie"] = self._tie(output.features, labels, modality, output=output.transfer)
         return add_total(losses)
