@@ -68,17 +68,22 @@ class SpannedGraph(NeighborGraph):
 
 
 class Sets(NamedTuple):
-    """The sets R(i, k) of all images of a gallery, and the place in i's ranking that a query would take."""
+    """The sets R(i, k) of all images of a gallery, with room for a query behind the m images of each ranking."""
 
-    near: Tensor  # (n, m) the first k + 1 of each ranking, or all n images
-    kept: Tensor  # (n, m) whether they are reciprocal
+    near: Tensor  # (n, m + 1) the first k + 1 of each ranking, or all n images, and the query
+    kept: Tensor  # (n, m + 1) whether they are reciprocal; False for the query
     full: bool  # a query that is among the first k + 1 displaces the last one
 
     @classmethod
     def of(cls, index: Tensor, width: int) -> "Sets":
         """Return the sets of the first ``width`` of rankings ``index``."""
-        near = index[:, :width].contiguous()
-        return cls(near, reciprocal(near), width <= len(index))
+        near, n = index[:, :width], len(index)
+        return cls(F.pad(near, (0, 1), value=n), F.pad(reciprocal(near), (0, 1)), width <= n)
+
+    @property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Rankings and masks (n, m) without the room for a query."""
+        return self.near[:, :-1], self.kept[:, :-1]
 
     def with_queries(self, enters: Tensor, nearest: Tensor) -> "QuerySets":
         """Return the sets of b queries' {q} ∪ G.
@@ -87,17 +92,17 @@ class Sets(NamedTuple):
             enters: (E,) sorted keys of the gallery images with the query among the first k + 1 of their rankings.
             nearest: (b, ≥ k or n) gallery images nearest to the queries.
         """
-        n, m = self.near.shape
+        n, m = len(self.near), self.near.shape[1] - 1
         nodes = n + 1
         first = nodes * torch.arange(len(nearest), device=nearest.device)[:, None]
         mine = nearest[:, : m - self.full]
         mutual = find(enters, (first + mine).flatten())[1].view_as(mine)
         joined = (first + mine)[mutual]
-        lost = enters[self.kept[enters % nodes, -1]] if self.full else enters[:0]
-        last = self.near[lost % nodes, -1]
+        lost = enters[self.kept[enters % nodes, m - 1]] if self.full else enters[:0]
+        last = self.near[lost % nodes, m - 1]
         alone = lost - lost % nodes + last
         keys = torch.cat([joined, lost, alone]).unique()
-        kept = F.pad(self.kept[keys % nodes], (0, 1))
+        kept = self.kept[keys % nodes]
         kept[torch.searchsorted(keys, joined), m] = True
         kept[torch.searchsorted(keys, lost), m - 1] = False
         kept[torch.searchsorted(keys, alone), (self.near[last] == (lost % nodes)[:, None]).nonzero()[:, 1]] = False
@@ -121,7 +126,7 @@ class QuerySets(NamedTuple):
         """Return the nodes (…, m + 1) and whether they are reciprocal, of pairs of query and node (…)."""
         n = len(self.gallery.near)
         image = node.clamp_max(n - 1)
-        near, kept = F.pad(self.gallery.near[image], (0, 1), value=n), F.pad(self.gallery.kept[image], (0, 1))
+        near, kept = self.gallery.near[image], self.gallery.kept[image]
         place, differs = find(self.keys, query * (n + 1) + node)
         kept[differs] = self.kept[place[differs]]
         itself = node == n

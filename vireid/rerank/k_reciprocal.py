@@ -50,7 +50,7 @@ class KReciprocal(GalleryReranker):
         widths = k1 + 1, round(k1 / 2) + 1, self.k2
         self._entrance = Entrance(graph, widths)
         self._wide, self._narrow = (Sets.of(index, width) for width in widths[:2])
-        sets = members(*self._wide[:2], n, listed(*self._narrow[:2]))
+        sets = members(*self._wide.images, n, listed(*self._narrow.images))
         self._members = distances(x, x, *sets, same=True)._replace(columns=n + 1)
         self._keys = sets[0] * (n + 1) + sets[1]
         self._in_sets = self._members.transpose()
@@ -59,7 +59,7 @@ class KReciprocal(GalleryReranker):
 
     def _distance(self, query: Rows) -> Tensor:
         n = len(self.graph)
-        wanted = max(self._wide.near.shape[1] - self._wide.full, min(self.k2 - 1, n), 1)
+        wanted = max(self._wide.near.shape[1] - 1 - self._wide.full, min(self.k2 - 1, n), 1)
         (found,) = search(query, self.graph.rows, wanted, block=len(query.given))
         row, column, enters = self._entrance(found, query, self.graph.rows)
         block = equalize_columns(found.product, self._repeated)
