@@ -39,7 +39,7 @@ class GalleryReranker(ABC):
 
     _fitted: Self | None = None  # a copy of the object that holds what was fitted; only such a copy has a `_graph`
     _graph: NeighborGraph
-    _graph_type: ClassVar[type[NeighborGraph]] = NeighborGraph
+    _graph_type: ClassVar[type[NeighborGraph]] = NeighborGraph  # of the gallery
     _repeated: tuple[Tensor, Tensor]  # gallery rows of equal directions, as of `repeated_rows`
     _neighbors: int
     """Number of neighbors needed of each gallery image, the image itself included."""
