@@ -60,4 +60,4 @@ def entries(start: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     first = start[row]
     count = start[row + 1] - first
     owner = torch.arange(len(row), device=row.device).repeat_interleave(count)
-    return owner, torch.arange(len(owner), device=row.device) + (first - count.cumsum(0) + count)[owner]
+    return owner, torch.arange(len(owner), device=row.device) + (first - count.cumsum(0) + count).index_select(0, owner)

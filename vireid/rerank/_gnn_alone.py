@@ -112,12 +112,6 @@ class Graph:
         mark[self.first[self.query].index_select(0, owner) + self.base.column.index_select(0, at)] = True
         return mark
 
-    def before(self) -> Sparse:
-        """Return the rows C without the query."""
-        owner, at = entries(self.base.start, self.image)
-        column, value = (x.index_select(0, at) for x in (self.base.column, self.base.value))
-        return Sparse.of(owner, column, value, (len(self.image), self.base.columns))
-
     def times(self, x: Tensor) -> Tensor:
         """Return G x of each query's vector: (b, n) of (b, n)."""
         out, n = torch.zeros_like(x), self.base.columns
@@ -188,9 +182,9 @@ class Block:
         near += self.first[self.used.query][:, None]
         cosine[self.used.query, self.used.image] = (back.view(-1)[near] * weight).sum(1)
 
-        images = n - 1
+        images, base = n - 1, graph.base
         new, old = back.new_zeros(2, len(own) * images)  # squared lengths in the columns C
-        for total, rows in ((new, graph.rows), (old, graph.before())):
+        for total, rows in ((new, graph.rows), (old, base.rows_at(graph.image))):
             found = product_unsorted(rows, fitted.users)
             place = (graph.query * images).index_select(0, found.rows()) + found.column
             total.index_add_(0, place, found.value.square())
@@ -214,21 +208,15 @@ class Block:
         needed, stack = needed[~new], graph.rows
         place = graph.place + len(needed)
         place[needed] = torch.arange(len(needed), device=node.device)
-        base = graph.base
-        owner, at = entries(base.start, needed % self.n)
-        start = torch.cat([needed.new_zeros(1), owner.bincount(minlength=len(needed)).cumsum(0)])
-        stack = Sparse(
-            torch.cat([start, stack.start[1:] + len(at)]),
-            torch.cat([base.column.index_select(0, at), stack.column]),
-            torch.cat([base.value.index_select(0, at), stack.value]),
-            self.n,
-        )
+        old = graph.base.rows_at(needed % self.n)
+        start = torch.cat([old.start, stack.start[1:] + len(old.column)])
+        column, value = (torch.cat(x) for x in ((old.column, stack.column), (old.value, stack.value)))
+        stack = Sparse(start, column, value, self.n)
         left = rows_of(place.index_select(0, inner).view_as(near), weight, len(stack.start) - 1)
         found = product_unsorted(left, stack)
         row = found.rows()
-        value = found.value.square()
-        value[graph.mark.index_select(0, (node - image).index_select(0, row) + found.column)] = 0
-        return value.new_zeros(len(node)).index_add_(0, row, value)
+        other = ~graph.mark.index_select(0, (node - image).index_select(0, row).add_(found.column))
+        return weight.new_zeros(len(node)).index_add_(0, row, found.value.square().mul_(other))
 
     def _propagated(self, node: Tensor, graph: Graph) -> Sparse:
         """Return the nodes' rows of W G."""

@@ -36,6 +36,15 @@ class Sparse(NamedTuple):
         entries = slice(*start[[0, -1]].tolist())
         return Sparse(start - start[0], self.column[entries], self.value[entries], self.columns)
 
+    def rows_at(self, rows: Tensor) -> "Sparse":
+        """Return the rows (P,), in this order."""
+        first = self.start[rows]
+        count = self.start[rows + 1] - first
+        start = _starts(count)
+        place = torch.arange(int(start[-1]), device=rows.device)
+        place += (first - start[:-1]).repeat_interleave(count, output_size=len(place))
+        return Sparse(start, self.column.index_select(0, place), self.value.index_select(0, place), self.columns)
+
     def transpose(self) -> "Sparse":
         """Return the transpose, its rows sorted by column."""
         order = self.column.int().argsort(stable=True)
