@@ -33,7 +33,7 @@ from benchmarks.speed.watch import guarded, say, watched
 from vireid._ops import normalize_rows
 from vireid.metrics import rank_metrics
 from vireid.nn import H2FT
-from vireid.rerank import AIM, GNN, SIM, GraphTransfer, KReciprocal, QueryExpansion
+from vireid.rerank import AIM, ECN, GNN, SIM, GraphTransfer, KReciprocal, QueryExpansion
 
 MODULE, WHAT = "benchmarks.speed.rerank", "re-ranking"
 SEED, PER_IDENTITY, FACTORS = 0, 25, 64
@@ -72,7 +72,7 @@ ANEW = ("k_reciprocal_anew", "gnn_anew")
 LATENCIES = {
     "latency": Setting(
         *(200, 100_000, 512, 1.0),
-        ("search", "aim", "query_expansion", "sim", "graph_transfer", "k_reciprocal", "gnn"),
+        ("search", "aim", "query_expansion", "sim", "graph_transfer", "k_reciprocal", "gnn", "ecn"),
     ),
     "latency_sysu": Setting(30, 3010, 2048, 1.2, ("search", "k_reciprocal", "gnn", *ANEW)),
 }
@@ -84,6 +84,7 @@ FITTED = {
     "graph_transfer": "GraphTransfer (H2FT)",
     "k_reciprocal": "KReciprocal",
     "gnn": "GNN",
+    "ecn": "ECN",
     "k_reciprocal_anew": "k_reciprocal of each query and the gallery",
     "gnn_anew": "gnn of each query and the gallery",
 }
@@ -193,6 +194,7 @@ def measure_latency(name: str, setting: Setting, device: torch.device, keep: Pat
             "graph_transfer": lambda: GraphTransfer(H2FT(setting.dim).to(device).eval()),
             "k_reciprocal": lambda: KReciprocal(**peers.K_RECIPROCAL_PARAMETERS),
             "gnn": lambda: GNN(**peers.GNN_PARAMETERS),
+            "ecn": lambda: ECN(**peers.ECN_PARAMETERS),
         }[name]()
         fitted.fit(gallery)
 
