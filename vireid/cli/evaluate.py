@@ -52,7 +52,7 @@ AIM's k1 and k2, unless given, are the paper's: 4 and 1 for SYSU-MM01 single-sho
 @click.option("--protocol", type=DatasetName(["sysu", "regdb", "llcm"]), help="Feature files: whose rules apply.")
 @options.protocol_options
 @click.option("--permutations", type=InputFile(), help="Feature files: SYSU-MM01's exp/rand_perm_cam.mat.")
-@rerank_options(text="[none; for a checkpoint of SAAI aim]")
+@rerank_options(text="[none; for a checkpoint as its recipe says, of SAAI aim]")
 @click.option("--name", callback=_check_name, help="Feature files: their name in the report. Default: the first one's.")
 @options.data_options("test", "all")
 @click.option("--flip/--no-flip", default=None, help="Checkpoint: mean over an image and its mirror image [recipe's].")

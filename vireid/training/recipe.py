@@ -26,7 +26,6 @@ _AUGMENTATION = (
     *("grayscale", "exchange", "exchange_visible", "exchange_infrared", "second_view"),
 )
 
-
 EVALUATION = ("flip_test", "rerank")
 """Fields that training does not read."""
 
@@ -38,7 +37,6 @@ class Recipe:
     The learning rate rises linearly over ``warmup``, then follows ``schedule``. Norms and biases have no weight decay.
 
     Attributes:
-        name: of the recipe that the values come from; runs record it beside the values.
         size: (H, W) of the images.
         epochs: number of epochs; 0 trains nothing.
         identities: P, identities in a batch.
@@ -64,13 +62,13 @@ class Recipe:
         rerank: "aim" if the evaluation also ranks with AIM at the k1 and k2 of its paper, or "none".
         seed: of the batches and the augmentation.
         precision: Lightning Fabric's: "32-true", "bf16-mixed", "16-mixed" and others.
+        name: of the recipe that the values come from; runs record it beside the values.
 
     Raises:
         ValueError: if a value is out of its range.
         TypeError: if a number is not one.
     """
 
-    name: str = "small"
     size: tuple[int, int] = (64, 32)
     epochs: int = 20
     identities: int = 8
@@ -103,6 +101,7 @@ class Recipe:
     rerank: Literal["none", "aim"] = "none"
     seed: int = 0
     precision: str = "32-true"
+    name: str = "small"
 
     def __post_init__(self) -> None:
         # Plain values: lists, as JSON has them, become tuples, and NumPy's numbers Python's.

@@ -80,7 +80,7 @@ RECIPES = {
         | {"base": 1.0, "transport": 1.0, "graph": 1.0, "contrastive": 0.1}
         | {"normalize_nodes": False, "normalize_triplet": False},
     ),
-    # Ye et al., TPAMI 2022, and the authors' code.
+    # Ye et al., TPAMI 2021, and the authors' code.
     "agw": Recipe(
         name="agw",
         size=(288, 144),
