@@ -66,5 +66,7 @@ def test_in_two_streams_both_stems_have_their_own():
 def test_a_stage_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"blocks must name stages of net, each an nn\.Sequential, got 'layer9'"):
         insert_non_local(stages(), {"layer9": 1})
+    with pytest.raises(TypeError, match="blocks must map names of stages to numbers of blocks, got 3"):
+        insert_non_local(stages(), 3)
     with pytest.raises(ValueError, match="channels must be at least 2, got 1"):
         NonLocal(1)

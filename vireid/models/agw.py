@@ -100,12 +100,12 @@ class AGW(Embedder):
         if channels is None:
             channels = feature_size(backbone, (1, 1), name="channels")
         self.channels = check_count("channels", channels)
-        gem = GeM(p, trainable_p, grid=self.grid)
+        gem = GeM(p, check_flag("trainable_p", trainable_p), grid=self.grid)
         self.pooling = gem if pooling == "gem" else None
         self.dim = self.channels * self.cells
         self.reduction: nn.Conv1d | None = None
         if part_dim is not None:  # a linear layer per stripe
-            reduced = self.stripes * check_count("part_dim", part_dim)
+            reduced = self.stripes * check_count("part_dim", part_dim, maximum=2**31 - 1)
             self.reduction = nn.Conv1d(self.dim, reduced, 1, groups=self.stripes)
             self.dim = reduced
         self.neck = BNNeck(self.dim)

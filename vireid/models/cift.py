@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from vireid._checks import check_fraction, check_module
+from vireid._checks import check_fraction, check_module, check_tensor
 from vireid._ops import cross_entropy
 from vireid.losses import (
     CRILoss,
@@ -234,6 +234,7 @@ def shared_losses(
         ValueError, TypeError: as `vireid.losses.cross_modality_triplet_loss`.
     """
     smoothing = check_fraction("label_smoothing", label_smoothing)
+    check_tensor("transferred", transferred, "B d")
     return {
         "graph_ce": cross_entropy(logits, labels, smoothing),
         "graph_triplet": cross_modality_triplet_loss(transferred, labels, modality),

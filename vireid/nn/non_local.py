@@ -69,7 +69,7 @@ def insert_non_local(net: nn.Module, blocks: Mapping[str, int], *, size: tuple[i
 
     Raises:
         ValueError: if the network has no such stage.
-        TypeError: if ``net`` is not a module, or a number not an integer.
+        TypeError: if ``net`` is not a module, ``blocks`` no mapping, or a number not an integer.
 
     Example:
         >>> from vireid.nn import SmallBackbone
@@ -78,6 +78,8 @@ def insert_non_local(net: nn.Module, blocks: Mapping[str, int], *, size: tuple[i
         9
     """
     check_module("net", net)
+    if not isinstance(blocks, Mapping):
+        raise TypeError(f"blocks must map names of stages to numbers of blocks, got {blocks!r}")
     height, width = check_size("size", size)
     places: list[tuple[nn.Sequential, str]] = []
     for name, count in blocks.items():
