@@ -252,7 +252,12 @@ for name in LAYERS:
 
             return {"graph": NeighborGraph.build(m.embed("gallery", d.floats(9, DIM)), 6)}
 
-        method("nn", name, "prepare_gallery", made, graph_of, weight=0.3)
+        def made_of_values(d: Draw, world: Path, name: str = name) -> Made:
+            """Draw a layer that transfers v(x), of which a graph is made."""
+            given = {key: value for key, value in LAYERS[name](d).items() if key != "transferred"}
+            return lambda: d.module(getattr(layers, name)(**given)), {}
+
+        method("nn", name, "prepare_gallery", made_of_values, graph_of, weight=0.3)
     elif name == "BNNeck":
         method("nn", name, "forward", made, lambda d, m, w: {"x": d.floats(d.count(1, 6), DIM)})
     elif name == "DualBNNeck":

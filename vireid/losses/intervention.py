@@ -143,9 +143,10 @@ class CRILoss(Loss):
 
     def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return X_μ and X_σ for the features ``x`` (B, d): both (d,), or (B, d) if predicted. X_σ is above 0."""
+        check_tensor("x", x, "B d", d=self.dim)
         if self.intervention == "free":
             return self.X_mu, self.X_sigma
-        X_mu, X_rho = self.predict(x).chunk(2, 1)
+        X_mu, X_rho = self.predict(x.to(self.predict.weight.dtype)).chunk(2, 1)
         return X_mu, F.softplus(X_rho)
 
     @property
@@ -174,7 +175,6 @@ class CRILoss(Loss):
             output: ``transfer(x, modality)`` if already computed; saves the second computation, and a second update of
                 v's running statistics.
         """
-        check_tensor("x", x, "B d", d=self.dim)
         X_mu, X_sigma = self.distribution(x)
         given = {"transfer": transfer, "classifier": classifier, "output": output}
         return self._compute(cri_loss, x, labels, modality, X_mu=X_mu, X_sigma=X_sigma, **given)
