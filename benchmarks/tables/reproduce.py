@@ -10,6 +10,7 @@ from benchmarks.tables.papers import PLANS, REGDB_COLUMNS, SYSU, TABLES, Table
 from benchmarks.tables.records import NAMES, markdown
 from vireid.training import RECIPES
 
+MODULE = "benchmarks.tables"
 RATE = 400  # images that a GPU trains on in a second: assumed, not measured
 IMAGES = {"SYSU-MM01": 2 * 22_258, "RegDB": 10 * 2 * 2_060}  # of an epoch, on RegDB in ten trials
 COLUMNS = {"SYSU-MM01": SYSU, "RegDB": REGDB_COLUMNS}
@@ -22,7 +23,7 @@ def section(paper: str, name: str, table: Table) -> str:
         for line in table.blocks[""]:
             method = PLANS[line.plan].method
             points = f" --keypoints {root}-heatmaps" if method == "g2da" else ""
-            command = f"`python -m benchmarks.tables {paper} {name} --root {root}{points} --rows {line.plan}`"
+            command = f"`python -m {MODULE} {paper} {name} --root {root}{points} --rows {line.plan}`"
             values = [line.printed[column] for column in COLUMNS[root] if column in line.printed]
             width = max(width, *map(len, values), 0)
             shown = " · ".join(" / ".join(f"{x:.2f}" for x in value) for value in values) or "-"
