@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from vireid.cli.affinities import CHANGES
 from vireid.cli.options import Command, Data, InputFile, OutputFile, Rules, data_options
-from vireid.cli.pairs import both_kinds, evenly, locate, open_pair, read_pairs
+from vireid.cli.pairs import both_kinds, draw_points, evenly, locate, open_pair, read_pairs
 from vireid.cli.rerankers import Reranking, rerank_options
+from vireid.protocols.names import DIRECTIONS
 
 __all__ = ["draw"]
 
@@ -46,40 +48,65 @@ def _picture(name: str, short: str, *examples: str, images: bool = True) -> Call
 
 
 _checkpoint = click.argument("checkpoint", type=InputFile(".pt"))
+_checkpoints = click.argument("checkpoints", nargs=-1, required=True, type=InputFile(".pt"))
+_names = click.option("--name", "names", multiple=True, help="One per checkpoint. Default: its folder.")
 _count = click.option("--images", type=click.IntRange(min=1), default=8, help="Number of images.")
 
 
-@_picture("attention", "Attention maps of SAAI's prototypes over images (Fig. 6).", "checkpoint.pt --images 6")
-@_checkpoint
+@_picture(
+    "attention",
+    "Attention maps of SAAI's prototypes over images, or of several models (Fig. 6).",
+    "checkpoint.pt --images 6",
+    "baseline/checkpoint.pt saai/checkpoint.pt",
+)
+@_checkpoints
+@_names
 @_count
-@click.option("--scale", type=click.Choice(["common", "map"]), default="common", help="Of colors.")
-def attention(checkpoint: Path, images: int, scale: Any, data: Data, output: Path) -> None:
-    """Draw where each prototype looks in evenly chosen people's images, visible and infrared by turns (SAAI, Fig. 6).
+@click.option("--scale", type=click.Choice(["common", "map"]), help="Of colors [common; map for several models].")
+def attention(
+    checkpoints: tuple[Path, ...], names: tuple[str, ...], images: int, scale: Any, data: Data, output: Path
+) -> None:
+    """Draw where models look in evenly chosen people's images, visible and infrared by turns (SAAI, Fig. 6).
 
-    CHECKPOINT is one of vireid train saai.
+    Of one checkpoint of vireid train saai, a map for each prototype. Of several CHECKPOINTS, a map each: the largest of
+    the prototypes' values, or of a model without prototypes the length of the backbone's features (our choice; the
+    paper does not say what it shows of its baseline).
     """
     import torch
+    import torch.nn.functional as F
 
     from vireid.cli.trained import open_trained
     from vireid.data import EvalTransform
     from vireid.plots import attention_maps
 
-    found = open_trained(checkpoint, data)
-    model: Any = found.model
-    if getattr(model, "pooling", None) is None:
-        lacks = f"{checkpoint} holds a model without prototypes, which has no attention maps"
-        raise click.UsageError(f"{lacks}: take one that vireid train saai trained with its parts.")
-    shown = read_pairs(found.images, evenly(both_kinds(found.images), (images + 1) // 2), images)
-    with torch.no_grad():
-        x = EvalTransform()(shown.image.to(data.device))
-        drawn = model(x, shown.modality.to(data.device))
-    size = tuple(drawn.feature_map.shape[-2:])
-    attention_maps(shown.image, drawn.similarity.sigmoid(), output, size=size, modality=shown.modality, scale=scale)
+    shown_names = panel_names(checkpoints, names)
+    opened = [open_trained(path, data) for path in checkpoints]
+    shown = read_pairs(opened[0].images, evenly(both_kinds(opened[0].images), (images + 1) // 2), images)
+    maps = []
+    for found in opened:
+        pictures = EvalTransform()(shown.image.to(data.device))
+        if (size := found.recipe.size) != opened[0].recipe.size:
+            raise click.UsageError(f"CHECKPOINTS must be trained on images of one size, got {size} as well.")
+        heatmaps = draw_points(found, shown, data.device)
+        with torch.no_grad():
+            drawn: Any = found.model(pictures, shown.modality.to(data.device), *heatmaps)
+        values = drawn.feature_map.float().norm(dim=1, keepdim=True)
+        if (similarity := getattr(drawn, "similarity", None)) is not None and similarity.shape[1]:
+            values = similarity.float().sigmoid().unflatten(2, values.shape[2:])
+        maps.append(values)
+    if len(maps) == 1:
+        named: dict[str, Any] = {} if maps[0].shape[1] > 1 else {"names": shown_names, "combined": None}
+        attention_maps(shown.image, maps[0], output, modality=shown.modality, scale=scale or "common", **named)
+        return
+    largest = max((m.shape[2:] for m in maps), key=lambda size: size[0] * size[1])
+    combined = [F.interpolate(m.amax(1, keepdim=True), size=largest, mode="bilinear") for m in maps]
+    style: dict[str, Any] = {"names": shown_names, "combined": None, "scale": scale or "map"}
+    attention_maps(shown.image, torch.cat(combined, 1), output, modality=shown.modality, **style)
 
 
 @_picture("tsne", "Features by t-SNE, a panel per checkpoint.", "checkpoint.pt --name CIFT --identities 15")
-@click.argument("checkpoints", nargs=-1, required=True, type=InputFile(".pt"))
-@click.option("--name", "names", multiple=True, help="Above a panel, one per checkpoint. Default: its folder.")
+@_checkpoints
+@_names
 @click.option("--identities", type=click.IntRange(min=1), default=20)
 @click.option("--perplexity", type=click.FloatRange(min=0, min_open=True), default=30.0)
 @click.option("--seed", type=click.IntRange(min=0), default=0)
@@ -93,9 +120,7 @@ def tsne(
     output: Path,
 ) -> None:
     """Draw the features of evenly chosen people by t-SNE, a panel for each of the CHECKPOINTS (SAAI, Fig. 5)."""
-    names = names or panel_names(checkpoints)
-    if not len(set(names)) == len(names) == len(checkpoints):
-        raise click.UsageError(f"--name must be given per checkpoint, each another one, got {', '.join(names)}.")
+    names = panel_names(checkpoints, names)
     import numpy as np
     from torch.utils.data import Subset
 
@@ -119,12 +144,16 @@ def tsne(
     tsne(features, ids, modality, output, identities=identities, perplexity=perplexity, seed=seed)
 
 
-def panel_names(paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return the checkpoints' folders, as much of their paths as tells them apart."""
+def panel_names(paths: tuple[Path, ...], names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names that were given, or the checkpoints' folders, as much of their paths as tells them apart."""
+    if names:
+        if not len(set(names)) == len(names) == len(paths):
+            raise click.UsageError(f"--name must be given per checkpoint, each another one, got {', '.join(names)}.")
+        return names
     for depth in range(1, max(len(path.parts) for path in paths)):
-        names = ["/".join(path.resolve().parts[-1 - depth : -1]) for path in paths]
+        names = tuple("/".join(path.resolve().parts[-1 - depth : -1]) for path in paths)
         if len(set(names)) == len(names):
-            return tuple(names)
+            return names
     return tuple(map(str, paths))
 
 
@@ -205,19 +234,72 @@ def costs(checkpoint: Path, identity: int | None, data: Data, output: Path) -> N
     cost_matrices(visible, infrared, pair.plan, output, loss=pair.structure, names=pair.names, title=pair.title)
 
 
-@_picture("ranked", "Queries with their ten nearest images.", "checkpoint.pt --queries 5", "checkpoint.pt --rerank gnn")
+@_picture(
+    "ranked",
+    "Queries with their ten nearest images (G2DA, Fig. 5).",
+    "checkpoint.pt --queries 5 --direction both --cosines",
+    "checkpoint.pt --rerank gnn",
+)
 @_checkpoint
-@click.option("--queries", type=click.IntRange(min=1), default=8, help="Number of queries.")
+@click.option("--queries", type=click.IntRange(min=1), default=8, help="Number of queries of each modality.")
+@click.option(
+    "--direction",
+    type=click.Choice([*DIRECTIONS, "both"]),
+    help="Query to gallery [that of SYSU-MM01's protocol; else visible_to_infrared].",
+)
+@click.option("--cosines/--no-cosines", help="Write the features' cosines below the images, not the distances.")
 @rerank_options(text="[none; of SAAI aim]", without={"queries"})
-def ranked(checkpoint: Path, queries: int, reranking: Reranking, data: Data, output: Path) -> None:
+def ranked(
+    checkpoint: Path,
+    queries: int,
+    direction: str | None,
+    cosines: bool,
+    reranking: Reranking,
+    data: Data,
+    output: Path,
+) -> None:
     """Draw evenly chosen queries with their ten nearest images of the other modality, in the last way of ranking."""
+    from vireid import INFRARED, VISIBLE
     from vireid.cli.trained import open_trained
     from vireid.training import extract_features
     from vireid.training.inference import draw_ranked
 
     found = open_trained(checkpoint, data)
     features = extract_features(found.model, found.images, workers=data.workers)
-    draw_ranked(output, found.images, features, list(found.ways(reranking, Rules()).values())[-1], queries=queries)
+    kinds = {"both": [VISIBLE, INFRARED], DIRECTIONS[0]: [VISIBLE], DIRECTIONS[1]: [INFRARED]}
+    how: dict[str, Any] = {"queries": queries, "cosines": cosines, "kinds": kinds.get(str(direction))}
+    draw_ranked(output, found.images, features, list(found.ways(reranking, Rules()).values())[-1], **how)
+
+
+@_picture(
+    "affinities",
+    "Queries with their nearest images by the affinities of two CIFTs (Fig. 4-7).",
+    "h2g/checkpoint.pt cri/checkpoint.pt --name 'without CRI' --name CRI",
+    "h2g/checkpoint.pt cri/checkpoint.pt --change positives --queries 4",
+)
+@_checkpoints
+@_names
+@click.option("--queries", type=click.IntRange(min=1), default=6, help="Number of queries.")
+@click.option(
+    "--change",
+    type=click.Choice(list(CHANGES)),
+    default="positives",
+    help="Queries shown, those with most of it first. " + "; ".join(f"{n}: {text}" for n, text in CHANGES.items()),
+)
+def affinities(
+    checkpoints: tuple[Path, ...], names: tuple[str, ...], queries: int, change: str, data: Data, output: Path
+) -> None:
+    """Draw queries with the nearest gallery images in their rows of A_het, and those affinities (CIFT, Fig. 4-7).
+
+    CHECKPOINTS are two models with CIFT's transfer, the second of which is compared with the first, such as without and
+    with CRI: vireid train cift --ablation h2g, and vireid train cift. The choice of queries is ours: the paper does not
+    say how it chose them.
+    """
+    from vireid.cli.affinities import draw_affinities
+
+    if len(checkpoints) != 2:
+        raise click.UsageError(f"CHECKPOINTS must be two, got {len(checkpoints)}.")
+    draw_affinities(checkpoints, panel_names(checkpoints, names), queries, change, data, output)
 
 
 @_picture("cmc", "CMC curves of reports.", "metrics.json", "report.json other.json --max-rank 50", images=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # imported where they are used: the help needs no torch
     import numpy as np
     from torch import Tensor
 
+    from vireid.cli.trained import Trained
     from vireid.training.datasets import Dataset
 
 
@@ -37,6 +38,15 @@ def read_pairs(dataset: "Dataset", people: Iterable[int], count: int | None = No
 
     of = [(dataset.ids == i) & (dataset.modality == kind) for i in people for kind in (VISIBLE, INFRARED)]
     return default_collate([dataset[int(np.flatnonzero(rows)[0])] for rows in of[:count]])
+
+
+def draw_points(found: "Trained", shown: Any, device: str) -> "list[Tensor]":
+    """Return the heatmaps (B, K, h, w) of a batch's key points in a list, empty for a model that needs none."""
+    from vireid.training.datasets import draw_heatmaps
+
+    if not hasattr(shown, "keypoints"):
+        return []
+    return [draw_heatmaps(shown.keypoints.to(device), found.recipe.size)]
 
 
 class Pair(NamedTuple):

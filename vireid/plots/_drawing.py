@@ -184,12 +184,11 @@ def draw_frame(
     axes.add_patch(Rectangle(corner, *size, clip_on=False, zorder=3, **style))
 
 
-def draw_first(axes: Any, image: np.ndarray, x: float, y: float, size: tuple[float, float], modality: Any) -> None:
-    """Draw the first image of a row, framed blue, with its modality, if any, beside it."""
+def draw_first(axes: Any, image: np.ndarray, x: float, y: float, size: tuple[float, float], name: str | None) -> None:
+    """Draw the first image of a row, framed blue, with its name, if any, beside it."""
     draw_image(axes, image, x, y, *size)
     draw_frame(axes, x, y, *size, BLUE)
-    if modality is not None:
-        name = MODALITIES[int(modality)]
+    if name is not None:
         axes.text(x - 0.07, y + size[1] / 2, name, rotation=90, ha="right", va="center", fontsize=8, color=BLUE)
 
 

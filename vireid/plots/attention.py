@@ -12,6 +12,7 @@ from torch import Tensor
 from vireid._checks import check_option, check_size
 from vireid.plots._drawing import (
     GRAY,
+    MODALITIES,
     check_limits,
     check_range,
     draw_bar,
@@ -102,7 +103,8 @@ def attention_maps(
         axes.text(x + cell_w / 2, top - 0.06, name, va="bottom", **small)
     for b in range(count):
         y = top + b * row_h
-        draw_first(axes, pictures[b], left, y, (cell_w, cell_h), None if modality is None else modality[b])
+        kind = None if modality is None else MODALITIES[int(modality[b])]
+        draw_first(axes, pictures[b], left, y, (cell_w, cell_h), kind)
         for x, values, own in zip(columns, drawn[b], maps[b], strict=True):
             low, high = limits or _ends(own)
             draw_image(axes, gray[b], x, y, cell_w, cell_h, cmap="gray", vmin=0, vmax=1)

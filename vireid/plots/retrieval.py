@@ -14,6 +14,7 @@ from vireid.plots._drawing import (
     GREEN,
     LINES,
     MARKERS,
+    MODALITIES,
     RED,
     draw_first,
     draw_frame,
@@ -94,6 +95,7 @@ def ranked_lists(
     *,
     distance: Tensor | np.ndarray | None = None,
     modality: Tensor | np.ndarray | None = None,
+    names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> "Figure":
     """Draw each query beside the gallery images it ranks first: right ones framed green, wrong ones red and dashed.
@@ -103,13 +105,15 @@ def ranked_lists(
         hits: (Q, R, 3, H, W) gallery images, likewise, nearest first; the top R = 10 in most papers.
         correct: (Q, R) bool, whether the gallery image shows the query's identity.
         path: where to write the figure as well.
-        distance: (Q, R), written below the gallery images.
+        distance: (Q, R), written below the gallery images; cosines or affinities will do as well.
         modality: (Q,) of the queries, `vireid.VISIBLE` or `vireid.INFRARED`, written beside each.
+        names: of the Q rows, written beside them in place of the modality, such as those of two models by turns.
         title: line above the picture.
 
     Raises:
         TypeError: if the images are neither uint8 nor floating point, or ``correct`` is not bool.
-        ValueError: if shapes do not go together, Q or R is 0, an image leaves [0, 1], or a modality is another number.
+        ValueError: if shapes do not go together, Q or R is 0, an image leaves [0, 1], a modality is another number, or
+            there are both names and modality.
     """
     queries = to_images("queries", queries, "Q 3 H W")
     count, _, height, width = queries.shape
@@ -121,12 +125,17 @@ def ranked_lists(
         written = show_numbers(distance.ravel().tolist(), 3 if np.abs(distance).max() < 10 else 1)
     if modality is not None:
         modality = to_modality(modality, count)
+    beside = None if modality is None else [MODALITIES[int(kind)] for kind in modality]
+    if names is not None:
+        if beside is not None or len(names) != count:
+            raise ValueError(f"names must hold {count} names, one per row, without modality, got {len(names)}")
+        beside = list(names)
 
     # in inches: cells are 0.62 wide, as high as the images ask for
     cell_w, gap, query_gap = 0.62, 0.13, 0.34
     cell_h = cell_w * height / width
     row_h = cell_h + (0.30 if distance is not None else gap)
-    left, top, bottom = (0.0 if modality is None else 0.24), (0.50 if title else 0.30), 0.30
+    left, top, bottom = (0.0 if beside is None else 0.24), (0.50 if title else 0.30), 0.30
     total_w = left + cell_w + query_gap + ranks * (cell_w + gap) - gap
     total_h = top + count * row_h + bottom - (gap if distance is None else 0.06)
     figure, axes = new_canvas(total_w, total_h, title)
@@ -137,7 +146,7 @@ def ranked_lists(
         axes.text(x + cell_w / 2, top - 0.07, str(rank), va="bottom", **small)
     for q in range(count):
         y = top + q * row_h
-        draw_first(axes, queries[q], left, y, (cell_w, cell_h), None if modality is None else modality[q])
+        draw_first(axes, queries[q], left, y, (cell_w, cell_h), None if beside is None else beside[q])
         for rank, x in enumerate(columns):
             color, line = (GREEN, "-") if correct[q, rank] else (RED, (0, (2.2, 1.1)))
             draw_image(axes, hits[q, rank], x, y, cell_w, cell_h)

@@ -1,7 +1,7 @@
 """A trained model at work: features of a data set, their evaluation by its protocol, and the files of results."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,19 +192,45 @@ def write_results(
 
 
 def draw_ranked(
-    path: Path, dataset: Dataset, features: Tensor, distance: Distance | None = None, *, queries: int = 8
+    path: Path,
+    dataset: Dataset,
+    features: Tensor,
+    distance: Distance | None = None,
+    *,
+    queries: int = 8,
+    kinds: Sequence[int] | None = None,
+    cosines: bool = False,
 ) -> None:
-    """Draw evenly chosen queries with their ten nearest images among all of the other modality."""
-    kind = INFRARED if isinstance(dataset, SYSUMM01Dataset) else VISIBLE
-    rows, gallery = np.flatnonzero(dataset.modality == kind), np.flatnonzero(dataset.modality != kind)
-    rows = rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)]
-    if distance is None:
-        values, index = topk(features[rows], features[gallery], 10)
-        values = 1 - values
-    else:
-        values, index = distance(features[rows], features[gallery]).sort(dim=1, stable=True)
-        values, index = values[:, :10], index[:, :10]
-    hits = gallery[index.cpu().numpy()]
+    """Draw evenly chosen queries with their ten nearest images among all of the other modality.
+
+    Args:
+        path: of the picture.
+        dataset: whose images they are.
+        features: (N, d) of its images.
+        distance: the way to rank; None is the cosine distance.
+        queries: number of queries of each kind.
+        kinds: modalities of the queries. Default: infrared on SYSU-MM01, else visible.
+        cosines: write the cosines of the features below the images, not the distances.
+    """
+    if kinds is None:
+        kinds = [INFRARED if isinstance(dataset, SYSUMM01Dataset) else VISIBLE]
+    asked, found, written = [], [], []
+    for kind in kinds:
+        rows, gallery = np.flatnonzero(dataset.modality == kind), np.flatnonzero(dataset.modality != kind)
+        rows = rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)]
+        q, g = features[rows], features[gallery]
+        if distance is None:
+            values, index = topk(q, g, 10)
+            values = 1 - values
+        else:
+            values, index = distance(q, g).sort(dim=1, stable=True)
+            values, index = values[:, :10], index[:, :10]
+        if cosines:
+            values = torch.cosine_similarity(q[:, None], g[index], dim=2)
+        asked.append(rows)
+        found.append(gallery[index.cpu().numpy()])
+        written.append(values.cpu())
+    rows, hits = np.concatenate(asked), np.concatenate(found)
     images = [torch.stack([dataset[int(i)].image for i in row]) for row in (rows, *hits)]
     right, modality = dataset.ids[hits] == dataset.ids[rows][:, None], dataset.modality[rows]
-    ranked_lists(images[0], torch.stack(images[1:]), right, path, distance=values.cpu(), modality=modality)
+    ranked_lists(images[0], torch.stack(images[1:]), right, path, distance=torch.cat(written), modality=modality)
