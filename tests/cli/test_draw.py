@@ -19,6 +19,7 @@ from vireid.training.datasets import draw_heatmaps
 
 SIZE = (32, 16)
 FUNCTIONS = ["attention_maps", "tsne", "skeleton_graph", "transport_plan", "cost_matrices", "cmc_curves"]
+FUNCTIONS += ["ranked_lists"]
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def keypoints(regdb, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def transfers(saved, tmp_path_factory) -> dict[str, Path]:
+    """Return checkpoints of CIFT: one, the same once more, and one whose v weighs the features differently."""
+    paths = {}
+    for name in ("first", "same", "second"):
+        state = torch.load(saved["cift"], weights_only=True)
+        if name == "second":
+            weight = state["model"]["transfer.value.weight"]
+            weight.copy_(torch.rand(len(weight), generator=torch.Generator().manual_seed(0)))
+        paths[name] = tmp_path_factory.mktemp("cift") / name / "checkpoint.pt"
+        paths[name].parent.mkdir()
+        torch.save(state, paths[name])
+    return paths
+
+
 @pytest.fixture
 def test(regdb):
     return RegDBDataset(regdb, "test", trial=1, size=SIZE)
@@ -65,13 +81,92 @@ def test_attention_is_of_pairs_of_one_person_and_of_the_saved_model(calls, regdb
         "attention", saved["parts3"], "--root", regdb, "--images", 5, "--output", "maps.svg"
     )
     assert named["modality"].tolist() == [0, 1, 0, 1, 0]
-    assert (named["size"], named["scale"]) == ((15, 7), "common")
+    assert (attention.shape, named["scale"]) == ((5, 3, 15, 7), "common")
     rows, people = rows_of(test, images), np.unique(test.ids)
     assert test.ids[rows].tolist() == [people[0], people[0], people[2], people[2], people[4]]
     assert test.modality[rows].tolist() == [0, 1, 0, 1, 0]
     with torch.no_grad():
         expected = load_model(saved["parts3"])(EvalTransform()(images), named["modality"]).similarity.sigmoid()
-    torch.testing.assert_close(attention, expected)
+    torch.testing.assert_close(attention.flatten(2), expected)
+
+
+def test_attention_of_several_models_is_a_map_each(calls, regdb, saved):
+    both = [saved["parts0"], saved["parts3"], "--root", regdb, "--images", 3]
+    (images, maps), named, _ = calls("attention", *both)
+    assert (maps.shape, named["names"], named["scale"]) == ((3, 2, 15, 7), ("parts0", "parts3"), "map")
+    pictures = EvalTransform()(images)
+    with torch.no_grad():
+        baseline, saai = (load_model(saved[name])(pictures, named["modality"]) for name in named["names"])
+    torch.testing.assert_close(maps[:, 0], baseline.feature_map.square().sum(1).sqrt())
+    torch.testing.assert_close(maps[:, 1].flatten(1), saai.similarity.sigmoid().max(1).values)
+    (_, alone), named, _ = calls("attention", saved["parts0"], "--root", regdb, "--images", 3)
+    torch.testing.assert_close(alone, maps[:, :1])
+    assert named["names"] == ("parts0",)
+
+
+def test_affinities_are_rows_of_a_query_by_itself_where_they_change_most(calls, regdb, transfers, test):
+    pair = [transfers["first"], transfers["second"], "--root", regdb, "--queries", 2]
+    images = EvalTransform()(torch.stack([test[i].image for i in range(len(test))]))
+    modality, ids = torch.from_numpy(test.modality), torch.from_numpy(test.ids)
+    query, gallery = (modality == 0).nonzero().flatten(), (modality == 1).nonzero().flatten()
+    found = []  # of each model and query: the three nearest, their affinities, which are right
+    for name in ("first", "second"):
+        model = load_model(transfers[name])
+        with torch.no_grad():
+            values = model.transfer.value(model(images, modality).features)
+        rows = []
+        for q in query.tolist():
+            cosines = torch.cosine_similarity(values[q][None], values[gallery]).double()
+            order = cosines.argsort(descending=True, stable=True)[:3]
+            weights = torch.cat([torch.ones(1).double(), cosines[order]]).div(0.2).softmax(0)[1:]
+            rows.append((gallery[order], weights, ids[gallery[order]] == ids[q]))
+        found.append(rows)
+
+    def most(gain):
+        gains = [gain(*rows) for rows in zip(*found, strict=True)]
+        ranked = sorted((i for i in range(len(query)) if gains[i] > 1e-6), key=lambda i: -gains[i])
+        return ranked[:2]
+
+    def right(row):
+        return row[1][row[2]].sum().item()
+
+    def wrong(row):
+        return row[1][~row[2]].sum().item()
+
+    gains = {
+        "positives": lambda a, b: int(b[2].sum()) - int(a[2].sum()),
+        "hard": lambda a, b: wrong(a) - wrong(b) if a[2].sum() == b[2].sum() else 0,
+        "both": lambda a, b: min(right(b) - right(a), wrong(a) - wrong(b)),
+    }
+    for change, gain in gains.items():
+        chosen = most(gain)
+        assert chosen, change
+        (shown, hits, correct), named, _ = calls("affinities", *pair, "--change", change)
+        assert rows_of(test, shown) == [int(query[i]) for i in chosen for _ in range(2)]
+        assert named["names"] == ["first", "second"] * len(chosen)
+        expected = [found[n][i] for i in chosen for n in range(2)]
+        assert [rows_of(test, row) for row in hits] == [row[0].tolist() for row in expected]
+        torch.testing.assert_close(
+            named["distance"].double(), torch.stack([row[1] for row in expected]), atol=1e-5, rtol=0
+        )
+        assert correct.tolist() == [row[2].tolist() for row in expected]
+
+
+def test_ranked_lists_show_both_directions_and_cosines(calls, run, regdb, saved, test, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("vireid.training.inference.ranked_lists", lambda *given, **named: seen.append((given, named)))
+    options = ["--root", regdb, "--queries", 2, "--direction", "both", "--cosines", "--output", tmp_path / "a.png"]
+    run("draw", "ranked", saved["parts3"], *options)
+    (((queries, hits, correct, _), named),) = seen
+    assert named["modality"].tolist() == [0, 0, 1, 1]
+    rows = rows_of(test, queries)
+    assert test.modality[rows].tolist() == [0, 0, 1, 1]
+    first = rows_of(test, hits[:, 0])
+    pair = EvalTransform()(torch.stack([test[i].image for i in (*rows, *first)]))
+    with torch.no_grad():
+        features = load_model(saved["parts3"])(pair, torch.from_numpy(test.modality[[*rows, *first]])).features
+    torch.testing.assert_close(named["distance"][:, 0], torch.cosine_similarity(features[:4], features[4:]))
+    assert correct[:, 0].tolist() == (test.ids[rows] == test.ids[first]).tolist()
 
 
 def test_tsne_shows_the_same_images_of_each_model(calls, regdb, saved, test):
@@ -206,7 +301,10 @@ def test_pictures_of_a_model_with_key_points_are_written(picture, run, regdb, ke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["attention", "parts0"], "parts0/checkpoint.pt holds a model without prototypes"),
+        (["attention", "parts3", "parts0", "--name", "a"], "--name must be given per checkpoint"),
+        (["affinities", "first"], "CHECKPOINTS must be two, got 1."),
+        (["affinities", "first", "parts0"], "CHECKPOINTS must be models with CIFT's H2FT"),
+        (["affinities", "first", "same"], "--change positives must be one that some query has"),
         (["attention", "parts3", "--output", "a.jpeg2"], "'a.jpeg2' must end in .png or .pdf or .svg."),
         (["attention", "parts3", "--images", 0], "Invalid value for '--images'"),
         (["tsne", "parts3", "--identities", 0], "Invalid value for '--identities'"),
@@ -218,6 +316,7 @@ def test_pictures_of_a_model_with_key_points_are_written(picture, run, regdb, ke
         (["costs", "cells", "--identity", 999], "--identity must have a visible and an infrared image"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(options, message, wrong, saved, regdb, monkeypatch, tmp_path):
+def test_what_cannot_be_drawn_is_named(options, message, wrong, saved, transfers, regdb, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert message in wrong("draw", *[saved.get(option, option) for option in options], "--root", regdb)
+    paths = saved | transfers
+    assert message in wrong("draw", *[paths.get(option, option) for option in options], "--root", regdb)

@@ -82,3 +82,12 @@ def test_ranked_lists_pixels_reach_the_file(tmp_path):
     assert ((pixels == (255, 0, 0)).all(2)).mean() > 0.2
     green = np.array([int(GREEN[i : i + 2], 16) for i in (1, 3, 5)])
     assert (pixels == green).all(2).any()
+
+
+def test_names_of_rows_stand_in_place_of_the_modality():
+    figure = lists(names=["one", "other"])
+    assert {"one", "other"} <= {text.get_text() for text in figure.axes[0].texts}
+    check_layout(figure, figure.axes[0].patches)
+    for wrong in ({"names": ["one"]}, {"names": ["a", "b"], "modality": torch.tensor([0, 1])}):
+        with pytest.raises(ValueError, match="names must hold 2 names, one per row, without modality"):
+            lists(**wrong)

@@ -103,5 +103,4 @@ def draw_affinities(
             right.append(found.right[row])
             affinity.append(found.affinity[row])
     written: dict[str, Any] = {"distance": torch.stack(affinity), "names": list(names) * len(chosen)}
-    title = f"Affinities: {CHANGES[change]}"
-    ranked_lists(torch.stack(shown), torch.stack(hits), torch.stack(right), output, title=title, **written)
+    ranked_lists(torch.stack(shown), torch.stack(hits), torch.stack(right), output, **written)

@@ -275,11 +275,11 @@ def ranked(
     "affinities",
     "Queries with their nearest images by the affinities of two CIFTs (Fig. 4-7).",
     "h2g/checkpoint.pt cri/checkpoint.pt --name 'without CRI' --name CRI",
-    "h2g/checkpoint.pt cri/checkpoint.pt --change positives --queries 4",
+    "h2g/checkpoint.pt cri/checkpoint.pt --change hard --queries 6",
 )
 @_checkpoints
 @_names
-@click.option("--queries", type=click.IntRange(min=1), default=6, help="Number of queries.")
+@click.option("--queries", type=click.IntRange(min=1), default=4, help="Number of queries, two rows each.")
 @click.option(
     "--change",
     type=click.Choice(list(CHANGES)),
