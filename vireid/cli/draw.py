@@ -274,7 +274,7 @@ def ranked(
 @_picture(
     "affinities",
     "Queries with their nearest images by the affinities of two CIFTs (Fig. 4-7).",
-    "h2g/checkpoint.pt cri/checkpoint.pt --name 'without CRI' --name CRI",
+    "h2g/checkpoint.pt cri/checkpoint.pt --name H2FT --name CIFT",
     "h2g/checkpoint.pt cri/checkpoint.pt --change hard --queries 6",
 )
 @_checkpoints
