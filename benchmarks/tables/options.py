@@ -103,7 +103,7 @@ def about_of(arguments: argparse.Namespace) -> dict[str, str]:
     data = arguments.data
     found = {"trials": ", ".join(map(str, arguments.trials))}
     found["data"] = data.dataset if data.dataset == "synthetic" else data.root.resolve().name
-    if data.dataset == "sysu":
+    if data.seeded:
         found["runs"] = "seeds"
     return found if arguments.recipe == "small" else found | {"recipe": arguments.recipe}
 

@@ -140,6 +140,18 @@ def test_what_the_papers_print_twice_is_the_same():
                 assert {len(values) for values in line.printed.values()} <= {width}
 
 
+def test_synthetic_people_are_trained_with_each_seed_and_split_once(people, tmp_path, written, tiny, small_grids):
+    given = ["--synthetic", str(people), "--seeds", "3", "4", "--output", str(tmp_path), "--recipe", "small"]
+    command.main(["cift", "table2", *given, "--jobs", "1", "--rows", "cift_baseline", "--", *tiny])
+    assert [run for run in written if run[0] != "drawn"] == [("cift_baseline", seed) for seed in (3, 4, 3, 4)]
+    folder = tmp_path / "synthetic"
+    lists = sorted(path.name for path in (folder / "validation" / "data" / "idx").iterdir())
+    assert lists == [f"{split}_{kind}_1.txt" for split in ("test", "train") for kind in ("thermal", "visible")]
+    about, rows = read_rows(folder / "cift_table2.csv")
+    assert (about["trials"], about["data"], about["runs"]) == ("3, 4", "synthetic", "seeds")
+    assert (folder / "cift_table2.md").read_text(encoding="utf-8") == command.make_table(about, rows)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
