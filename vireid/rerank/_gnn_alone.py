@@ -15,7 +15,9 @@ from torch.nn.functional import pad
 
 from vireid.neighbors import NeighborGraph
 from vireid.rerank._alone import entries, find
-from vireid.rerank._sparse import Sparse, accumulate, from_coo, product, product_unsorted, rows_of
+from vireid.rerank._sparse import Sparse, accumulate, from_coo, parts, product, product_unsorted, rows_of
+
+_TERMS = 2**23  # of the products of rows that are made at once
 
 
 class Fitted(NamedTuple):
@@ -185,16 +187,20 @@ class Block:
         images, base = n - 1, graph.base
         new, old = back.new_zeros(2, len(own) * images)  # squared lengths in the columns C
         for total, rows in ((new, graph.rows), (old, base.rows_at(graph.image))):
-            found = product_unsorted(rows, fitted.users)
-            place = (graph.query * images).index_select(0, found.rows()) + found.column
-            total.index_add_(0, place, found.value.square())
+            size = fitted.users.start.diff().index_select(0, rows.column)
+            for part in parts(rows.row_sums(size), _TERMS):
+                found = product_unsorted(rows.select(part), fitted.users)
+                place = (graph.query[part] * images).index_select(0, found.rows()) + found.column
+                total.index_add_(0, place, found.value.square())
         square = (fitted.square + new.view(-1, images) - old.view(-1, images)).view(-1)
         users = self._marked(self._users(graph.changed))
         users = users[users % n < images]
         place = users - users // n
         seen = (cosine.view(-1)[place] > 0).nonzero().flatten()
         users, place = users[seen], place[seen]
-        square[place] = self._other_columns(users, graph) + new[place]
+        size = graph.base.start.diff()[fitted.used[0][users % n]].sum(1)
+        other = [self._other_columns(users[part], graph) for part in parts(size, _TERMS)]
+        square[place] = torch.cat([new[:0], *other]) + new[place]
         square[self.enters - self.used.query] = self._propagated(self.enters, graph).square_sums()
         return cosine * inverse(square.view_as(cosine)) * inverse(own.square().sum(1, keepdim=True))
 
