@@ -74,7 +74,7 @@ LATENCIES = {
         *(200, 100_000, 512, 1.0),
         ("search", "aim", "query_expansion", "sim", "graph_transfer", "k_reciprocal", "gnn", "ecn"),
     ),
-    "latency_sysu": Setting(30, 3010, 2048, 1.2, ("search", "k_reciprocal", "gnn", *ANEW)),
+    "latency_sysu": Setting(20, 3010, 2048, 1.2, ("search", "k_reciprocal", "gnn", *ANEW)),
 }
 FITTED = {
     "search": "exact search, not fitted",
