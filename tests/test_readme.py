@@ -198,6 +198,22 @@ def test_the_cost_of_re_ranking_in_the_pages_are_the_recorded_ones() -> None:
             assert f"| {1e3 * float(row['value']):.1f} |" in page
 
 
+def test_the_cost_of_a_query_alone_in_the_page_is_the_recorded_one() -> None:
+    page = (ROOT / "docs/re-ranking.md").read_text(encoding="utf-8")
+    rows = speed("rerank_alone")
+    for row in rows:
+        own = [other for other in rows if other["size"] == row["size"]]
+        if (row["what"], row["metric"]) == ("re-ranking", "median_s"):
+            seconds, floor = float(row["value"]), value_of(own, "median_s", method="bare q·g and g·g")
+            peak = value_of(own, "peak_bytes", method=row["method"])
+            assert f"{seconds:.2f} s ({seconds / floor:.2f}×), {peak / 2**20:,.0f} MiB" in page, row
+        elif row["metric"] == "median_s":
+            seconds, search = float(row["value"]), value_of(own, "median_s", method="exact search, not fitted")
+            assert f"| {1e3 * seconds:.1f} | {seconds / search:.1f} |" in page, row
+        elif row["metric"] == "difference_to_ours":
+            assert float(row["value"]) < 1e-6
+
+
 def test_the_times_of_the_neighbors_in_the_page_are_the_recorded_ones() -> None:
     text = " ".join("\n".join(lines_of("docs/re-ranking.md")).split())
     rows = speed("neighbors")
