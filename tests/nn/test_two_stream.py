@@ -131,8 +131,11 @@ class Own(nn.Module):
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize(
     "wrap",
-    [lambda net: net, nn.DataParallel, lambda net: torch.compile(net, backend="eager")],
-    ids=["plain", "parallel", "compiled"],
+    [
+        pytest.param(lambda net: net, id="plain"),
+        pytest.param(nn.DataParallel, id="parallel"),
+        pytest.param(lambda net: torch.compile(net, backend="eager"), id="compiled", marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_asks_a_backbone_whether_it_takes_the_modality(wrap):
     images, modality = torch.rand(3, 3, 16, 16), torch.tensor([1, 0, 1])
