@@ -1,13 +1,16 @@
 """Shared helpers of the re-rankers: queries and gallery joined, the nearest of a block."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from vireid._checks import Array, ArrayT, check_count, check_pair, same_kind
 from vireid.neighbors._scores import Rows, prepare
+
+Queries = Literal["all", "alone"]
+"""Queries that a ranking depends on: all of them, or only the one that is ranked."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -12,7 +12,7 @@ from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows
 from vireid.rerank._alone import Entrance, find
-from vireid.rerank._blocks import collect, joined, uses
+from vireid.rerank._blocks import Queries, collect, joined, uses
 from vireid.rerank._sparse import rows_of
 from vireid.rerank.fitted import GalleryReranker
 
@@ -152,7 +152,7 @@ def ecn(
     q: int = ...,
     k: int = ...,
     metric: Literal["rank", "cosine"] = ...,
-    queries: Literal["all", "alone"] = ...,
+    queries: Queries = ...,
     top: None = ...,
 ) -> ArrayT: ...
 @overload
@@ -164,7 +164,7 @@ def ecn(
     q: int = ...,
     k: int = ...,
     metric: Literal["rank", "cosine"] = ...,
-    queries: Literal["all", "alone"] = ...,
+    queries: Queries = ...,
     top: int,
 ) -> tuple[ArrayT, ArrayT]: ...
 @uses("transductive")  # with queries="alone" it is "gallery"
@@ -176,7 +176,7 @@ def ecn(
     q: int = 8,
     k: int = 25,
     metric: Literal["rank", "cosine"] = "rank",
-    queries: Literal["all", "alone"] = "all",
+    queries: Queries = "all",
     top: int | None = None,
 ) -> ArrayT | tuple[ArrayT, ArrayT]:
     """Compute the expanded cross neighborhood distance (Sarfraz et al., CVPR 2018).

@@ -1,7 +1,7 @@
 """GNN re-ranking in sparse form, without an (N, N) matrix."""
 
 from collections.abc import Iterator
-from typing import Literal, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found, neighbors_within, search
 from vireid.neighbors._scores import Rows, rescore, to_float
 from vireid.rerank._alone import Entrance
-from vireid.rerank._blocks import collect, joined, uses
+from vireid.rerank._blocks import Queries, collect, joined, uses
 from vireid.rerank._gnn_alone import Block, Lists, both_ways, inverse, prepare
 from vireid.rerank._sparse import Sparse, accumulate, parts, product, rows_of
 from vireid.rerank.fitted import GalleryReranker
@@ -20,9 +20,6 @@ from vireid.rerank.fitted import GalleryReranker
 _CHANGES = 2**19  # entries of the gallery's rows that a block of queries may change
 _ENTRIES = 2**23  # of the last layer's rows per block
 _WIDTH = 16  # queries per block on the CPU: a row of a block fills one line of the cache
-
-
-Queries = Literal["all", "alone"]
 
 
 class GNN(GalleryReranker):

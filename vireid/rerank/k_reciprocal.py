@@ -1,7 +1,7 @@
 """k-reciprocal encoding in sparse form, with memory linear in the number of images."""
 
 from collections.abc import Iterator
-from typing import Literal, overload
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows
 from vireid.rerank._alone import Entrance, entries, find
-from vireid.rerank._blocks import collect, joined, uses
+from vireid.rerank._blocks import Queries, collect, joined, uses
 from vireid.rerank._jaccard import distances, encoding, jaccard, listed, mean_over, members, scale_of
 from vireid.rerank._reciprocal import Sets, SpannedGraph
 from vireid.rerank._sparse import Sparse, parts, reciprocal, rows_of
@@ -135,14 +135,23 @@ class KReciprocal(GalleryReranker):
         start = torch.searchsorted(support, F.pad(first[:, 0], (0, 1), value=b * nodes))
         encoding = value.new_zeros(len(rows), int(start.diff().max()))
         encoding[owner, place - start[query[owner]]] = value[found]
+        return self._overlap(rows, encoding, torch.searchsorted(rows, close), keys[enters[:, 2]])
 
-        # means over the first k2 of the rankings: the query's own, then those of gallery images
-        size = min(self.k2, nodes)
-        close = torch.searchsorted(rows, close)
+    def _overlap(self, rows: Tensor, encoding: Tensor, close: Tensor, joins: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute S from V, by means over the first k2 of the rankings: keys (P,) and S (P,).
+
+        Args:
+            rows: (R,) sorted keys of the rows of V.
+            encoding: (R, c) V in the columns of the query's encoding, whose number differs by query.
+            close: (b, k2) rows of the first k2 of the queries' rankings.
+            joins: sorted keys of the images with the query among the first k2 of their rankings.
+        """
+        n = len(self.graph)
+        nodes, size = n + 1, min(self.k2, n + 1)
+        query, image = rows // nodes, rows % nodes
         own = F.embedding_bag(close, encoding, mode="sum") / size
         owner, entry = entries(self._near_of.start, image)
         pair = query[owner] * nodes + self._near_of.column[entry]
-        joins = keys[enters[:, 2]]
         if self.k2 <= n:  # the query takes the last one's place
             displaced = find(joins, pair)[1] & (self._near[pair % nodes, -1] == image[owner])
             pair, owner = pair[~displaced], owner[~displaced]
@@ -150,7 +159,7 @@ class KReciprocal(GalleryReranker):
         owner = torch.cat([owner, close[joins // nodes, 0]])[order]
         pair, count = pair.unique_consecutive(return_counts=True)
         offset = F.pad(count.cumsum(0), (1, 0))
-        shared = value.new_empty(len(pair))
+        shared = encoding.new_empty(len(pair))
         for part in blocks(len(pair), encoding.shape[1], encoding.element_size()):
             bags = offset[part.start : part.stop + 1]
             mean = F.embedding_bag(owner[bags[0] : bags[-1]], encoding, bags[:-1] - bags[0], mode="sum") / size
@@ -171,9 +180,6 @@ class KReciprocal(GalleryReranker):
         for part in missing.split(max(1, 2**20 // max(1, x.shape[1]))):
             distance[part] = 1 - (x[row[part]] * x[column[part]]).sum(1)
         return distance.clamp_min_(0)
-
-
-Queries = Literal["all", "alone"]
 
 
 @overload
@@ -218,7 +224,7 @@ def k_reciprocal(
     ranking; Jaccard = 1 - S / (2 - S), S the sum of the smaller entries of both encodings.
 
     It is transductive: a query's ranking depends on the other queries; with ``queries="alone"`` it depends on the
-    gallery only, as in tables that compare methods for a single query. Neighbors are ranked by the exact cosine, ties
+    gallery only, as in tables that compare methods for single queries. Neighbors are ranked by the exact cosine, ties
     by index, and rows of D whose largest entry is only rounding (all images alike) count as 0 (our choices). Time is
     that of half the product of all images with all, plus little; memory is O((Nq + Ng) k1), one block, and the result.
     In float32 the error of D is about 1e-7 / (largest 1 - cos): use float64 if all features are close together.
