@@ -36,7 +36,7 @@ from benchmarks.tables.records import (
     trials_text,
 )
 from benchmarks.tables.runs import Run, reuse, runs_of, train_all, uses_of, ways_of, write_results
-from benchmarks.tables.sweep import add_sweep_options, check_sweep, sweep
+from benchmarks.tables.sweep import sweep_main
 
 MODULE = "benchmarks.tables.g2da"
 ABLATION = {
@@ -177,15 +177,10 @@ def evaluate_sweep(run: Run) -> Values:
 def main(given: Sequence[str] | None = None) -> None:
     """Train what is missing, write results.csv and table.md; or a sweep."""
     given = sys.argv[1:] if given is None else given
-    sweeping = bool(given) and given[0] == "sweep"
-    parser = options_parser(__doc__, "runs/g2da_sweep" if sweeping else "runs/g2da_table")
-    if sweeping:
-        add_sweep_options(parser, "g2da", "runs/g2da_table", "epsilon, phi, threshold, contrastive")
-        arguments, extra = parse(parser, given[1:])
-        check_sweep(parser, arguments, "g2da")
-        symbol = SYMBOLS.get(arguments.parameter, f"--{arguments.parameter}")
-        sweep("g2da", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep)
+    if given and given[0] == "sweep":
+        sweep_main("g2da", __doc__, MODULE, given, symbols=SYMBOLS, evaluate=evaluate_sweep)
         return
+    parser = options_parser(__doc__, "runs/g2da_table")
     add_row_options(parser, ROWS)
     parser.add_argument(
         "--reuse",

@@ -34,7 +34,7 @@ from benchmarks.tables.records import Row, Values, read_rows
 from benchmarks.tables.rerank_accuracy import METHODS
 from benchmarks.tables.runs import Run, runs_of, train_all, ways_of, write_results
 from benchmarks.tables.saai_table import make_table
-from benchmarks.tables.sweep import add_sweep_options, check_sweep, sweep
+from benchmarks.tables.sweep import sweep_main
 from benchmarks.tables.validation import SHARE, mean_map, write_validation_split
 from vireid.rerank import AIM_SETTINGS, aim
 
@@ -53,6 +53,8 @@ ROWS = {
 FOLDERS = ("validation", "validation_models")  # of --output, beside the rows'
 GRIDS = {method.grid[0]["variant"]: method.grid for method in METHODS if method.name.startswith("AIM")}
 QUOTED = Path(__file__).resolve().parents[1] / "results" / "cift.csv"
+
+SYMBOLS = {"parts": "p", "part-diversity": "λ"}
 
 Choice = Literal["paper", "chosen"]
 Variant = Literal["paper", "released"]
@@ -212,15 +214,10 @@ def evaluate_sweep(run: Run) -> Values:
 def main(given: Sequence[str] | None = None) -> None:
     """Train what is missing, choose, evaluate, write results.csv and table.md; or a sweep."""
     given = sys.argv[1:] if given is None else given
-    sweeping = bool(given) and given[0] == "sweep"
-    parser = options_parser(__doc__, "runs/saai_sweep" if sweeping else "runs/saai_table")
-    if sweeping:
-        add_sweep_options(parser, "saai", "runs/saai_table", "parts, part-diversity")
-        arguments, extra = parse(parser, given[1:])
-        check_sweep(parser, arguments, "saai")
-        symbol = {"parts": "p", "part-diversity": "λ"}.get(arguments.parameter, f"--{arguments.parameter}")
-        sweep("saai", arguments, extra, command=(MODULE, given), symbol=symbol, evaluate=evaluate_sweep)
+    if given and given[0] == "sweep":
+        sweep_main("saai", __doc__, MODULE, given, symbols=SYMBOLS, evaluate=evaluate_sweep)
         return
+    parser = options_parser(__doc__, "runs/saai_table")
     add_row_options(parser, ROWS)
     parser.add_argument("--quote", type=Path, default=QUOTED, help="results of cift.py, quoted if of the same trials")
     arguments, extra = parse(parser, given)

@@ -2,26 +2,16 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.tables.options import Plan, about_of
+from benchmarks.tables.options import Plan, about_of, options_parser, parse
 from benchmarks.tables.records import Row, Values, read_rows
 from benchmarks.tables.runs import Run, reuse, runs_of, train_all, write_results
 from benchmarks.tables.sensitivity_plot import sensitivity_curves
 from vireid.training import settings_of
-
-
-def add_sweep_options(parser: argparse.ArgumentParser, method: str, table: str, examples: str) -> None:
-    """Add the options of a sweep; ``table`` is the default of --table, ``examples`` of what may be swept."""
-    parser.add_argument("--parameter", required=True, help=f"setting of {method}: {examples}, …")
-    parser.add_argument("--values", nargs="+", required=True, help="numbers")
-    parser.add_argument("--figure", type=Path, help="picture to draw, such as sweep.png")
-    parser.add_argument(
-        "--table", type=Path, default=Path(table), help=f"whose row {method} serves for the value it has"
-    )
 
 
 def check_sweep(parser: argparse.ArgumentParser, arguments: argparse.Namespace, method: str) -> None:
@@ -38,6 +28,37 @@ def check_sweep(parser: argparse.ArgumentParser, arguments: argparse.Namespace, 
             parser.error(f"--values must be numbers, got {value!r}")
     if len({float(value) for value in arguments.values}) < len(arguments.values):
         parser.error(f"--values must name each once, got {arguments.values}")
+
+
+def sweep_main(
+    method: str,
+    doc: str | None,
+    module: str,
+    given: Sequence[str],
+    *,
+    symbols: Mapping[str, str],
+    evaluate: Callable[[Run], Values],
+) -> None:
+    """Run the command "sweep" of a method's module.
+
+    Args:
+        method: whose settings are swept.
+        doc: of the module, for its help.
+        module: in which the command is.
+        given: "sweep" and its options.
+        symbols: names below the figure's axis, by parameter.
+        evaluate: as in `sweep`.
+    """
+    parser = options_parser(doc, f"runs/{method}_sweep")
+    parser.add_argument("--parameter", required=True, help=f"setting of {method}: {', '.join(symbols)}, …")
+    parser.add_argument("--values", nargs="+", required=True, help="numbers")
+    parser.add_argument("--figure", type=Path, help="picture to draw, such as sweep.png")
+    table = Path(f"runs/{method}_table")
+    parser.add_argument("--table", type=Path, default=table, help=f"whose row {method} serves for the value it has")
+    arguments, extra = parse(parser, given[1:])
+    check_sweep(parser, arguments, method)
+    symbol = symbols.get(arguments.parameter, f"--{arguments.parameter}")
+    sweep(method, arguments, extra, command=(module, given), symbol=symbol, evaluate=evaluate)
 
 
 def sweep(
