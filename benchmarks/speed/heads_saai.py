@@ -127,15 +127,15 @@ class Heads(nn.Module):
         own, averaged, rate = self.identity.specific, self.identity.averaged, self.identity.rate
         with torch.no_grad():
             self.identity.averaged = averaged * (1 - rate) + own * rate
-        loss = F.cross_entropy(features @ self.identity.shared.T, self.labels, reduction="sum")
+        loss = F.cross_entropy(features @ self.identity.shared.T, self.labels)
         for m in (VISIBLE, INFRARED):
             rows = self.modality == m
             logits = features[rows] @ own[m].T
             with torch.no_grad():
                 target = (features[rows] @ self.identity.averaged[1 - m].T).softmax(1)
-            loss = loss + F.cross_entropy(logits, self.labels[rows], reduction="sum")
-            loss = loss + F.kl_div(logits.log_softmax(1), target, reduction="sum")
-        return loss / len(features)
+            loss = loss + F.cross_entropy(logits, self.labels[rows])  # a mean per modality
+            loss = loss + F.kl_div(logits.log_softmax(1), target, reduction="sum") / len(features)
+        return loss
 
 
 def _diversity_loop(attention: Tensor) -> Tensor:
