@@ -98,6 +98,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Train what is missing, choose parameters if the table has any, evaluate, and write the table."""
     given = sys.argv[1:] if given is None else given
     parser = options_parser(__doc__, "runs/tables", trials=range(1, 11), recipe=PAPER)
+    parser.prog = f"python -m {MODULE}"
     parser.add_argument("paper", choices=TABLES)
     parser.add_argument("table", help="such as table1")
     parser.add_argument("--rows", nargs="+", choices=PLANS, metavar="ROW", help="models of the table (default: all)")

@@ -86,6 +86,8 @@ def parse(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> tuple
         if dataset != "synthetic":
             parser.error("--root must name the folder of the data set, or --dataset be synthetic")
         root = SYNTHETIC_ROOT
+    elif dataset != "synthetic" and not root.is_dir():
+        parser.error(f"--root must be a folder, found none at {root}")
     dataset = dataset or ("sysu" if (root / "cam1").is_dir() else "regdb")
     if dataset == "regdb" and arguments.seeds is not None:
         parser.error("--seeds goes with SYSU-MM01 and synthetic data; the runs on RegDB differ by --trials")
@@ -139,9 +141,9 @@ def read_options(
     fixed = {name: value for name, value in found.items() if name not in names}
     known = recipe_of(method, method if recipe == PAPER else recipe)
     try:
-        return settings, changed(known, tuple(changes)).replace(**fixed, **shares)
-    except click.UsageError as error:
-        parser.error(error.message)
+        return settings, changed(known, changes).replace(**fixed, **shares)
+    except (click.UsageError, ValueError) as error:
+        parser.error(str(error))
 
 
 def parse_variants(method: str, variants: Sequence[str], taken: Collection[str]) -> dict[str, Plan]:

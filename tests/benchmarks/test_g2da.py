@@ -49,6 +49,7 @@ def test_key_points_of_the_synthetic_people_are_the_nodes(people, tmp_path, trai
 def table(tmp_path_factory, writing, tiny):
     """Return the folder of all rows and a variant, and the options that were given."""
     folder = tmp_path_factory.mktemp("g2da")
+    (folder / "data").mkdir()
     given = ["--root", str(folder / "data"), "--output", str(folder / "out"), "--jobs", "1"]
     given += ["--variant", "GW=--phi 0"]
     with writing() as written:

@@ -158,10 +158,12 @@ SWEEP = ["sweep", "--root", "a", "--parameter"]
         (saai, [*SWEEP, "color", "--values", "1"], "--parameter must be a setting of saai"),
         (saai, [*SWEEP, "parts", "--values", "few"], "--values must be numbers, got 'few'"),
         (saai, [*SWEEP, "parts", "--values", "3", "3"], "--values must name each once"),
+        (g2da, ["--root", "nowhere"], "--root must be a folder, found none at nowhere"),
         (g2da, [], "--root must name the folder of the data set, or --dataset be synthetic"),
         (g2da, ["--synthetic", "a", "--dataset", "sysu"], "--synthetic must be left out with --dataset sysu"),
         (g2da, ["--root", "a", "--keypoints", "nowhere"], "--keypoints must be a file or a folder, found none at now"),
-        (g2da, ["--root", "a", "--set", "epochs"], "--set epochs takes a value of int, got ''"),
+        (g2da, ["--root", "a", "--set", "epochs"], "--set takes values such as epochs=20, got 'epochs'"),
+        (g2da, ["--root", "a", "--set", "lr=-1"], "--set: lr must be at least 0 and finite, got -1.0"),
         (g2da, ["--root", "a", "--set", "color=1"], "--set takes FIELD=VALUE with a field of size, epochs"),
         (saai, ["--root", "a", "--dataset", "sysu"], "--dataset must be regdb or synthetic"),
         (g2da, ["--root", "a", "--synthetic", "b"], "not allowed with argument"),
@@ -180,6 +182,8 @@ SWEEP = ["sweep", "--root", "a", "--parameter"]
 )
 def test_wrong_options_end_a_table_before_anything_runs(table, given, message, written, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(saai, "write_validation_split", lambda data, *args: (data, 1))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
     with pytest.raises(SystemExit):
         table.main(given)
     assert re.search(message, capsys.readouterr().err)
@@ -197,6 +201,6 @@ def test_wrong_options_end_a_table_before_anything_runs(table, given, message, w
 )
 def test_wrong_variants(table, variant, message, tmp_path, written):
     with pytest.raises(ValueError, match=message):
-        table.main(["--root", "a", "--output", str(tmp_path / "out"), "--variant", variant])
+        table.main(["--root", str(tmp_path), "--output", str(tmp_path / "out"), "--variant", variant])
     assert written == []
     assert not (tmp_path / "out").exists()

@@ -65,7 +65,7 @@ PRINTED = {
         "λb = λo = λg = 1, and λc = 0.1": {
             "settings": {"base": 1.0, "transport": 1.0, "graph": 1.0, "contrastive": 0.1},
         },
-        "the number of attention heads L is set to 4": {"settings": {"heads": 4}},
+        "the number of attention heads L is set to 4": {},  # the default, below
         "different in the first block, while deep convolutional blocks are shared": {"settings": {"two_stream": True}},
         "a two-stream CNN network with ResNet50 backbone": {"settings": {"backbone": "resnet50"}},
         "the parameters pre-trained on ImageNet [86]": {"settings": {"weights": "imagenet"}},
@@ -114,8 +114,8 @@ def test_the_sentences_stand_in_the_paper(name):
     assert [sentence for sentence in PRINTED[name] if sentence not in text] == []
 
 
-def test_what_the_settings_do_not_say_is_the_papers_too():
-    """Margins, and AIM's k1 and k2: SAAI, Sec. 4.1."""
+def test_what_the_recipes_do_not_say_is_the_papers_too(standins):
+    """Margins, heads, and AIM's k1 and k2: SAAI, Sec. 4.1."""
     _, cift = build("cift", 4, (64, 32))
     assert cift.backbone_terms.feature_hcc.margin == 0.6  # "ρEu = 0.6 and ρKL = 6"
     assert cift.backbone_terms.logit_hcc.margin == 6
@@ -123,7 +123,8 @@ def test_what_the_settings_do_not_say_is_the_papers_too():
     _, saai = build("saai", 4, (64, 32))
     separation = saai.center_separation
     assert (separation.rho1, separation.rho2) == (0.01, 0.7)
-    _, g2da = build("g2da", 4, (64, 32), {"part_grid": (2, 2)})
+    model, g2da = build("g2da", 4, (64, 32), {"part_grid": (2, 2), "backbone": "resnet50"})
+    assert model.attention.heads == 4  # "the number of attention heads L is set to 4"
     assert g2da.triplet.margin == 0.3  # "the margin parameter ρ in triplet loss to 0.3"
     assert AIM_SETTINGS["sysu_single_shot"] == {"k1": 4, "k2": 1}
     assert AIM_SETTINGS["sysu_multi_shot"] == {"k1": 20, "k2": 6}

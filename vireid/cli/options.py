@@ -123,7 +123,9 @@ def data_options(*splits: str) -> Callable[[Command], Command]:
     With ``splits``, the first of which is the default, it also has --split and --device.
     """
     options = [
-        click.option("--dataset", type=DatasetName(DATASETS), help="Any spelling will do, such as SYSU-MM01."),
+        click.option(
+            "--dataset", type=DatasetName(DATASETS), help="In any spelling. Default: synthetic, or the checkpoint's."
+        ),
         click.option("--root", type=FOLDER, help="Folder of the data set. The synthetic one is drawn there."),
         click.option("--trial", type=click.IntRange(1, 10), help="Split of RegDB and of the synthetic data [1]."),
         click.option(

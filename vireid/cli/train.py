@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,24 +51,22 @@ def train() -> None:
     """
 
 
-def _fields() -> str:
-    """Return the fields of a recipe and their defaults, as --set takes them."""
+def _fields() -> dict[str, str]:
+    """Return a text as --set takes it, such as "size=64,32", of each field of a recipe with its default."""
     (recipe,) = (node for node in parse("training/recipe.py").body if isinstance(node, ast.ClassDef))
-    texts = []
+    texts = {}
     for node in recipe.body:
-        if not isinstance(node, ast.AnnAssign) or ast.unparse(node.target) in _FIXED:
-            continue
-        value = "" if node.value is None else ast.unparse(node.value)
-        value = "PART:SHARE,…" if value.startswith("field(") else value.strip("()'").replace(", ", ",").replace(" ", "")
-        texts.append(f"{ast.unparse(node.target)}={value.lower()}")
-    return ", ".join(texts)
+        if isinstance(node, ast.AnnAssign) and node.value and (name := ast.unparse(node.target)) not in _FIXED:
+            value = ast.unparse(node.value).strip("()'").replace(" ", "").lower()
+            texts[name] = f"{name}={'PART:SHARE,…' if value.startswith('field') else value}"
+    return texts
 
 
-def changed(recipe: "Recipe", changes: tuple[str, ...]) -> "Recipe":
+def changed(recipe: "Recipe", changes: Sequence[str]) -> "Recipe":
     """Return a recipe with other values, each written as "field=value".
 
     Raises:
-        click.UsageError: for an unknown field or a value that is not of its type.
+        click.UsageError: for an unknown field or a value that it does not take.
     """
     kinds = {field.name: _kind(field.type) for field in dataclasses.fields(recipe) if field.name not in _FIXED}
     values = {}
@@ -78,8 +77,11 @@ def changed(recipe: "Recipe", changes: tuple[str, ...]) -> "Recipe":
         try:
             values[name] = _value(kinds[name], text)
         except (ValueError, KeyError, ZeroDivisionError):
-            raise click.UsageError(f"--set {name} takes a value of {kinds[name]}, got {text!r}.") from None
-    return recipe.replace(**values)
+            raise click.UsageError(f"--set takes values such as {_fields()[name]}, got {change!r}.") from None
+    try:
+        return recipe.replace(**values)
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(f"--set: {error}.") from error
 
 
 def _kind(annotation: Any) -> str:
@@ -111,17 +113,18 @@ def _add(method: str) -> None:
     def run(**given: Any) -> None:
         _train(method, **given)
 
-    run.__doc__ = f"""Train {method.upper()} or a row of its ablation, and evaluate it.
+    what = "AGW, HC or HCT" if method == "agw" else f"{method.upper()} or a row of its ablation"
+    run.__doc__ = f"""Train {what}, and evaluate it.
 
-    A --recipe other than small brings settings too, which the options below change. --set changes a field of the
-    recipe, as often as wanted. Fields, with the values of the recipe small: {_fields()}.
+    A --recipe other than small also replaces defaults of the options after --resume. --set changes a field of the
+    recipe, and may be repeated. The fields, with the values of the recipe small: {", ".join(_fields().values())}.
     """
     recipes = keys("training/recipes.py", "RECIPES")
     common = [
         data_options(),
         protocol_options,
         click.option("--recipe", "recipe_name", type=click.Choice(recipes), default="small", help=_RECIPE),
-        click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe."),
+        click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="As in lr=0.05; see above."),
         click.option("--precision", help="Lightning Fabric's: 32-true [default], bf16-mixed, 16-mixed and others."),
         click.option("--cache/--no-cache", default=True, help="Keep the images in memory."),
         click.option("--accelerator", default="auto", help="Lightning Fabric's: cpu, cuda, mps."),
@@ -134,8 +137,7 @@ def _add(method: str) -> None:
     command: Any = run
     for decorate in reversed([*common, *own]):
         command = decorate(command)
-    short = f"Train {method.upper()} or a row of its ablation."
-    train.command(method, short_help=short, epilog=f"\b\nExamples:{_EXAMPLES[method]}\n")(command)
+    train.command(method, short_help=f"Train {what}.", epilog=f"\b\nExamples:{_EXAMPLES[method]}\n")(command)
 
 
 def _train(

@@ -75,8 +75,9 @@ RECIPES = {
         flip=0.5,  # not given
         erasing=0.0,
         exchange="none",
+        # and the default heads: 4 of a ResNet-50's features
         settings=_WEIGHTS
-        | {"two_stream": True, "heads": 4, "threshold": 0.02, "epsilon": 2.0, "phi": 0.5}
+        | {"two_stream": True, "threshold": 0.02, "epsilon": 2.0, "phi": 0.5}
         | {"base": 1.0, "transport": 1.0, "graph": 1.0, "contrastive": 0.1}
         | {"normalize_nodes": False, "normalize_triplet": False},
     ),
