@@ -426,7 +426,8 @@ def criterion_of(d: Draw, name: str, model: nn.Module) -> tuple[Any, dict[str, A
         return models.G2DACriterion, {"model": model, "fusion_sparsity": d.share(), "margin": d.share(0.1),
                                       "average": d.option("pairs", "images"), "phi": d.share(),
                                       "loss": d.option("abs", "square"),
-                                      "pairs": d.option("all", "one_to_one"), "contrastive": d.share()}  # fmt: skip
+                                      "pairs": d.option("all", "one_to_one"), "contrastive": d.share(),
+                                      "label_smoothing": d.share()}  # fmt: skip
     if name == "AGW":
         return models.AGWCriterion, {"model": model, "triplet": d.share(), "hetero_center": d.share(),
                                      "hetero_center_triplet": d.share(), "label_smoothing": d.share(0, 0.5),

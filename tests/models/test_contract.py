@@ -145,9 +145,17 @@ CASES = [
     ),
     Case(
         "SAAI, other readings",
-        lambda net: SAAI(net, CLASSES, parts=2, size=(3, 2), stripes=3, global_feature=False),
+        lambda net: SAAI(
+            net,
+            CLASSES,
+            parts=2,
+            size=(3, 2),
+            stripes=3,
+            global_feature=False,
+            transfer=SharedFeatureTransfer(5 * CHANNELS, k=3),
+        ),
         lambda model: SAAICriterion(model, maps="logits", identity_means="batch", shared_weight=0.5),
-        "id specific mutual part_diversity center_separation",
+        "id specific mutual part_diversity center_separation graph_ce graph_triplet",
     ),
     Case(
         "CIFT on SAAI, aligned",
@@ -174,10 +182,10 @@ CASES = [
         f"ce triplet transport contrastive graph fusion_sparsity {GRAPH}",
     ),
     Case(
-        "CIFT on G2DA, no graph",
-        g2da(False, transfer=H2FT(CHANNELS, k=3)),
-        G2DACriterion,
-        "ce triplet transport contrastive graph_ce graph_hcc",
+        "G2DA, no graph, shared",
+        g2da(False, transfer=SharedFeatureTransfer(CHANNELS, k=3)),
+        lambda model: G2DACriterion(model, label_smoothing=0.1),
+        "ce triplet transport contrastive graph_ce graph_triplet",
     ),
 ]
 every_model = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -12,7 +13,15 @@ from reference import g2da as g2da_loops
 from vireid import INFRARED, VISIBLE
 from vireid.losses import CRILoss
 from vireid.models import G2DA, G2DACriterion
-from vireid.nn import H2FT, PERSON_13, MessageFusionAttention, TwoStream, part_grid, skeleton_adjacency
+from vireid.nn import (
+    H2FT,
+    PERSON_13,
+    MessageFusionAttention,
+    SharedFeatureTransfer,
+    TwoStream,
+    part_grid,
+    skeleton_adjacency,
+)
 
 CHANNELS, IDENTITIES, CHAIN = 4, 3, skeleton_adjacency([(0, 1), (1, 2)], 3)
 
@@ -228,6 +237,17 @@ def test_the_sparsity_of_the_fusion_and_the_average_by_loops():
     assert "fusion_sparsity" not in G2DACriterion()(output, labels, modality)
     bare = g2da(graph=False)(images, modality, heatmaps)
     assert "fusion_sparsity" not in criterion(bare, labels, modality)
+
+
+def test_label_smoothing_is_that_of_every_cross_entropy():
+    images, labels, modality, heatmaps = batch()
+    model = g2da(transfer=SharedFeatureTransfer(CHANNELS, k=3))
+    output = model(images, modality, heatmaps)
+    losses = G2DACriterion(model, label_smoothing=0.3)(output, labels, modality)
+    smoothed = {"ce": output.logits, "graph": output.graph_logits, "graph_ce": output.query_logits}
+    for name, logits in smoothed.items():
+        assert_close(losses[name], F.cross_entropy(logits, labels, label_smoothing=0.3))
+    assert "graph_triplet" in losses
 
 
 @pytest.mark.parametrize("graph", [True, False])

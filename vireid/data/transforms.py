@@ -25,10 +25,8 @@ from vireid._checks import (
     extra,
 )
 from vireid.data.moves import check_skeleton, move_heatmaps, move_keypoints
+from vireid.nn._maps import IMAGENET_MEAN, IMAGENET_STD
 from vireid.nn.skeleton import PERSON_13, Skeleton
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images: Tensor, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:

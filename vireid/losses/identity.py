@@ -101,7 +101,7 @@ def _check_batch(x: Tensor, labels: Tensor, modality: Tensor, sizes: torch.Size)
 class MutualIdentityLoss(Loss):
     """Identity loss of SAAI: a shared classifier, one classifier per modality, and mutual learning between these two.
 
-        L_id = w CE(W x) + w_s Σ_m CE(W_m x_m) + w_m KL( softmax(Ā_m' x) ‖ softmax(W_m x) )
+        L_id = λ₁ CE(W x) + λ₂ Σ_m CE(W_m x_m) + λ₃ KL( softmax(Ā_m' x) ‖ softmax(W_m x) )
 
     m is a row's own modality, m' the other one, and Ā the exponential moving averages of the modalities' classifiers.
     CE(W_m x_m) is the mean over the images of modality m, 0 without any; the two other terms are means over the batch.
@@ -129,9 +129,9 @@ class MutualIdentityLoss(Loss):
         rate: weight of the current classifiers in a step of the averages, in (0, 1].
         means: of the modalities' cross-entropies: one per ``"modality"``, so that their sum is twice a mean over a
             balanced batch, or one over the ``"batch"``.
-        shared_weight: w, at least 0.
-        specific_weight: w_s, at least 0.
-        mutual_weight: w_m, at least 0.
+        shared_weight: λ₁, at least 0.
+        specific_weight: λ₂, at least 0.
+        mutual_weight: λ₃, at least 0.
 
     Shape:
         x (B, d) features, labels (B,) integers in [0, C), modality (B,) integers, 0 visible, 1 infrared. The loss

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vireid._checks import check_count, check_module, check_size, check_tensor
 from vireid.losses._common import check_rows
-from vireid.nn.transfer import FeatureTransfer
+from vireid.nn.transfer import FeatureTransfer, H2FTOutput
 from vireid.nn.two_stream import declared, feature_map
 
 
@@ -61,6 +61,24 @@ def check_transfer(transfer: FeatureTransfer, dim: int) -> None:
     check_module("transfer", transfer, FeatureTransfer)
     if transfer.dim != dim:
         raise ValueError(f"transfer must be of size {dim} as the features, got {transfer.dim}")
+
+
+def transfer_classifier(transfer: FeatureTransfer | None, dim: int, num_classes: int) -> nn.Linear | None:
+    """Build the classifier W_g of a transfer of features of size ``dim``; None without a transfer."""
+    if transfer is None:
+        return None
+    check_transfer(transfer, dim)
+    return linear_classifier(dim, num_classes)
+
+
+def transferred(
+    transfer: FeatureTransfer | None, classifier: nn.Module | None, features: Tensor, modality: Tensor
+) -> tuple[H2FTOutput | None, Tensor | None, Tensor | None]:
+    """Compute f_q and F_G of a model's features and the logits Y_g of both; three times None without a transfer."""
+    if transfer is None or classifier is None:
+        return None, None, None
+    output = transfer(features, modality)
+    return output, classifier(output.query), classifier(output.gallery)
 
 
 def _feature_grid(backbone: nn.Module) -> tuple[int, int]:

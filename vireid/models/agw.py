@@ -16,9 +16,10 @@ from vireid._checks import (
 )
 from vireid._ops import cross_entropy
 from vireid.losses import CRILoss, HeteroCenterLoss, HeteroCenterTripletLoss, WeightedRegularizedTripletLoss
-from vireid.models._common import Embedder, add_total, check_transfer, feature_size, linear_classifier
-from vireid.models.cift import losses_of_transfer, tie_of
-from vireid.nn import BNNeck, GeM, H2FTOutput, SharedFeatureTransfer
+from vireid.models._common import Embedder, add_total, feature_size, transfer_classifier, transferred
+from vireid.models.baseline import MetricFeatures, metric_features_of
+from vireid.models.cift import losses_of_transfer
+from vireid.nn import BNNeck, GeM, H2FTOutput
 from vireid.nn.transfer import FeatureTransfer
 
 
@@ -111,10 +112,7 @@ class AGW(Embedder):
         self.neck = BNNeck(self.dim)
         self.classifier = nn.Conv1d(self.dim, self.stripes * self.num_classes, 1, groups=self.stripes, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
-        if transfer is not None:
-            check_transfer(transfer, self.dim)
-        self.transfer = transfer
-        self.graph_classifier = None if transfer is None else linear_classifier(self.dim, self.num_classes)
+        self.transfer, self.graph_classifier = transfer, transfer_classifier(transfer, self.dim, self.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> AGWOutput:
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,)."""
@@ -128,11 +126,8 @@ class AGW(Embedder):
         features = self.neck(pooled)
         features = features.relu() if self.relu else features
         logits = self.classifier(features[:, :, None]).unflatten(1, (self.stripes, self.num_classes))[..., 0]
-        if self.transfer is None or self.graph_classifier is None:
-            return AGWOutput(features, pooled, logits, feature_map=maps)
-        transfer = self.transfer(features, modality)
-        query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
-        return AGWOutput(features, pooled, logits, transfer, query, gallery, maps)
+        graph = transferred(self.transfer, self.graph_classifier, features, modality)
+        return AGWOutput(features, pooled, logits, *graph, maps)
 
 
 class AGWCriterion(nn.Module):
@@ -144,8 +139,8 @@ class AGWCriterion(nn.Module):
         HC     hetero_center=0.5, metric_features="neck": the hetero-center loss of each stripe
         HCT    hetero_center_triplet=1, metric_features="neck": that of each stripe (`stripe_weight` times) and of all
 
-    A weight of 0 leaves its loss out. With ``transfer`` the model also has the losses of CIFT's graph, or
-    those of cm-SSFT's.
+    A weight of 0 leaves its loss out. A model with a transfer also has `graph_losses`, or `shared_losses` of a
+    `SharedFeatureTransfer`.
 
     Args:
         model: the `AGW` whose transfer, if it has one, L_tie shares. It is not registered here: its parameters belong
@@ -156,7 +151,7 @@ class AGWCriterion(nn.Module):
         stripe_weight: weight of the stripes' hetero-center triplet losses beside that of the whole; in the published
             code 1 for SYSU-MM01 and 2 for RegDB. With one stripe there is the whole only.
         margin: of the hetero-center triplet loss.
-        label_smoothing: of the cross-entropy of the stripes, in [0, 1].
+        label_smoothing: of the cross-entropies, in [0, 1].
         metric_features: of the losses of distances: ``"pooled"``, the features before the neck, or ``"neck"``, those
             behind it.
         cri: CIFT's L_tie, for a model with ``transfer``; None leaves it out.
@@ -176,7 +171,7 @@ class AGWCriterion(nn.Module):
         stripe_weight: float = 1.0,
         margin: float = 0.3,
         label_smoothing: float = 0.0,
-        metric_features: Literal["pooled", "neck"] = "pooled",
+        metric_features: MetricFeatures = "pooled",
         cri: CRILoss | None = None,
     ) -> None:
         super().__init__()
@@ -189,12 +184,13 @@ class AGWCriterion(nn.Module):
         }
         self.stripe_weight = check_at_least_zero("stripe_weight", stripe_weight)
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
-        self.metric_features = metric_features
+        self.metric_features: MetricFeatures = metric_features
         self.triplet, self.hetero_center = WeightedRegularizedTripletLoss(), HeteroCenterLoss()
         self.hetero_center_triplet = HeteroCenterTripletLoss(margin=margin)
         self.cri = cri
-        self.shared = isinstance(model.transfer, SharedFeatureTransfer)
-        self._tie = tie_of(cri, model.transfer, model.graph_classifier)
+        self._transfer_losses = losses_of_transfer(
+            model.transfer, model.graph_classifier, cri, label_smoothing=self.label_smoothing
+        )
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
@@ -205,7 +201,7 @@ class AGWCriterion(nn.Module):
         size = output.features.shape[0]
         check_tensor("labels", labels, "B", kind="integer", B=size)
         stripes = output.logits.shape[1]
-        rows = output.pooled if self.metric_features == "pooled" else output.features
+        rows = metric_features_of(output, self.metric_features)
         parts = rearrange(rows, "b (s d) -> s b d", s=stripes)
         every = output.logits.flatten(0, 1)  # the mean over all rows, times the stripes, is the sum of their means
         losses = {"ce": stripes * cross_entropy(every, labels.repeat_interleave(stripes), self.label_smoothing)}
@@ -219,5 +215,4 @@ class AGWCriterion(nn.Module):
                 each = sum((self.hetero_center_triplet(p, labels, modality) for p in parts), whole.new_zeros(()))
                 whole = whole + self.stripe_weight * each
             losses["hetero_center_triplet"] = whole
-        losses |= losses_of_transfer(output, labels, modality, self._tie, shared=self.shared)
-        return add_total(losses, self.weights)
+        return add_total(losses | self._transfer_losses(output, labels, modality), self.weights)

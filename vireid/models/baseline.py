@@ -11,6 +11,8 @@ from vireid.losses.centers import Centers, Direction, KLCenter, Negatives
 from vireid.models._common import Embedder, add_total, linear_classifier
 from vireid.nn import BNNeck
 
+MetricFeatures = Literal["pooled", "neck"]
+
 
 class BaselineOutput(NamedTuple):
     """Output of `Baseline`, in training and in evaluation.
@@ -100,7 +102,7 @@ class BaselineCriterion(nn.Module):
     def __init__(
         self,
         *,
-        metric_features: Literal["pooled", "neck"] = "pooled",
+        metric_features: MetricFeatures = "pooled",
         centers: Centers = "shared",
         negatives: Negatives = "mean",
         kl_direction: Direction = "to_center",
@@ -109,7 +111,7 @@ class BaselineCriterion(nn.Module):
     ) -> None:
         super().__init__()
         check_option("metric_features", metric_features, ("pooled", "neck"))
-        self.metric_features = metric_features
+        self.metric_features: MetricFeatures = metric_features
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.feature_hcc = HCCLoss(margin=0.6, centers=centers, negatives=negatives)
         self.logit_hcc = HCCLoss(
@@ -140,7 +142,7 @@ class BaselineCriterion(nn.Module):
         return add_total(self.terms(features, output.logits, labels, modality))
 
 
-def metric_features_of(output: EmbeddedOutput, which: str) -> Tensor:
+def metric_features_of(output: EmbeddedOutput, which: MetricFeatures) -> Tensor:
     """Return the features before the neck ("pooled") or behind it."""
     features = output.pooled if which == "pooled" else output.features
     if features is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -16,11 +16,11 @@ from vireid.losses import (
 )
 from vireid.losses.centers import Centers, Direction, KLCenter, Negatives
 from vireid.models._common import add_total, check_transfer, linear_classifier
-from vireid.models.baseline import Baseline, BaselineCriterion, metric_features_of
+from vireid.models.baseline import Baseline, BaselineCriterion, MetricFeatures, metric_features_of
 from vireid.nn import H2FT, H2FTOutput, SharedFeatureTransfer
 from vireid.nn.transfer import FeatureTransfer
 
-Tie: TypeAlias = Callable[..., Tensor]
+TransferLosses: TypeAlias = Callable[..., dict[str, Tensor]]
 
 
 class CIFTOutput(NamedTuple):
@@ -125,7 +125,7 @@ class CIFTCriterion(nn.Module):
         model: CIFT,
         *,
         cri: CRILoss | None = None,
-        metric_features: Literal["pooled", "neck"] = "pooled",
+        metric_features: MetricFeatures = "pooled",
         centers: Centers = "shared",
         negatives: Negatives = "mean",
         kl_direction: Direction = "to_center",
@@ -137,24 +137,15 @@ class CIFTCriterion(nn.Module):
         options: dict[str, Any] = {"centers": centers, "negatives": negatives, "label_smoothing": label_smoothing}
         options |= {"kl_direction": kl_direction, "kl_center": kl_center}
         self.backbone_terms = BaselineCriterion(metric_features=metric_features, **options)
-        self._graph_losses: Callable[..., dict[str, Tensor]] = partial(graph_losses, **options)
-        self.cri, self.shared = cri, isinstance(model.transfer, SharedFeatureTransfer)
-        self._tie = tie_of(cri, model.transfer, model.graph_classifier)
+        self.cri = cri
+        self._transfer_losses = losses_of_transfer(model.transfer, model.graph_classifier, cri, **options)
 
     def forward(self, output: CIFTOutput, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         """Compute the named losses and their sum ``"total"``; labels (B,), modality (B,)."""
         backbone = self.backbone_terms
         features = metric_features_of(output, backbone.metric_features)
         losses = backbone.terms(features, output.logits, labels, modality)
-        if self.shared:
-            smoothing = backbone.label_smoothing
-            own = shared_losses(output.transfer.query, output.query_logits, labels, modality, label_smoothing=smoothing)
-            return add_total(losses | own)
-        gallery, index = output.gallery_logits, output.transfer.gallery_index
-        losses |= self._graph_losses(output.query_logits, labels, modality, gallery=gallery, gallery_index=index)
-        if self._tie is not None:
-            losses["tie"] = self._tie(output.features, labels, modality, output=output.transfer)
-        return add_total(losses)
+        return add_total(losses | self._transfer_losses(output, labels, modality))
 
 
 def graph_losses(
@@ -241,31 +232,41 @@ def shared_losses(
     }
 
 
-def tie_of(cri: CRILoss | None, transfer: FeatureTransfer | None, classifier: nn.Module | None) -> Tie | None:
-    """Return L_tie of a model's transfer and classifier. A partial is not a module: it does not register the model."""
-    if cri is None:
-        return None
-    check_module("cri", cri, CRILoss)
-    if transfer is None or classifier is None:
-        raise ValueError("cri needs a model with a transfer, got one without")
-    if isinstance(transfer, SharedFeatureTransfer):
-        raise ValueError("cri needs a transfer of H2FT or GFT, got SharedFeatureTransfer")
-    return partial(cri, transfer=transfer, classifier=classifier)
-
-
 def losses_of_transfer(
-    output: TransferOutput, labels: Tensor, modality: Tensor, tie: Tie | None, *, shared: bool = False
-) -> dict[str, Tensor]:
-    """Compute `graph_losses` and L_tie of a model that may have a transfer on its features; none without.
+    transfer: FeatureTransfer | None, classifier: nn.Module | None, cri: CRILoss | None, **options: Any
+) -> TransferLosses:
+    """Return the function from a model's output, labels and modality to the losses of its transfer, none without one.
 
-    With ``shared``, for `vireid.nn.SharedFeatureTransfer`, it is `shared_losses`.
+    They are `graph_losses` and L_tie, or `shared_losses` of a `SharedFeatureTransfer`. A partial is not a module: it
+    does not register the model's.
     """
-    if output.transfer is None or output.query_logits is None or output.gallery_logits is None:
+    if cri is not None:
+        check_module("cri", cri, CRILoss)
+        if transfer is None or classifier is None:
+            raise ValueError("cri needs a model with a transfer, got one without")
+        if isinstance(transfer, SharedFeatureTransfer):
+            raise ValueError("cri needs a transfer of H2FT or GFT, got SharedFeatureTransfer")
+    return partial(_losses_of_transfer, transfer=transfer, classifier=classifier, cri=cri, **options)
+
+
+def _losses_of_transfer(
+    output: TransferOutput,
+    labels: Tensor,
+    modality: Tensor,
+    *,
+    transfer: FeatureTransfer | None,
+    classifier: nn.Module | None,
+    cri: CRILoss | None,
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> dict[str, Tensor]:
+    made, query, gallery = output.transfer, output.query_logits, output.gallery_logits
+    if made is None or query is None or gallery is None:
         return {}
-    if shared:
-        return shared_losses(output.transfer.query, output.query_logits, labels, modality)
-    index = output.transfer.gallery_index
-    losses = graph_losses(output.query_logits, labels, modality, gallery=output.gallery_logits, gallery_index=index)
-    if tie is not None:
-        losses["tie"] = tie(output.features, labels, modality, output=output.transfer)
+    if isinstance(transfer, SharedFeatureTransfer):
+        return shared_losses(made.query, query, labels, modality, label_smoothing=label_smoothing)
+    options |= {"gallery": gallery, "gallery_index": made.gallery_index, "label_smoothing": label_smoothing}
+    losses = graph_losses(query, labels, modality, **options)
+    if cri is not None and transfer is not None and classifier is not None:
+        losses["tie"] = cri(output.features, labels, modality, transfer=transfer, classifier=classifier, output=made)
     return losses

@@ -7,12 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireid._checks import check_at_least_zero, check_count, check_flag, check_module, check_number, check_tensor
+from vireid._checks import (
+    check_at_least_zero,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_module,
+    check_number,
+    check_tensor,
+)
 from vireid._ops import cross_entropy, normalize_rows
 from vireid.losses import CRILoss, CrossModalityTripletLoss, GraphOTLoss, PartContrastiveLoss
 from vireid.losses.parts import Average
-from vireid.models._common import Embedder, add_total, check_transfer, linear_classifier
-from vireid.models.cift import losses_of_transfer, tie_of
+from vireid.models._common import Embedder, add_total, linear_classifier, transfer_classifier, transferred
+from vireid.models.cift import losses_of_transfer
 from vireid.nn import (
     PERSON_13,
     BNNeck,
@@ -79,8 +87,7 @@ class G2DA(Embedder):
             layers. Default: the backbone's ``grid`` where it has one, else (1, 1) as in the paper. The nodes that are
             aligned are not stacked: nodes in two places would share no cell, all be equally far from each other, and
             have no structure.
-        transfer: CIFT's `H2FT` or `GFT` on the features, of size d; None leaves it out. With it the model is CIFT on
-            G2DA's features (our choice; in no paper).
+        transfer: as in `AGW`; CIFT's `H2FT` makes the model CIFT on G2DA's features (our choice; in no paper).
         head_dim: size of a head, as in `vireid.nn.MessageFusionAttention`, like the next one.
         magnitude: likewise.
 
@@ -127,10 +134,7 @@ class G2DA(Embedder):
         check_flag("magnitude", magnitude)
         if head_dim is not None:
             check_count("head_dim", head_dim)
-        if transfer is not None:
-            check_transfer(transfer, self.dim)
-        self.transfer = transfer
-        self.transfer_classifier = None if transfer is None else linear_classifier(self.dim, self.num_classes)
+        self.transfer, self.transfer_classifier = transfer, transfer_classifier(transfer, self.dim, self.num_classes)
         if graph:
             self.attention = MessageFusionAttention(
                 self.dim,
@@ -177,12 +181,8 @@ class G2DA(Embedder):
                 local = sqrt(self.dim) * normalize_rows(local)
             features = self.aggregation(pooled, self.attention(_graph(local, whole), mask))
             graph_logits, scales = self.graph_classifier(features), self.attention.scales()
-        output = G2DAOutput(features, pooled, logits, nodes, mask, graph_logits, maps, scales)
-        if self.transfer is None or self.transfer_classifier is None:
-            return output
-        transfer = self.transfer(features, modality)
-        query, gallery = self.transfer_classifier(transfer.query), self.transfer_classifier(transfer.gallery)
-        return output._replace(transfer=transfer, query_logits=query, gallery_logits=gallery)
+        graph = transferred(self.transfer, self.transfer_classifier, features, modality)
+        return G2DAOutput(features, pooled, logits, nodes, mask, graph_logits, maps, scales, *graph)
 
 
 def _graph(local: Tensor, whole: Tensor) -> Tensor:
@@ -195,14 +195,15 @@ class G2DACriterion(nn.Module):
 
     L_b: cross-entropy behind the neck and triplets before it, as is usual with a BNNeck (our choice; the paper does not
     say). L_g: cross-entropy of V_G, for a model with graph. A weight of 0 leaves its loss out. A model with a transfer
-    has the losses of its graph too, `graph_losses`.
+    has its losses too, as in `AGWCriterion`.
 
     In several processes a criterion with ``cri`` and its model belong in one module that is wrapped; see
     `vireid.losses.CRILoss`.
 
     Args:
-        model: the `G2DA` whose transfer L_tie shares; needed by ``cri`` only. It is not registered here: its parameters
-            belong to the model only. So copy both together, or make a new criterion for a copied model.
+        model: the `G2DA`, if it has a transfer, whose losses depend on its kind and which L_tie shares. It is not
+            registered here: its parameters belong to the model only. So copy both together, or make a new criterion for
+            a copied model.
         base: λ_b.
         transport: λ_o.
         contrastive: λ_c.
@@ -220,6 +221,7 @@ class G2DACriterion(nn.Module):
             by default, as the paper prints no such term, and then hardly any does).
         average: of D_ot and L_c, over the ``"pairs"`` (our choice) or the ``"images"`` of the batch, see
             `vireid.losses.PartContrastiveLoss`.
+        label_smoothing: of the cross-entropies, in [0, 1]; 0 in the paper.
 
     Raises:
         ValueError: if a number is out of its range, there is ``cri`` and no model with a transfer, or, when called, no
@@ -245,13 +247,15 @@ class G2DACriterion(nn.Module):
         cri: CRILoss | None = None,
         fusion_sparsity: float = 0.0,
         average: Average = "pairs",
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         if model is not None:
             check_module("model", model, G2DA)
         self.cri = cri
         transfer, classifier = (None, None) if model is None else (model.transfer, model.transfer_classifier)
-        self._tie = tie_of(cri, transfer, classifier)
+        self._transfer_losses = losses_of_transfer(transfer, classifier, cri, label_smoothing=self.label_smoothing)
         weights = {"base": base, "transport": transport, "contrastive": contrastive, "graph": graph}
         weights = {name: check_at_least_zero(name, weight) for name, weight in weights.items()}
         if not any(weights.values()):
@@ -275,17 +279,17 @@ class G2DACriterion(nn.Module):
         check_tensor("labels", labels, "B", kind="integer", B=output.features.shape[0])
         losses: dict[str, Tensor] = {}
         if self.weights["base"]:
-            losses["ce"] = cross_entropy(output.logits, labels)
+            losses["ce"] = cross_entropy(output.logits, labels, self.label_smoothing)
             losses["triplet"] = self.triplet(output.pooled, labels, modality)
         if self.weights["transport"]:
             losses["transport"] = self.transport(output.nodes, labels, modality, mask=output.mask)
         if self.weights["contrastive"]:
             losses["contrastive"] = self.contrastive(output.nodes, labels, modality, mask=output.mask)
         if self.weights["graph"] and output.graph_logits is not None:
-            losses["graph"] = cross_entropy(output.graph_logits, labels)
+            losses["graph"] = cross_entropy(output.graph_logits, labels, self.label_smoothing)
         if self.weights["fusion_sparsity"] and output.fusion_scales is not None:
             losses["fusion_sparsity"] = output.fusion_scales.abs().sum()
-        losses |= losses_of_transfer(output, labels, modality, self._tie)
+        losses |= self._transfer_losses(output, labels, modality)
         if not losses:
             raise ValueError("no loss is left: only graph has a weight, and the model is without graph")
         return add_total(losses, self.weights)

@@ -10,8 +10,8 @@ from vireid._checks import check_at_least_zero, check_count, check_flag, check_m
 from vireid.losses import AffinityInferenceLoss, CenterSeparationLoss, CRILoss, MutualIdentityLoss, PartDiversityLoss
 from vireid.losses.identity import Means
 from vireid.losses.parts import Maps
-from vireid.models._common import Embedder, add_total, check_transfer, feature_size, linear_classifier
-from vireid.models.cift import losses_of_transfer, tie_of
+from vireid.models._common import Embedder, add_total, feature_size, transfer_classifier, transferred
+from vireid.models.cift import losses_of_transfer
 from vireid.nn import BNNeck, DualBNNeck, H2FTOutput, PrototypePooling
 from vireid.nn.transfer import FeatureTransfer
 
@@ -53,8 +53,7 @@ class SAAI(Embedder):
         size: (h, w) of the backbone's map, for which the position embedding is made; any other works as well.
         position_in_values: as in `vireid.nn.PrototypePooling`.
         dual_neck: one BNNeck per modality; False: one for both (the paper's baseline).
-        transfer: CIFT's `H2FT` or `GFT` on the features, of size d; None leaves it out. With it the model is CIFT on
-            SAAI's features (our choice; in no paper).
+        transfer: as in `AGW`; CIFT's `H2FT` makes the model CIFT on SAAI's features (our choice; in no paper).
         stripes: number of horizontal stripes whose means join F̂. The paper's baseline has "horizontal part features":
             ``parts=0, stripes=6`` (the number is our choice).
         global_feature: whether the global feature joins F̂. The paper has it beside the prototypes' parts, and does not
@@ -100,21 +99,15 @@ class SAAI(Embedder):
                 self.channels, parts=parts, size=size, position_in_values=position_in_values
             )
         self.neck: BNNeck | DualBNNeck = DualBNNeck(self.dim) if dual_neck else BNNeck(self.dim)
-        if transfer is not None:
-            check_transfer(transfer, self.dim)
-        self.transfer = transfer
-        self.graph_classifier = None if transfer is None else linear_classifier(self.dim, self.num_classes)
+        self.transfer, self.graph_classifier = transfer, transfer_classifier(transfer, self.dim, self.num_classes)
 
     def forward(self, images: Tensor, modality: Tensor) -> SAAIOutput:
         """Embed ``images`` (B, 3, H, W) of ``modality`` (B,)."""
         maps = self.feature_map(images, modality, self.channels)
         similarity, pooled = self._pool(maps)
         features = self.neck(pooled, modality) if isinstance(self.neck, DualBNNeck) else self.neck(pooled)
-        if self.transfer is None or self.graph_classifier is None:
-            return SAAIOutput(features, pooled, similarity, feature_map=maps)
-        transfer = self.transfer(features, modality)
-        query, gallery = self.graph_classifier(transfer.query), self.graph_classifier(transfer.gallery)
-        return SAAIOutput(features, pooled, similarity, transfer, query, gallery, maps)
+        graph = transferred(self.transfer, self.graph_classifier, features, modality)
+        return SAAIOutput(features, pooled, similarity, *graph, maps)
 
     def _pool(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Compute P(T+E)ᵀ (B, p, h·w) and F̂ (B, d)."""
@@ -200,7 +193,7 @@ class SAAICriterion(nn.Module):
         self.part_diversity = diversity if part_diversity and model.pooling is not None else None
         self.center_separation = CenterSeparationLoss(normalize=normalize_centers) if center_separation else None
         self.affinity, self.cri = affinity, cri
-        self._tie = tie_of(cri, model.transfer, model.graph_classifier)
+        self._transfer_losses = losses_of_transfer(model.transfer, model.graph_classifier, cri)
 
     def extra_repr(self) -> str:
         """Show the weights in ``repr``."""
@@ -216,5 +209,4 @@ class SAAICriterion(nn.Module):
             losses["center_separation"] = self.center_separation(output.pooled, labels)
         if self.affinity is not None:
             losses["affinity"] = self.affinity(output.features, labels, modality)
-        losses |= losses_of_transfer(output, labels, modality, self._tie)
-        return add_total(losses, self.weights)
+        return add_total(losses | self._transfer_losses(output, labels, modality), self.weights)

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Behind the map, in torchvision's networks.
 _HEAD = {"avgpool", "flatten", "dropout", "fc", "head", "heads", "classifier", "AuxLogits", "aux1", "aux2"}
 
+_CHANNELS_FIRST = "b h w c -> b c h w"
 _Pool = nn.MaxPool2d | nn.AvgPool2d
 
 Layers = dict[str, nn.Module]
@@ -25,17 +27,12 @@ class Renormalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        ours, theirs = torch.tensor([MEAN, STD]), torch.tensor([mean, std])
+        ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
         self.register_buffer("scale", (ours[1] / theirs[1])[:, None, None], persistent=False)
         self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1])[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return images * self.scale + self.shift
-
-
-class _ChannelsFirst(nn.Module):
-    def forward(self, maps: Tensor) -> Tensor:
-        return rearrange(maps, "b h w c -> b c h w")
 
 
 class _VisionTransformer(nn.Module):
@@ -46,7 +43,9 @@ class _VisionTransformer(nn.Module):
         self.conv_proj, self.class_token, self.encoder = net.conv_proj, net.class_token, net.encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        patch = self.conv_proj(_pad(images, self.conv_proj.stride))
+        height, width = self.conv_proj.stride
+        # filled up to whole patches, at the right and at the bottom
+        patch = self.conv_proj(F.pad(images, (0, -images.shape[3] % width, 0, -images.shape[2] % height)))
         h, w = patch.shape[-2:]
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), rearrange(patch, "b c h w -> b (h w) c")], 1)
         encoder = self.encoder
@@ -74,15 +73,10 @@ class _TimmFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.net.forward_features(images)
         if features.ndim == 4:
-            return _ChannelsFirst()(features) if _channels_last(self.net, features) else features
+            return rearrange(features, _CHANNELS_FIRST) if _channels_last(self.net, features) else features
         stride = self.net.feature_info[-1]["reduction"]
         h, w = (-(-side // stride) for side in images.shape[-2:])
         return rearrange(features[:, getattr(self.net, "num_prefix_tokens", 0) :], "b (h w) c -> b c h w", h=h, w=w)
-
-
-def _pad(images: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Fill up ``images`` with zeros, at the right and at the bottom, to whole patches."""
-    return F.pad(images, (0, -images.shape[3] % patch[1], 0, -images.shape[2] % patch[0]))
 
 
 def _channels_last(net: Any, maps: Tensor) -> bool:
@@ -117,7 +111,7 @@ def timm_layers(net: Any, image: Tensor) -> Layers:
     layers = {names[layer]: layer for layer in called if layer in names}
     if features.ndim == 4 and _is_chain(layers, image, features):
         layers = {"relu" if name == "act1" else name: layer for name, layer in layers.items()}  # as in torchvision
-        return layers | ({"permute": _ChannelsFirst()} if _channels_last(net, features) else {})
+        return layers | ({"permute": Rearrange(_CHANNELS_FIRST)} if _channels_last(net, features) else {})
     for layer, name in names.items():
         if list(layer.parameters()) and called.keys().isdisjoint(layer.modules()):  # the classifier, and its norm
             setattr(net, name, nn.Identity())
@@ -160,11 +154,10 @@ def widen(net: nn.Module, image: Tensor) -> None:
         if isinstance(module, _Pool) and module.kernel_size in (2, (2, 2)):
             parent, _, child = name.rpartition(".")
             setattr(net.get_submodule(parent), child, nn.Identity())
-        elif isinstance(module, nn.Conv2d) and module.kernel_size[0] % 2 == 0:
-            module.stride = (1, 1)
+            continue
+        module.stride = (1, 1)
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] % 2 == 0:
             module.register_forward_pre_hook(_pad_windows)
-        else:
-            module.stride = 1 if isinstance(module.stride, int) else (1, 1)
     try:
         size = net(image).shape[-1]
     except RuntimeError:

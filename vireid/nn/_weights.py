@@ -16,14 +16,15 @@ from vireid._files import check_not_compressed
 _PUBLISHED = re.compile(r"imagenet|DEFAULT|IMAGENET\w+|\w+_Weights\.\w+")
 
 
-def published_name(weights: object) -> str | None:
-    """Return the name of weights that a library downloads, None for a path or for no weights."""
+def named_or_read(weights: object) -> tuple[str | None, dict[str, Tensor] | None]:
+    """Return the name of weights that a library downloads, or the state dict in a local file; neither for None."""
     if weights is None:
-        return None
+        return None, None
     if not isinstance(weights, str | os.PathLike | Enum):
         raise TypeError(f"weights must be None, a name, a path or a member of torchvision's weights, got {weights!r}")
-    name = str(weights)  # of a member: its class and its name
-    return name if isinstance(weights, Enum) or _PUBLISHED.fullmatch(name) else None
+    if isinstance(weights, Enum) or _PUBLISHED.fullmatch(str(weights)):
+        return str(weights), None  # of a member: its class and its name
+    return None, read_state(Path(weights))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -3,17 +3,15 @@
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vireid._checks import check_option
-from vireid.nn._maps import MEAN, STD, Layers, Renormalize, timm_layers, torchvision_layers, widen
-from vireid.nn._weights import published_name, read_state
+from vireid.nn._maps import IMAGENET_MEAN, IMAGENET_STD, Layers, Renormalize, timm_layers, torchvision_layers, widen
+from vireid.nn._weights import named_or_read
 
 _LIBRARIES = ("torchvision", "timm")
 # How timm's transformers are asked to take images of any size.
@@ -41,26 +39,25 @@ def backbone(name: str, *, weights: str | os.PathLike[str] | Enum | None = None,
     """Build a network of torchvision or timm without its classifier: images (B, 3, H, W) -> map (B, c, h, w).
 
     The result is an ``nn.Sequential`` of the library's own layers, with its names and the keys of its state dict; a
-    network whose layers do not follow one another is one layer, ``features``. ``.out_channels`` is c, and
-    ``.shared_from`` the first layer behind the first convolutions, from which `TwoStream.from_sequential` lets two
-    streams share it, or None. The tokens of a vision transformer are folded back into a map without those of the class
-    and the registers, and its position embedding is resized to the image, which is filled up to whole patches.
+    network that is no chain of layers is one layer, ``features``. ``.out_channels`` is c. ``.shared_from`` is the layer
+    behind the first convolutions, at which `TwoStream.from_sequential` splits it, or None. The tokens of a vision
+    transformer are folded back into a map without those of the class and the registers; its position embedding is
+    resized to the image, which is filled up to whole patches.
 
     Images are RGB in [0, 1], normalized with ImageNet's mean (0.485, 0.456, 0.406) and standard deviation (0.229,
     0.224, 0.225); a network that was trained with others converts them.
 
     Args:
-        name: such as ``"resnet50"``, ``"convnext_tiny"`` or ``"vit_b_16"``: of torchvision, if it is installed and has
-            the network, else of timm. ``"torchvision/…"`` and ``"timm/…"`` say which one. A name of timm may have a
-            tag that says which weights, as in ``"timm/resnet50.a1_in1k"``.
+        name: such as ``"resnet50"``, ``"convnext_tiny"`` or ``"vit_b_16"``, of torchvision if it is installed and has
+            the network, else of timm. ``"torchvision/…"`` and ``"timm/…"`` choose the library; a tag chooses timm's
+            weights, as in ``"timm/resnet50.a1_in1k"``.
         weights: None, random initial weights; ``"imagenet"``, weights that the library downloads and caches
             (torchvision: ``IMAGENET1K_V1``, those of the papers' time, or ``DEFAULT`` if there are none; timm: those of
             the name); with torchvision also a member of the network's weights, or its name, such as
             ``"IMAGENET1K_V2"`` or ``"DEFAULT"``; or the path of a local state dict, ``.safetensors`` or a file for
             ``torch.load(weights_only=True)``, with the library's keys. Those of its classifier are left out.
-        last_stride: 1: a network whose map is H/32 × W/32 makes it H/16 × W/16, with the same weights: the last
-            convolutions that halve the map get stride 1, or its last pooling is left out. Finer maps stay as they are.
-            2 leaves the network as it is.
+        last_stride: 1: a map of H/32 × W/32 becomes one of H/16 × W/16 with the same weights, as the last convolutions
+            that halve it get stride 1, or the last pooling is left out; finer maps stay. 2: the network as it is.
 
     Raises:
         ImportError: if the library is not installed (``pip install 'vireid[backbones]'``).
@@ -71,8 +68,7 @@ def backbone(name: str, *, weights: str | os.PathLike[str] | Enum | None = None,
         FileNotFoundError: if there is no file at the path ``weights``.
     """
     check_option("last_stride", last_stride, (1, 2))
-    published = published_name(weights)
-    state = None if weights is None or published else read_state(Path(weights))  # type: ignore[arg-type]
+    published, state = named_or_read(weights)
     library, network = _find(name)
     if library == "torchvision":
         net, downloaded = _from_torchvision(network, published)
@@ -82,16 +78,7 @@ def backbone(name: str, *, weights: str | os.PathLike[str] | Enum | None = None,
     whole = net.state_dict(keep_vars=True)
     net.eval()
     with torch.no_grad():
-        for image in _images(net):
-            try:
-                layers = torchvision_layers(net) if library == "torchvision" else timm_layers(net, image)
-                built = _Backbone(OrderedDict(_renormalize(net) | layers))
-                maps = built(image)
-                break
-            except Exception as error:
-                failed = error
-        else:
-            raise ValueError(f"name must be a network that makes a map of an image, got {name!r}") from failed
+        built, image, maps = _cut(net, library, name)
         if state is not None:
             kept = set(map(id, built.state_dict(keep_vars=True).values()))
             try:
@@ -189,31 +176,37 @@ def _from_timm(network: str, published: str | None) -> nn.Module:
     return timm.create_model(network, pretrained=published is not None)
 
 
-def _images(net: Any) -> Iterator[Tensor]:
-    """Yield images to try the network with: a small one, and one of the size that the network is made for."""
+def _cut(net: Any, library: str, name: str) -> tuple[_Backbone, Tensor, Tensor]:
+    """Return the layers up to the map, an image that they take, and its map.
+
+    The image is small, or else of the size that the network is made for.
+    """
     first = next(net.parameters())
     for side in (112, getattr(net, "pretrained_cfg", {}).get("input_size", (224,))[-1]):
         values = torch.linspace(-2, 2, 3 * side**2, device=first.device, dtype=first.dtype)
-        yield values.view(1, 3, side, side)
+        image = values.view(1, 3, side, side)
+        try:
+            layers = torchvision_layers(net) if library == "torchvision" else timm_layers(net, image)
+            built = _Backbone(OrderedDict(_renormalize(net) | layers))
+            return built, image, built(image)
+        except Exception as error:
+            failed = error
+    raise ValueError(f"name must be a network that makes a map of an image, got {name!r}") from failed
 
 
 def _renormalize(net: Any) -> Layers:
     """Return a first layer for networks that were not trained with ImageNet's mean and standard deviation."""
     half = (0.5, 0.5, 0.5) if hasattr(net, "transform_input") else None  # torchvision's Inceptions
     config = getattr(net, "pretrained_cfg", {})  # timm's
-    mean, std = config.get("mean", half or MEAN), config.get("std", half or STD)
-    return {} if (tuple(mean), tuple(std)) == (MEAN, STD) else {"renormalize": Renormalize(mean, std)}
+    mean, std = tuple(config.get("mean", half or IMAGENET_MEAN)), tuple(config.get("std", half or IMAGENET_STD))
+    return {} if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else {"renormalize": Renormalize(mean, std)}
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], head: set[str]) -> None:
-    """Load ``state`` without the keys of the ``head``; counters that old files lack are no error."""
-    whole = net.state_dict()
-    for key in list(whole):
-        if key not in head and not key.endswith("num_batches_tracked"):
-            del whole[key]
-    given = {_OLD_DENSENET.sub(r"\1", key): tensor for key, tensor in state.items()}
-    whole.update((key, tensor) for key, tensor in given.items() if key not in head)
-    net.load_state_dict(whole)
+    """Load ``state`` but for the keys of the ``head``; counters, which old files lack, may be missing."""
+    own = {key: x for key, x in net.state_dict().items() if key in head or key.endswith("num_batches_tracked")}
+    given = {_OLD_DENSENET.sub(r"\1", key): x for key, x in state.items()}
+    net.load_state_dict(own | {key: x for key, x in given.items() if key not in head})
 
 
 def _behind_first_weights(net: nn.Sequential, prefix: str = "") -> str | None:

@@ -19,6 +19,9 @@ class NonLocal(nn.Module):
     θ, φ, g and W are 1 × 1 convolutions; the first three halve the channels. The batch normalization starts with scale
     and shift 0, so that the block starts as the identity.
 
+    What is normalized is cubic in x. In evaluation mode, a network whose running statistics do not fit its weights yet
+    may make it overflow, and scale 0 does not hide it: 0 · ∞ is NaN.
+
     Args:
         channels: c of the map, at least 2.
 

@@ -53,7 +53,7 @@ class SharedFeatureTransfer(FeatureTransfer):
     def __init__(self, dim: int, *, k: int = 4, activation: Activation = "none") -> None:
         super().__init__(dim, k=k, value=nn.Identity())
         check_option("activation", activation, ("none", "relu"))
-        self.activation = activation
+        self.activation: Activation = activation
         self.map = nn.Linear(self.dim, self.dim, bias=False)
         nn.init.eye_(self.map.weight)
 
@@ -66,7 +66,7 @@ class SharedFeatureTransfer(FeatureTransfer):
         check_batch("x", x, modality, self.dim)
         het, hom, index = self.affinities(self.value(x), modality)
         mapped = self.map(x)
-        query, gallery = (self._activated(rows) for rows in propagate(het, hom, mapped))
+        query, gallery = (_activated(rows, self.activation) for rows in propagate(het, hom, mapped))
         return H2FTOutput(query, gallery, het, hom, mapped, index)
 
     def affinities(self, values: Tensor, modality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,8 +82,9 @@ class SharedFeatureTransfer(FeatureTransfer):
         """Return the gallery whose k nearest neighbors are given, ready to be compared with queries."""
         return SharedGallery(graph, k=self.k, weight=self.map.weight.detach(), activation=self.activation)
 
-    def _activated(self, rows: Tensor) -> Tensor:
-        return rows.relu() if self.activation == "relu" else rows
+
+def _activated(rows: Tensor, activation: Activation) -> Tensor:
+    return rows.relu() if activation == "relu" else rows
 
 
 def _nearest(d: Tensor, allowed: Tensor, itself: Tensor, k: int) -> Tensor:
@@ -127,7 +128,7 @@ class SharedGallery(PreparedGallery):
             near = self._similarities(found, block)
             rows = self.sums + near[..., None] * own.given[:, None]
             f_q[found.rows] = transferred
-            f_g[found.rows] = self._activated(rows / (self.total + near)[..., None])
+            f_g[found.rows] = _activated(rows / (self.total + near)[..., None], self.activation)
         return f_q, f_g
 
     def _blocks(self, query: Rows, summed: Rows | None) -> Iterator[tuple[Found, Rows, Rows, Tensor]]:
@@ -140,7 +141,8 @@ class SharedGallery(PreparedGallery):
             own = rows._replace(given=rows.given @ self.weight.T)
             near = _similarity(to_float(found.scores)).to(self.sums.dtype)
             others = embedding_bag(found.indices, self.mapped, per_sample_weights=near.contiguous(), mode="sum")
-            yield found, rows, own, self._activated((own.given + others) / (1 + near.sum(1, keepdim=True)))
+            f_q = (own.given + others) / (1 + near.sum(1, keepdim=True))
+            yield found, rows, own, _activated(f_q, self.activation)
 
     def _cosines(self, found: Found, query: Rows, summed: Rows, f_q: Tensor) -> Tensor:
         """Compute the cosines; without σ from three products, else of every pair's feature, block by block."""
@@ -160,9 +162,6 @@ class SharedGallery(PreparedGallery):
         row, column = (cosine > _NEAR).nonzero().T
         cosine[row, column] = to_float(rescore(query, self.graph.rows, row, column), cosine.dtype)
         return _similarity(cosine).to(self.sums.dtype)
-
-    def _activated(self, rows: Tensor) -> Tensor:
-        return rows.relu() if self.activation == "relu" else rows
 
 
 def _joined(sums: Tensor, near: Tensor, own: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ Transferred = Literal["values", "features"]
 
 
 class H2FTOutput(NamedTuple):
-    """Output of `H2FT` and `GFT` for a batch of B images.
+    """Output of `H2FT`, `GFT` and `SharedFeatureTransfer` for a batch of B images.
 
     Each image appears as a query and as a gallery image of the 2N simulated groups (§4.2). ``query = affinity_het @
     values`` and ``gallery = affinity_hom @ values``. R is B, except for ``GFT(unbalanced=True)``, where a gallery image
@@ -53,7 +53,7 @@ class H2FTOutput(NamedTuple):
 
 
 class FeatureTransfer(nn.Module, ABC):
-    """Base of H2FT and GFT: v, both products of Eq. 2, and the methods of inference."""
+    """Base of H2FT, GFT and shared feature transfer: v, both products of Eq. 2, and the methods of inference."""
 
     uses = "gallery"  # a transferred feature depends on the query and the gallery; reports print it
     transferred: Transferred = "values"  # what is summed: v(x), or x itself

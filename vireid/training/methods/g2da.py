@@ -44,6 +44,7 @@ class G2DASettings(TransferSettings):
         pairs: pairs that D_ot aligns.
         average: whether D_ot and L_c are means over pairs, or sums of them divided by the number of images.
         transfer: add CIFT's H2FT, the losses of its graph, and CRI (our choice).
+        label_smoothing: of the cross-entropies.
     """
 
     ablation: str = "g2da"
@@ -66,6 +67,7 @@ class G2DASettings(TransferSettings):
     pairs: Literal["all", "one_to_one"] = "all"
     average: Literal["pairs", "images"] = "pairs"
     transfer: bool = False
+    label_smoothing: float = 0.0
 
     def build(self, num_classes: int, size: tuple[int, int]) -> Built:
         """Return the model and the criterion; images may have any size."""
@@ -108,5 +110,6 @@ class G2DASettings(TransferSettings):
             cri=cri,
             fusion_sparsity=self.fusion_sparsity,
             average=self.average,
+            label_smoothing=self.label_smoothing,
         )
         return model, criterion
