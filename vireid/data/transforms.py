@@ -137,8 +137,8 @@ class TrainAugmentation(nn.Module):
     `EvalTransform`.
 
     With ``second_view`` each visible image is there twice, as CAJ trains: once with its channels as they are, once with
-    one of them copied to all three, each with a crop, a flip and a box of its own. The batch grows: `rows` says which
-    rows of the given one it holds, so that labels are ``labels[rows]``.
+    one of them copied to all three, each with a crop, a flip and a box of its own. The batch grows, and its labels are
+    ``labels[rows]``, by the method `rows`.
 
     Key points, if given, follow the crop and the flip; the images are the same with and without them. Erasing does not
     change key points.
@@ -217,8 +217,7 @@ class TrainAugmentation(nn.Module):
         """Return the rows of a batch that the augmented one holds: all, then with ``second_view`` the visible again.
 
         Args:
-            modality: (B,) integer, 0 visible, 1 infrared, in any order; where the count of the visible is known on the
-                CPU only, a tensor there, which saves the wait for a GPU.
+            modality: (B,) integer, 0 visible, 1 infrared, in any order. A tensor on the CPU saves a wait for the GPU.
 
         Returns:
             (B',) int64, B' = B without ``second_view``.
@@ -246,7 +245,7 @@ class TrainAugmentation(nn.Module):
             modality: (B,) integer, 0 visible, 1 infrared, in any order.
             keypoints: coordinates (B, K, 3), pixels x, y of the images and a number above 0 where visible; or heatmaps
                 (B, K, h', w') over the images, of any resolution.
-            rows: of `rows`, if they are known already; only with ``second_view`` do they differ from all.
+            rows: result of `rows`, if computed already; used with ``second_view`` only.
 
         Returns:
             (B', 3, h, w) float32, in the order of `rows`; with key points, also those, in pixels of the new images or

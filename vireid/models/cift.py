@@ -20,8 +20,6 @@ from vireid.models.baseline import Baseline, BaselineCriterion, MetricFeatures, 
 from vireid.nn import H2FT, H2FTOutput, SharedFeatureTransfer
 from vireid.nn.transfer import FeatureTransfer
 
-TransferLosses: TypeAlias = Callable[..., dict[str, Tensor]]
-
 
 class CIFTOutput(NamedTuple):
     """Output of `CIFT`, in training and in evaluation.
@@ -63,6 +61,9 @@ class TransferOutput(Protocol):
     @property
     def gallery_logits(self) -> Tensor | None:
         """Logits (R, C) of F_G."""
+
+
+TransferLosses: TypeAlias = Callable[[TransferOutput, Tensor, Tensor], dict[str, Tensor]]
 
 
 class CIFT(nn.Module):

@@ -44,14 +44,14 @@ class PreparedGallery(ABC):
 
     @abstractmethod
     def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
-        """Compute f_q (Nq, d) and F_G from the rows v(q), and those that are ``summed`` if they are others."""
+        """Compute f_q (Nq, d) and F_G from the rows v(q); ``summed`` are transferred in their place, if given."""
 
     @abstractmethod
     def _cosines(self, found: Found, query: Rows, summed: Rows, f_q: Tensor) -> Tensor:
         """Compute the cosines (b, Ng) of a block's f_q with the gallery's transferred features."""
 
     def distance(self, query: Rows, summed: Rows | None = None) -> Tensor:
-        """Compute 1 - cos(f_q, F_G) (Nq, Ng) from the rows v(q), and those that are ``summed`` if they are others."""
+        """Compute 1 - cos(f_q, F_G) (Nq, Ng) of the features of `transfer`."""
         distance = query.proposal.new_empty(len(query.given), len(self.graph))
         for found, block, own, f_q in self._blocks(query, summed):
             part = (1 - self._cosines(found, block, own, f_q)).clamp_(0, 2)
@@ -59,9 +59,9 @@ class PreparedGallery(ABC):
         return distance
 
     def _blocks(self, query: Rows, summed: Rows | None) -> Iterator[tuple[Found, Rows, Rows, Tensor]]:
-        """Yield the neighbors of a block of queries, its rows v(q) and what is summed, and its f_q.
+        """Yield the neighbors of a block of queries, its rows v(q), those that are summed, and its f_q.
 
-        f_q is a sum of the query itself and k - 1 gallery images (§1.2).
+        f_q is a sum of the query itself and k - 1 gallery images.
         """
         # GFT needs about ten matrices of a block's size, which should fit a cache
         size = max(1, _BLOCK // len(self.graph)) if query.proposal.device.type == "cpu" else None
@@ -89,7 +89,7 @@ class H2FTGallery(PreparedGallery):
         self.tau_hom = tau_hom
 
     def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
-        """Compute f_q (Nq, d) and F_G (Ng, d) from the rows v(q)."""
+        """Compute f_q (Nq, d) and F_G (Ng, d)."""
         return torch.cat([query.given[:0], *(f_q for *_, f_q in self._blocks(query, summed))]), self._features()
 
     def _features(self) -> Tensor:
@@ -144,7 +144,7 @@ class GFTGallery(PreparedGallery):
         return weights, square, size.to(self.threshold)
 
     def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
-        """Compute f_q (Nq, d) and F_G (Nq, Ng, d) from the rows v(q), and those that are ``summed`` if others."""
+        """Compute f_q (Nq, d) and F_G (Nq, Ng, d)."""
         g = self.summed.given
         weights = ((self.graph.values - 1) / self.tau).exp()
         kept = self.graph.weighted_sum(g, weights) / weights.sum(1, keepdim=True)

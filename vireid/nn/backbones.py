@@ -106,11 +106,8 @@ def resnet50(
             (classification). The weights are the same for both.
 
     Raises:
-        ImportError: if the source is not installed (``pip install 'vireid[backbones]'``).
-        TypeError: if ``weights`` is of another type.
-        ValueError: if an option is unknown, ``weights`` names those of another network, or a weight file is not a state
-            dict or does not fit.
-        FileNotFoundError: if there is no file at the path ``weights``.
+        ImportError, TypeError, FileNotFoundError: as `backbone`.
+        ValueError: likewise, or if the source is unknown.
     """
     check_option("source", source, _LIBRARIES)
     return backbone(f"{source}/resnet50", weights=weights, last_stride=last_stride)

@@ -33,14 +33,14 @@ class SharedFeatureTransfer(FeatureTransfer):
 
     cm-SSFT also transfers features specific to a modality. CIFT compares with this form, of the shared features only,
     on other backbones (§5.4). We had no access to the text of cm-SSFT: the form of d, the two lists of neighbors and
-    the row sums are our reading of it, and CIFT's review of it (Eq. 1) has a linear map without σ (our choice).
+    the row sums are our choice, as is the linear map without σ, which is that of CIFT's review of it (Eq. 1).
 
-    In float32 `distance` has an error of about 1e-4 where rows nearly coincide, at which d is a steep function.
+    In float32 `distance` has an error of about 1e-4 where rows nearly coincide, as d is steep there.
 
     Args:
         dim: feature size d.
         k: entries kept in a row for each modality. CIFT does not print it; 4 is that of H2FT (our choice).
-        activation: σ, ``"none"`` or ``"relu"``, with which `distance` has to form every pair's feature.
+        activation: σ, ``"none"`` or ``"relu"``; with the latter `distance` has to form every pair's feature.
 
     Attributes:
         map: W, a linear layer without bias. It starts as the identity (our choice).
@@ -122,7 +122,7 @@ class SharedGallery(PreparedGallery):
         self.sums, self.total = graph.weighted_sum(self.mapped, near), near.sum(1)
 
     def transfer(self, query: Rows, summed: Rows | None = None) -> tuple[Tensor, Tensor]:
-        """Compute f_q (Nq, d) and F_G (Nq, Ng, d) from the rows of the queries."""
+        """Compute f_q (Nq, d) and F_G (Nq, Ng, d)."""
         f_q, f_g = self.sums.new_empty(query.given.shape), self.sums.new_empty(len(query.given), *self.sums.shape)
         for found, block, own, transferred in self._blocks(query, summed):
             near = self._similarities(found, block)

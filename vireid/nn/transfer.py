@@ -104,7 +104,7 @@ class FeatureTransfer(nn.Module, ABC):
         """Transfer features at inference, each query alone with the gallery (CIFT §3.1, §4.2).
 
         The result is that of a loop over single queries. ``v`` uses its running statistics whatever the module's mode.
-        For `GFT`, a query may be among the neighbors of a gallery image, whose feature then depends on the query: use
+        For all but `H2FT`, a query may be among the neighbors of a gallery image, whose feature then depends on it: use
         `distance` to rank, which does not hold the Nq · Ng features.
 
         Args:
@@ -112,8 +112,8 @@ class FeatureTransfer(nn.Module, ABC):
             gallery: (Ng, d) backbone features of the other.
 
         Returns:
-            f_q (Nq, d) and F_G, which is (Ng, d) for `H2FT` and (Nq, Ng, d) for `GFT`, in at least float32. The score
-            of a pair is their cosine.
+            f_q (Nq, d) and F_G, which is (Ng, d) for `H2FT` and (Nq, Ng, d) for the others, in at least float32. The
+            score of a pair is their cosine.
 
         Raises:
             ValueError: if a shape is wrong, the gallery is empty, a feature is not finite or, in float64, out of the

@@ -40,8 +40,7 @@ class TwoStream(nn.Module):
             (1, 1), which stands for global pooling.
 
     Attributes:
-        takes_modality: True, by which a model knows that its backbone is called with the modality as well. A network of
-            your own that declares it takes the place of this one.
+        takes_modality: True: models give such a backbone the modality, too. Any network may declare it.
         stems: the two stems, visible first.
         trunk: the shared layers.
         out_channels: as above; None if unknown.
@@ -83,7 +82,7 @@ class TwoStream(nn.Module):
             net: such as `SmallBackbone`, whose children are ``cells``, ``norm`` and ``refinements``, or a `backbone`.
                 Its ``out_channels`` and ``grid``, if any, are kept.
             shared_from: name of the first child of the trunk; any but the first of ``net``. ``"a.b"`` splits the child
-                a, an ``nn.Sequential``, before its child b. A `backbone` has one to suggest, ``net.shared_from``.
+                a, an ``nn.Sequential``, before its child b. A `backbone` suggests its ``shared_from``.
 
         Raises:
             TypeError: if ``net`` is not an ``nn.Sequential``.
@@ -185,12 +184,12 @@ def _halves(layers: dict[str, nn.Module], shared_from: str) -> tuple[nn.Sequenti
     cut, _, inside = shared_from.partition(".")
     check_option("shared_from", cut, names if inside else names[1:])
     at = names.index(cut)
-    stem, trunk = (OrderedDict((name, layers[name]) for name in part) for part in (names[:at], names[at:]))
+    stem, trunk = (OrderedDict((name, layers[name]) for name in half) for half in (names[:at], names[at:]))
     if inside:
-        chain = layers[cut]
-        if not isinstance(chain, nn.Sequential):
+        part = layers[cut]
+        if not isinstance(part, nn.Sequential):
             raise ValueError(f"shared_from must not be inside {cut!r}, which is no torch.nn.Sequential")
-        stem[cut], trunk[cut] = _halves(dict(chain.named_children()), inside)
+        stem[cut], trunk[cut] = _halves(dict(part.named_children()), inside)
     return nn.Sequential(stem), nn.Sequential(trunk)
 
 
