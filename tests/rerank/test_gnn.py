@@ -104,6 +104,21 @@ def test_alone_equals_the_method_on_one_query_and_the_gallery(device, noise, lay
     assert_close(wanted.gather(1, indices), values, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_nearest_are_those_of_all_distances(layers):
+    """Though for most images only a bound of their row's length is computed."""
+    r = torch.Generator().manual_seed(4)
+    centers = torch.nn.functional.normalize(torch.randn(40, 64, generator=r), dim=1)
+    x = centers[torch.randint(40, (410,), generator=r)] + 1.2 * torch.randn(410, 64, generator=r) / 8
+    q, g = x.split([10, 400])
+    ranker = module.GNN(k1=6, k2=3, layers=layers).fit(g)
+    wanted = ranker.distance(q).sort(dim=1, stable=True)
+    for n in (1, 10, 50):
+        values, indices = ranker.topk(q, n)
+        assert torch.equal(values, wanted.values[:, :n])
+        assert torch.equal(indices, wanted.indices[:, :n])
+
+
 def test_a_query_that_enters_all_rankings_is_answered(device, monkeypatch):
     """The gallery is a sphere and the query its center of mass: it is the first neighbor of all."""
     r = torch.Generator().manual_seed(2)
@@ -113,6 +128,8 @@ def test_a_query_that_enters_all_rankings_is_answered(device, monkeypatch):
     for terms in (_gnn_alone._TERMS, 500):
         monkeypatch.setattr(_gnn_alone, "_TERMS", terms)
         assert_close(gnn(q, g, k1=6, k2=3, queries="alone"), wanted, rtol=0, atol=1e-12)
+    nearest, _ = gnn(q, g, k1=6, k2=3, queries="alone", top=20)
+    assert_close(nearest, wanted.sort(dim=1).values[:, :20], rtol=0, atol=1e-12)
 
 
 def test_blocks_of_changes_and_other_products_change_nothing(monkeypatch):

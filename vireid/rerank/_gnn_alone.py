@@ -18,6 +18,7 @@ from vireid.rerank._alone import entries, find
 from vireid.rerank._sparse import Sparse, accumulate, from_coo, parts, product, product_unsorted, rows_of
 
 _TERMS = 2**23  # of the products of rows that are made at once
+_ROUNDING = 1e-4  # relative, of a length: images this near to the last of the nearest are compared exactly
 
 
 class Fitted(NamedTuple):
@@ -161,8 +162,8 @@ class Block:
         self.itself = self.first + self.n - 1
         self.enters = self.first[used.query] + used.image
 
-    def cosine(self) -> Tensor:
-        """Return the cosines (b, Ng) of the rows after all layers."""
+    def cosine(self, top: int) -> Tensor:
+        """Return the cosines (b, Ng) of the rows after all layers, of which only the ``top`` largest must be right."""
         fitted, n = self.fitted, self.n
         changed = torch.cat([self.first[self.adjacent.query] + self.adjacent.image, self.itself]).sort().values
         rows = rows_of(*self._lists(changed, fitted.adjacent, self.adjacent), n)
@@ -172,9 +173,9 @@ class Block:
             rows = self._propagated(changed, graph)
             rows = rows.scaled(inverse(rows.square_sums()))
             graph = Graph(base, columns, changed, rows, self.first)
-        return self._compared(graph)
+        return self._compared(graph, top)
 
-    def _compared(self, graph: Graph) -> Tensor:
+    def _compared(self, graph: Graph, top: int) -> Tensor:
         fitted, n = self.fitted, self.n
         own = fitted.square.new_zeros(len(self.first), n)
         own = graph.times(own.scatter_(1, self.used.near, self.used.weight))
@@ -184,25 +185,48 @@ class Block:
         near += self.first[self.used.query][:, None]
         cosine[self.used.query, self.used.image] = (back.view(-1)[near] * weight).sum(1)
 
-        images, base = n - 1, graph.base
+        images, base, users = n - 1, graph.base, fitted.users
+        wanted = cosine > 0
+        if top < images:
+            wanted &= self._among(cosine, graph, top)
+            users = users._replace(value=users.value * pad(wanted.any(0), (0, 1))[users.column]).without_zeros()
         new, old = back.new_zeros(2, len(own) * images)  # squared lengths in the columns C
         for total, rows in ((new, graph.rows), (old, base.rows_at(graph.image))):
-            size = fitted.users.start.diff().index_select(0, rows.column)
+            size = users.start.diff().index_select(0, rows.column)
             for part in parts(rows.row_sums(size), _TERMS):
-                found = product_unsorted(rows.select(part), fitted.users)
+                found = product_unsorted(rows.select(part), users)
                 place = (graph.query[part] * images).index_select(0, found.rows()) + found.column
                 total.index_add_(0, place, found.value.square())
         square = (fitted.square + new.view(-1, images) - old.view(-1, images)).view(-1)
-        users = self._marked(self._users(graph.changed))
-        users = users[users % n < images]
-        place = users - users // n
-        seen = (cosine.view(-1)[place] > 0).nonzero().flatten()
-        users, place = users[seen], place[seen]
-        size = graph.base.start.diff()[fitted.used[0][users % n]].sum(1)
-        other = [self._other_columns(users[part], graph) for part in parts(size, _TERMS)]
+        node = self._marked(self._users(graph.changed))
+        node = node[node % n < images]
+        place = node - node // n
+        seen = wanted.view(-1)[place].nonzero().flatten()
+        node, place = node[seen], place[seen]
+        size = base.start.diff()[fitted.used[0][node % n]].sum(1)
+        other = [self._other_columns(node[part], graph) for part in parts(size, _TERMS)]
         square[place] = torch.cat([new[:0], *other]) + new[place]
         square[self.enters - self.used.query] = self._propagated(self.enters, graph).square_sums()
         return cosine * inverse(square.view_as(cosine)) * inverse(own.square().sum(1, keepdim=True))
+
+    def _among(self, cosine: Tensor, graph: Graph, top: int) -> Tensor:
+        """Return which images may be among the ``top``, by their products (b, Ng) with the query's row.
+
+        A row W G becomes longer or shorter by at most W times the lengths of what changes in the rows of G.
+        """
+        fitted, number = self.fitted, torch.arange(len(graph.changed), device=cosine.device)
+        both = stacked(graph.base.rows_at(graph.image), graph.rows)
+        pair = torch.stack([number, number + len(number)], 1)
+        change = product_unsorted(rows_of(pair, (pair - pair.flip(1)).sign().to(cosine), len(both.start) - 1), both)
+        square = change.value.square()
+        node = self.first[graph.query].index_select(0, change.rows()) + change.column
+        gap = cosine.new_zeros(len(self.first) * self.n).index_add_(0, node, square)
+        gap[graph.changed] = change.row_sums(square)
+        slack = (fitted.weights @ gap.sqrt().view(-1, self.n).T)[:-1].T
+        length = fitted.square.sqrt()
+        least = cosine / (length + slack).clamp_min(torch.finfo(cosine.dtype).tiny)
+        least[self.used.query, self.used.image] = 0
+        return cosine >= least.topk(top).values[:, -1:] * (length * (1 - _ROUNDING) - slack)
 
     def _other_columns(self, node: Tensor, graph: Graph) -> Tensor:
         """Return the squared lengths of the nodes' rows of W G in the columns other than C."""
@@ -214,10 +238,7 @@ class Block:
         needed, stack = needed[~new], graph.rows
         place = graph.place + len(needed)
         place[needed] = torch.arange(len(needed), device=node.device)
-        old = graph.base.rows_at(needed % self.n)
-        start = torch.cat([old.start, stack.start[1:] + len(old.column)])
-        column, value = (torch.cat(x) for x in ((old.column, stack.column), (old.value, stack.value)))
-        stack = Sparse(start, column, value, self.n)
+        stack = stacked(graph.base.rows_at(needed % self.n), stack)
         left = rows_of(place.index_select(0, inner).view_as(near), weight, len(stack.start) - 1)
         found = product_unsorted(left, stack)
         row = found.rows()
@@ -267,6 +288,12 @@ def merged(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -
     kept = order.index_select(0, first.nonzero().flatten())
     total = value.new_zeros(len(kept)).index_add_(0, first.cumsum(0) - 1, value.index_select(0, order))
     return Sparse.of(row.index_select(0, kept), column.index_select(0, kept), total, shape)
+
+
+def stacked(above: Sparse, below: Sparse) -> Sparse:
+    """Return the rows of one matrix, then those of the other."""
+    start = torch.cat([above.start, below.start[1:] + above.start[-1]])
+    return Sparse(start, torch.cat([above.column, below.column]), torch.cat([above.value, below.value]), above.columns)
 
 
 def both_ways(matrix: Sparse, transposed: Sparse | None = None) -> Sparse:

@@ -57,6 +57,10 @@ class GalleryReranker(ABC):
     def _distance(self, query: Rows) -> Tensor:
         """Compute the distances (b, Ng) of a block of prepared queries."""
 
+    def _nearest(self, query: Rows, n: int) -> Tensor:
+        """Compute distances (b, Ng) of which only the ``n`` smallest must be right, if that is cheaper."""
+        return self._distance(query)
+
     def _features(self, name: str, x: Tensor) -> Tensor:
         """Return the features (N, d) to compare for the checked argument ``name``; a subclass may transform them."""
         return x
@@ -140,7 +144,7 @@ class GalleryReranker(ABC):
         n = min(check_count("n", n), len(fitted.graph))
         values = fitted.graph.values.new_empty(len(q), n)
         indices = torch.empty(len(q), n, dtype=torch.int64, device=q.device)
-        for part, block in fitted._blocks(q):
+        for part, block in fitted._blocks(q, n):
             values[part], indices[part] = nearest_first(block, n)
         return same_kind(values, query), same_kind(indices, query)
 
@@ -169,11 +173,12 @@ class GalleryReranker(ABC):
         check_finite("query", q)
         return self._features("query", q)
 
-    def _blocks(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _blocks(self, query: Tensor, n: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         dtype = self.graph.rows.proposal.dtype
         for part in blocks(len(query), len(self.graph), dtype.itemsize):
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-                block = self._distance(prepare(query[part], "cosine", dtype, gallery=False))
+                rows = prepare(query[part], "cosine", dtype, gallery=False)
+                block = self._distance(rows) if n is None else self._nearest(rows, n)
             yield part, block
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -44,8 +44,10 @@ class GNN(GalleryReranker):
         self._layers = prepare(graph, self.k1, self.k2, self.layers, self.alpha)
 
     def _distance(self, query: Rows) -> Tensor:
-        n = len(self.graph)
-        most = min(max(self.k1, self.k2, 2) - 1, n)
+        return self._nearest(query, len(self.graph))
+
+    def _nearest(self, query: Rows, n: int) -> Tensor:
+        most = min(max(self.k1, self.k2, 2) - 1, len(self.graph))
         (found,) = search(query, self.graph.rows, most, block=len(query.given))
         one, image, enters = self._entrance(found, query, self.graph.rows)
         adjacent, used = (
@@ -56,7 +58,7 @@ class GNN(GalleryReranker):
         cost.index_add_(0, adjacent.query, self._layers.reach[adjacent.image])
         block = found.product
         for part in parts(cost, min(_CHANGES, max(2**10, block.numel() // 4))):
-            block[part] = Block(self._layers, adjacent.select(part), used.select(part)).cosine()
+            block[part] = Block(self._layers, adjacent.select(part), used.select(part)).cosine(n)
         return torch.threshold(1 - block, 32 * torch.finfo(block.dtype).eps, 0)
 
     def _lists(self, query: Rows, found: Found, k: int, alpha: float, one: Tensor, image: Tensor) -> Lists:
