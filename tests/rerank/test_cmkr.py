@@ -23,9 +23,9 @@ def clustered(nq, ng, d, *, per=10, noise=1.0, gap=1.0, seed=0):
     return x[:nq], x[nq:]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 2**31 - 1),
     nq=st.integers(0, 6),
     ng=st.integers(1, 7),
@@ -110,12 +110,12 @@ def test_mser_on_clusters_and_its_copies(device):
     assert torch.equal(values, mser(q, g, **how, gallery_spectra=others).gather(1, indices))
 
 
-METHODS = [(cmkr, {"neighbors": way}) for way in WAYS] + [(cmkr, {"k3": 2}), (mser, {})]
+METHODS = [(cmkr, {"neighbors": "constrained"}), (cmkr, {"k3": 2}), (mser, {})]
 
 
 @pytest.mark.parametrize(("method", "change"), METHODS)
 def test_the_size_of_blocks_does_not_matter(monkeypatch, method, change):
-    q, g = clustered(60, 150, 16)
+    q, g = clustered(30, 80, 16)
     wanted = method(q, g, k1=8, k2=4, **change)
     monkeypatch.setattr(_sparse, "_ENTRIES", 7)
     monkeypatch.setattr(_exact, "_BLOCK_BYTES", 3000)

@@ -214,16 +214,23 @@ def test_alone_equals_plain_loops_over_single_queries(device, dtype, seed, nq, n
 @pytest.mark.parametrize("settings", [{}, {"k1": 7, "k2": 1, "lambda_value": 0.0}, {"k1": 3, "k2": 12}])
 @pytest.mark.parametrize("noise", [0.6, 1.6])
 def test_alone_equals_the_method_on_one_query_and_the_gallery(device, settings, noise):
-    q, g = (x.to(device) for x in clustered(40, 300, 16, per=12, noise=noise))
-    q[20:] -= 2 * g.mean(0)  # far from most of the gallery, so that D changes in many rows
-    q[30] = g[30] = g[31]
-    q[31], g[32] = 0, 0
+    q, g = (x.to(device) for x in clustered(20, 200, 16, per=12, noise=noise))
+    q[10:] -= 2 * g.mean(0)  # far from most of the gallery, so that D changes in many rows
+    q[15] = g[30] = g[31]
+    q[16], g[32] = 0, 0
     got = k_reciprocal(q, g, queries="alone", **settings)
     wanted = torch.cat([k_reciprocal(x[None], g, **settings) for x in q.double()])
     assert_close(got.double(), wanted, rtol=0, atol=1e-6)
     values, indices = k_reciprocal(q, g, queries="alone", top=7, **settings)
     assert torch.equal(values, got.sort(dim=1, stable=True).values[:, :7])
     assert torch.equal(indices, got.sort(dim=1, stable=True).indices[:, :7])
+
+
+def test_distances_below_the_rounding_of_the_jaccard_part_are_kept():
+    angle = (2.0**-22 * torch.arange(9)).sqrt()
+    g = torch.cat([torch.stack([angle.cos(), angle.sin()], 1), -torch.eye(2)])
+    distance = k_reciprocal(torch.tensor([[1.0, 0.0]]), g, k1=8, k2=1, queries="alone")
+    assert float(distance[0, 1:9].diff().min()) > 0
 
 
 def test_a_query_that_enters_all_rankings_is_answered_in_blocks(monkeypatch):

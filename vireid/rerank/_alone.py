@@ -8,6 +8,7 @@ from torch import Tensor
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found
 from vireid.neighbors._scores import Rows, infinity, rescore, to_float
+from vireid.rerank._sparse import entries as entries
 
 
 class Entrance:
@@ -53,11 +54,3 @@ def find(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
     place = torch.searchsorted(keys, wanted).clamp_max_(len(keys) - 1)
     return place, keys[place] == wanted
-
-
-def entries(start: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the entries of rows ``row`` (P,) of a matrix by rows (`Sparse.start`): which of ``row``, and place."""
-    first = start[row]
-    count = start[row + 1] - first
-    owner = torch.arange(len(row), device=row.device).repeat_interleave(count)
-    return owner, torch.arange(len(owner), device=row.device) + (first - count.cumsum(0) + count).index_select(0, owner)

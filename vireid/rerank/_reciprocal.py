@@ -16,7 +16,7 @@ from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import blocks, neighbors_within
 from vireid.neighbors._scores import Rows
 from vireid.rerank._alone import find
-from vireid.rerank._sparse import reciprocal
+from vireid.rerank._sparse import Sparse, entries, reciprocal
 
 
 class SpannedGraph(NeighborGraph):
@@ -133,3 +133,21 @@ class QuerySets(NamedTuple):
         query = query.expand_as(node)[itself]
         near[itself], kept[itself] = self.own_near[query], self.own_kept[query]
         return near, kept
+
+
+class ChangedRows(NamedTuple):
+    """The rows of a matrix (n + 1, n + 1) in {q} ∪ G of b queries, of which only those that may differ are held."""
+
+    gallery: Sparse
+    keys: Tensor  # (C,) sorted, of the rows that may differ
+    rows: Sparse  # (C, n + 1)
+
+    def entries(self, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the entries of rows by their keys (P,): place in ``key``, column and value."""
+        place, differs = find(self.keys, key)
+        found = []
+        for some, matrix, row in ((differs, self.rows, place), (~differs, self.gallery, key % self.gallery.columns)):
+            owner, entry = entries(matrix.start, row[some])
+            found.append((some.nonzero()[owner, 0], matrix.column[entry], matrix.value[entry]))
+        owner, column, value = (torch.cat(x) for x in zip(*found, strict=True))
+        return owner, column, value

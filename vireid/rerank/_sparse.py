@@ -38,11 +38,8 @@ class Sparse(NamedTuple):
 
     def rows_at(self, rows: Tensor) -> "Sparse":
         """Return the rows (P,), in this order."""
-        first = self.start[rows]
-        count = self.start[rows + 1] - first
-        start = _starts(count)
-        place = torch.arange(int(start[-1]), device=rows.device)
-        place += (first - start[:-1]).repeat_interleave(count, output_size=len(place))
+        _, place = entries(self.start, rows)
+        start = _starts(self.start[rows + 1] - self.start[rows])
         return Sparse(start, self.column.index_select(0, place), self.value.index_select(0, place), self.columns)
 
     def transpose(self) -> "Sparse":
@@ -83,6 +80,15 @@ class Sparse(NamedTuple):
         """Return PyTorch's CSR form; columns must ascend within a row."""
         shape = len(self.start) - 1, self.columns
         return torch.sparse_csr_tensor(self.start, self.column, self.value, shape, check_invariants=False)
+
+
+def entries(start: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the entries of rows ``row`` (P,) of a matrix by rows (`Sparse.start`): which of ``row``, and place."""
+    first = start[row]
+    count = start[row + 1] - first
+    owner = torch.arange(len(row), device=row.device).repeat_interleave(count)
+    shift = first - count.cumsum(0) + count
+    return owner, torch.arange(len(owner), device=row.device).add_(shift.index_select(0, owner))
 
 
 def rows_of(column: Tensor, value: Tensor, columns: int) -> Sparse:
@@ -142,15 +148,11 @@ def accumulate(
 
     With `torch.mul` it is the product of the two. ``block`` is contiguous and is changed in place.
     """
-    first = right.start[left.column]
-    count = right.start[left.column + 1] - first
+    count = right.start[left.column + 1] - right.start[left.column]
     offset = left.rows() * block.shape[1]
     flat = block.view(-1)
     for part in parts(count, _ENTRIES):
-        length = count[part]
-        entry = torch.arange(len(length), device=length.device).repeat_interleave(length)
-        shift = first[part] - length.cumsum(0) + length
-        place = torch.arange(len(entry), device=entry.device).add_(shift.index_select(0, entry))
+        entry, place = entries(right.start, left.column[part])
         target = right.column.index_select(0, place).add_(offset[part].index_select(0, entry))
         value = operation(right.value.index_select(0, place), left.value[part].index_select(0, entry))
         flat.index_add_(0, target, value, alpha=alpha)

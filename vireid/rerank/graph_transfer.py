@@ -31,7 +31,7 @@ class GraphTransfer(GalleryReranker):
             ``GFT(transferred="features")``, as v(G) is what is kept and saved; `graph_transfer` ranks by it.
 
     Raises:
-        TypeError: if ``module`` is neither.
+        TypeError: if ``module`` is no transfer.
 
     Example:
         >>> from vireid.nn import H2FT
@@ -43,7 +43,7 @@ class GraphTransfer(GalleryReranker):
 
     def __init__(self, module: FeatureTransfer) -> None:
         if not isinstance(module, FeatureTransfer):
-            raise TypeError(f"module must be an H2FT or a GFT, got {type(module).__name__}")
+            raise TypeError(f"module must be a transfer of vireid.nn, such as H2FT, got {type(module).__name__}")
         self.module = module
         self._neighbors = module.k
         self.__name__ = type(module).__name__  # its name in reports
@@ -118,7 +118,7 @@ def graph_transfer(query: ArrayT, gallery: Array, module: FeatureTransfer) -> Ar
 
     Raises:
         ValueError: if a shape or device does not fit, the gallery is empty or a feature is not finite.
-        TypeError: if a feature is not floating point, or ``module`` is neither.
+        TypeError: if a feature is not floating point, or ``module`` is no transfer.
     """
     rerank = GraphTransfer(module)
     if module.transferred == "features":  # of which the graph of a fitted gallery knows nothing

@@ -12,11 +12,11 @@ from vireid._ops import equalize_columns, repeated_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows
-from vireid.rerank._alone import Entrance, entries, find
+from vireid.rerank._alone import Entrance, find
 from vireid.rerank._blocks import Queries, collect, joined, uses
-from vireid.rerank._jaccard import distances, encoding, jaccard, listed, mean_over, members, scale_of
-from vireid.rerank._reciprocal import Sets, SpannedGraph
-from vireid.rerank._sparse import Sparse, parts, reciprocal, rows_of
+from vireid.rerank._jaccard import distances, encoding, jaccard, listed, mean_over, members, mixed, scale_of
+from vireid.rerank._reciprocal import ChangedRows, Sets, SpannedGraph
+from vireid.rerank._sparse import Sparse, entries, parts, reciprocal, rows_of
 from vireid.rerank.fitted import GalleryReranker
 
 _PAIRS = 2**10  # of queries and the rankings they enter, per block on the CPU
@@ -64,18 +64,19 @@ class KReciprocal(GalleryReranker):
         row, column, enters = self._entrance(found, query, self.graph.rows)
         block = equalize_columns(found.product, self._repeated)
         scale = scale_of(block.amin(1))
-        shared = []
+        weight, rest = self.lambda_value * scale[:, None], 1 - self.lambda_value
         count = row.bincount(minlength=len(block))
+        near = []
         for part in parts(count + 8, _PAIRS if block.device.type == "cpu" else 32 * _PAIRS):
             low, high = (torch.searchsorted(row, end) for end in (part.start, part.stop))
             here = (row[low:high] - part.start) * (n + 1) + column[low:high], enters[low:high]
-            pair, value = self._shared(found.indices[part], block[part], scale[part], *here)
-            shared.append(((pair // (n + 1) + part.start) * n + pair % (n + 1), value))
-        weight, rest = self.lambda_value * scale[:, None], 1 - self.lambda_value
-        torch.addcmul(weight + rest, weight, block, value=-1, out=block).clamp_min_(rest)  # λ D + 1 - λ
-        for pair, value in shared:
-            # the Jaccard distance 1 - S / (2 - S) where S > 0
-            block.view(-1)[pair] -= rest * value / (2 - value)
+            key, shared = self._shared(found.indices[part], block[part], scale[part], *here)
+            one, image = key // (n + 1) + part.start, key % (n + 1)
+            distance = (weight[one, 0] * (1 - block[one, image])).clamp_min_(0)
+            near.append((one, image, distance + rest * (2 - 2 / (2 - shared))))
+        torch.addcmul(weight + rest, weight, block, value=-1, out=block).clamp_min_(rest)  # λ D + 1 - λ, where S = 0
+        for one, image, distance in near:
+            block[one, image] = distance
         return block
 
     def _shared(
@@ -93,41 +94,18 @@ class KReciprocal(GalleryReranker):
         b, n = cosine.shape
         nodes = n + 1
         first = nodes * torch.arange(b, device=keys.device)[:, None]
-        itself = first[:, 0] + n
-
-        # sets of the queries, and of images where they may differ from the gallery's
-        wide = self._wide.with_queries(keys[enters[:, 0]], nearest)
-        narrow = self._narrow.with_queries(keys[enters[:, 1]], nearest)
-        image = narrow.keys % nodes
-        around = ((narrow.keys - image)[:, None] + self._wide.near[image])[self._wide.kept[image]]
-        fresh = torch.cat([itself, wide.keys, around]).unique()
-        owner = fresh // nodes
-        row, column = members(
-            *wide.rows(owner, fresh % nodes), nodes, lambda rows, near: narrow.rows(owner[rows, None], near)
-        )
-        changed = Sparse.of(row, column, self._distances(cosine, fresh[row], column), (len(fresh), nodes))
-
-        def sets(row_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Return the members of sets by their keys: place in ``row_key``, column and 1 - cos."""
-            place, differs = find(fresh, row_key)
-            found = []
-            for some, stored, here in ((differs, changed, place), (~differs, self._members, row_key % nodes)):
-                owner, entry = entries(stored.start, here[some])
-                found.append((some.nonzero()[owner, 0], stored.column[entry], stored.value[entry]))
-            owner, column, distance = (torch.cat(x) for x in zip(*found, strict=True))
-            return owner, column, distance
-
+        sets = self._sets(nearest, cosine, keys, enters)
         # V of all images that have a column of the query's encoding, in these columns
-        close = torch.cat([itself[:, None], first + nearest[:, : self.k2 - 1]], 1)
-        owner, column, _ = sets(close.flatten())
+        close = torch.cat([first + n, first + nearest[:, : self.k2 - 1]], 1)
+        owner, column, _ = sets.entries(close.flatten())
         support = (first.expand_as(close).flatten()[owner] + column).unique()
         owner, entry = entries(self._in_sets.start, support % nodes)
-        rows = torch.cat([fresh, support[owner] // nodes * nodes + self._in_sets.column[entry]]).unique()
+        rows = torch.cat([sets.keys, support[owner] // nodes * nodes + self._in_sets.column[entry]]).unique()
         query, image = rows // nodes, rows % nodes
         at = image.clamp_max(n - 1)
         scales = scale_of(torch.minimum(self._lowest[at], cosine[query, at]))
         scales[image == n] = scale
-        owner, column, distance = sets(rows)
+        owner, column, distance = sets.entries(rows)
         value = (distance * scales[owner]).neg_().exp_()
         value /= value.new_zeros(len(rows)).index_add_(0, owner, value)[owner]
         place, found = find(support, query[owner] * nodes + column)
@@ -136,6 +114,22 @@ class KReciprocal(GalleryReranker):
         encoding = value.new_zeros(len(rows), int(start.diff().max()))
         encoding[owner, place - start[query[owner]]] = value[found]
         return self._overlap(rows, encoding, torch.searchsorted(rows, close), keys[enters[:, 2]])
+
+    def _sets(self, nearest: Tensor, cosine: Tensor, keys: Tensor, enters: Tensor) -> ChangedRows:
+        """Return the expanded sets R* in {q} ∪ G, with 1 - cos of their members; arguments as of `_shared`."""
+        nodes = len(self.graph) + 1
+        wide = self._wide.with_queries(keys[enters[:, 0]], nearest)
+        narrow = self._narrow.with_queries(keys[enters[:, 1]], nearest)
+        itself = nodes * torch.arange(1, len(nearest) + 1, device=keys.device) - 1
+        image = narrow.keys % nodes
+        around = ((narrow.keys - image)[:, None] + self._wide.near[image])[self._wide.kept[image]]
+        changed = torch.cat([itself, wide.keys, around]).unique()  # those that may differ from the gallery's
+        owner = changed // nodes
+        row, column = members(
+            *wide.rows(owner, changed % nodes), nodes, lambda rows, near: narrow.rows(owner[rows, None], near)
+        )
+        distance = self._distances(cosine, changed[row], column)
+        return ChangedRows(self._members, changed, Sparse.of(row, column, distance, (len(changed), nodes)))
 
     def _overlap(self, rows: Tensor, encoding: Tensor, close: Tensor, joins: Tensor) -> tuple[Tensor, Tensor]:
         """Compute S from V, by means over the first k2 of the rankings: keys (P,) and S (P,).
@@ -297,7 +291,4 @@ def _distances(
     for part in blocks(nq, n - nq, x.element_size()):
         shares = jaccard(encodings.select(part), lists)
         block = x[part] @ x[nq:].T if cosines is None else cosines[part]
-        equalize_columns(block, repeated)
-        weight = lambda_value * scale[part, None]
-        torch.addcmul(weight, weight, block, value=-1, out=block).clamp_min_(0)  # λ D
-        yield part, block.add_(shares.mul_(1 - lambda_value))
+        yield part, mixed(block, shares, scale[part], lambda_value, repeated)
