@@ -40,7 +40,7 @@ from benchmarks.tables.records import (
     section,
     trials_text,
 )
-from benchmarks.tables.runs import Run, runs_of, train_all, uses_of, ways_of, write_results
+from benchmarks.tables.runs import Run, accuracy_rows, runs_of, train_all, write_results
 
 MODULE = "benchmarks.tables.cift"
 CHOSEN = "best of the grid"  # table of the parameters that were
@@ -147,22 +147,17 @@ def post_processing_rows(row: str, name: str, trials: Mapping[int, Mapping[str, 
 
 def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run]) -> list[Row]:
     """Return the rows of all tables, over all trials."""
-    accuracy: dict[str, Row] = {}
+
+    def name_of(row: str, kind: str) -> str:
+        return "CIFT†" if (row, kind) == ("cri", "backbone") else plans[row].label
+
+    rows = accuracy_rows(runs, lambda run, kind: name_of(run.row, kind))
     processed: dict[str, dict[int, dict[str, list[Values]]]] = {}
-    for run in tqdm(runs, desc="evaluation"):
-        for kind, rerank in ways_of(run).items():
-            dagger = (run.row, kind) == ("cri", "backbone")
-            name = "CIFT†" if dagger else plans[run.row].label
-            key = f"{run.row}/{kind}"
-            row = accuracy.setdefault(key, Row("accuracy", key, name, uses_of(kind)))
-            row.add(run.trial, evaluate(run.features, rerank, run.data.columns))
+    for run in runs:
         if run.row in PROCESSED:
             processed.setdefault(run.row, {})[run.trial] = post_process(run, PROCESSED[run.row])
-    order = {row: n for n, row in enumerate(plans)}
-    rows = sorted(accuracy.values(), key=lambda row: order[row.key.split("/")[0]])
     for model, trials in processed.items():
-        name = "CIFT†" if model == "cri" else plans[model].label
-        rows += post_processing_rows(model, name, trials)
+        rows += post_processing_rows(model, name_of(model, "backbone"), trials)
     return rows + diagnostic_rows({row: plan.label for row, plan in plans.items()}, list(runs))
 
 

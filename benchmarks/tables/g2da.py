@@ -22,8 +22,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks.tables.data import evaluate
 from benchmarks.tables.options import Plan, about_of, add_row_options, options_parser, parse, parse_variants
 from benchmarks.tables.records import (
@@ -35,7 +33,7 @@ from benchmarks.tables.records import (
     section,
     trials_text,
 )
-from benchmarks.tables.runs import Run, reuse, runs_of, train_all, uses_of, ways_of, write_results
+from benchmarks.tables.runs import Run, accuracy_rows, reuse, runs_of, train_all, ways_of, write_results
 from benchmarks.tables.sweep import sweep_main
 
 MODULE = "benchmarks.tables.g2da"
@@ -74,21 +72,17 @@ def look_at_graph(run: Run) -> dict[str, float]:
 
 def evaluate_all(plans: Mapping[str, Plan], runs: Sequence[Run]) -> list[Row]:
     """Return the rows of all tables, over all trials."""
-    rows: dict[str, Row] = {}
+
+    def name(run: Run, kind: str) -> str:
+        label = plans[run.row].label
+        return label.replace("CIFT", "CIFT†") if kind == "backbone" and "transferred" in ways_of(run) else label
+
     graphs: dict[str, Row] = {}
-    for run in tqdm(runs, desc="evaluation"):
-        label, ways = plans[run.row].label, ways_of(run)
-        for kind, rerank in ways.items():
-            name = label.replace("CIFT", "CIFT†") if kind == "backbone" and "transferred" in ways else label
-            key = f"{run.row}/{kind}"
-            rows.setdefault(key, Row("accuracy", key, name, uses_of(kind))).add(
-                run.trial, evaluate(run.features, rerank, run.data.columns)
-            )
-        if "graph" in ways:
-            graph = graphs.setdefault(run.row, Row("graph", run.row, label))
+    for run in runs:
+        if "graph" in ways_of(run):
+            graph = graphs.setdefault(run.row, Row("graph", run.row, plans[run.row].label))
             graph.add(run.trial, {"": look_at_graph(run)})
-    order = {row: n for n, row in enumerate(plans)}
-    return [*sorted(rows.values(), key=lambda row: order[row.key.split("/")[0]]), *graphs.values()]
+    return [*accuracy_rows(runs, name), *graphs.values()]
 
 
 # -------------------------------------------------------------------------------------------------- table

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from benchmarks.tables.data import evaluate
 from benchmarks.tables.options import Plan, about_of, add_row_options, options_parser, parse, parse_variants
 from benchmarks.tables.records import (
     Row,
@@ -25,7 +23,7 @@ from benchmarks.tables.records import (
     section,
     trials_text,
 )
-from benchmarks.tables.runs import Run, runs_of, train_all, uses_of, ways_of, write_results
+from benchmarks.tables.runs import Run, accuracy_rows, runs_of, train_all, write_results
 from vireid._ops import euclidean, normalize_rows
 from vireid.data import EvalTransform
 from vireid.training import open_dataset
@@ -100,20 +98,16 @@ def look_at_hinge(run: Run, batches: int = 20, margin: float = 0.6) -> dict[str,
 
 def evaluate_all(plans: dict[str, Plan], runs: Sequence[Run]) -> list[Row]:
     """Return the rows of the accuracies and of the hinges, over all trials."""
-    rows: dict[str, Row] = {}
+
+    def name(run: Run, kind: str) -> str:
+        return plans[run.row].label + (", backbone features" if kind == "backbone" and run.method == "cift" else "")
+
     hinges: dict[str, Row] = {}
-    for run in tqdm(runs, desc="evaluation"):
-        for kind, rerank in ways_of(run).items():
-            name = plans[run.row].label + (", backbone features" if kind == "backbone" and run.method == "cift" else "")
-            row = rows.setdefault(f"{run.row}/{kind}", Row("accuracy", f"{run.row}/{kind}", name, uses_of(kind)))
-            row.add(run.trial, evaluate(run.features, rerank, run.data.columns))
+    for run in runs:
         if "metric_features" in run.settings:
             hinge = hinges.setdefault(run.row, Row("hinge", run.row, plans[run.row].label))
             hinge.add(run.trial, {"": look_at_hinge(run)})
-    return [
-        *(rows[key] for key in sorted(rows, key=lambda key: list(plans).index(key.split("/")[0]))),
-        *hinges.values(),
-    ]
+    return [*accuracy_rows(runs, name), *hinges.values()]
 
 
 def make_table(about: dict[str, str], rows: Sequence[Row]) -> str:

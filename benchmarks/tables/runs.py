@@ -9,7 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.speed.measure import child_environment, command_of, environment, write_text
-from benchmarks.tables.data import Data, Features
+from benchmarks.tables.data import Data, Features, evaluate
 from benchmarks.tables.options import Plan, read_options
 from benchmarks.tables.records import Row, write_rows
 from vireid.data import generate_synthetic
@@ -214,9 +214,15 @@ def ways_of(run: Run) -> dict[str, Any]:
     return dict(ranking_ways(run.model))
 
 
-def uses_of(kind: str) -> str:
-    """Return ``uses`` of a kind of features: "gallery" if transferred, else "query"."""
-    return "gallery" if kind == "transferred" else "query"
+def accuracy_rows(runs: Sequence[Run], name: Callable[[Run, str], str]) -> list[Row]:
+    """Return a row per model and kind of its features, over all trials; ``name`` gives its name."""
+    rows: dict[str, Row] = {}
+    for run in tqdm(runs, desc="evaluation"):
+        for kind, rerank in ways_of(run).items():
+            key, uses = f"{run.row}/{kind}", "gallery" if kind == "transferred" else "query"
+            row = rows.setdefault(key, Row("accuracy", key, name(run, kind), uses))
+            row.add(run.trial, evaluate(run.features, rerank, run.data.columns))
+    return list(rows.values())
 
 
 def write_results(
