@@ -1,4 +1,4 @@
-"""What CIFT's Fig. 4-7 show: queries whose neighbors by affinity differ between two models."""
+"""Queries whose neighbors by affinity differ between two models (CIFT, Fig. 4-7)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple

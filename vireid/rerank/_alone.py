@@ -8,7 +8,6 @@ from torch import Tensor
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found
 from vireid.neighbors._scores import Rows, infinity, rescore, to_float
-from vireid.rerank._sparse import entries as entries
 
 
 class Entrance:

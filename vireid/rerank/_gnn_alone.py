@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vireid.neighbors import NeighborGraph
-from vireid.rerank._alone import entries, find
-from vireid.rerank._sparse import Sparse, accumulate, from_coo, parts, product, product_unsorted, rows_of
+from vireid.rerank._alone import find
+from vireid.rerank._sparse import Sparse, accumulate, entries, from_coo, parts, product, product_unsorted, rows_of
 
 _TERMS = 2**23  # of the products of rows that are made at once
 _ROUNDING = 1e-4  # relative, of a length: images this near to the last of the nearest are compared exactly
