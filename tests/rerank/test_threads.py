@@ -52,8 +52,9 @@ def test_a_query_is_answered_by_one_gallery(name, change, monkeypatch):
     for use, right in ((lambda r: (r.distance(q),), (distance,)), (lambda r: r.topk(q, 4), best)):
         reranker = MAKERS[name]().fit(old)
         with monkeypatch.context() as patch:
-            kind, work = type(reranker), functools.partial(getattr(reranker, change), new)
-            patch.setattr(kind, "_distance", meanwhile(kind._distance, work))
+            kind, work = type(reranker), functools.cache(functools.partial(getattr(reranker, change), new))  # once
+            for method in ("_distance", "_nearest"):
+                patch.setattr(kind, method, meanwhile(getattr(kind, method), work))
             found = use(reranker)
         assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
         assert len(reranker.graph) == len(new) + (change == "extend") * len(old)  # the change took place meanwhile
