@@ -86,6 +86,16 @@ def test_the_tables_in_the_pages_are_the_recorded_ones() -> None:
     assert set(chosen) <= set(lines_of("docs/results.md"))
 
 
+def test_the_tables_of_the_readings_are_the_recorded_ones() -> None:
+    pytest.importorskip("lightning_fabric", reason="the tables need the extra train")
+    from benchmarks.tables import readings
+
+    page = (ROOT / "docs/results-readings.md").read_text(encoding="utf-8")
+    hcc, every = (readings.make_table(*read_rows(RESULTS / f"{name}.csv")) for name in ("readings_hcc", "readings"))
+    assert hcc in page
+    assert every[: every.index("\nPairs of an image")] in page
+
+
 def test_the_accuracies_of_the_re_rankers_in_the_page_are_the_recorded_ones() -> None:
     page = "\n".join(lines_of("docs/re-ranking.md"))
     for line in recorded_tables()["rerank_accuracy"][2:]:

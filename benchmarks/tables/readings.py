@@ -53,9 +53,9 @@ CHANGED = {
         "logits": ("L_pd of P Tᵀ", "--maps logits"),
     },
     "g2da": {
-        "signed": ("γ, not |γ|, against θ", "--no-magnitude"),
+        "signed": ("γ with its sign against θ", "--no-magnitude"),
         "head_dim": ("heads of size d", "--head-dim 945"),
-        "sparsity": ("Σ|γ| at 0.001", "--fusion-sparsity 0.001"),
+        "sparsity": ("sparsity of γ, 0.001", "--fusion-sparsity 0.001"),
         "images": ("sums by N_t, the batch", "--average images"),
     },
 }
