@@ -326,7 +326,7 @@ def test_recipes_are_found_by_name():
     assert recipe_of("saai") == RECIPES["small"].replace(rerank="aim")
     assert recipe_of("saai", "cift") is RECIPES["cift"]
     assert recipe_of("g2da") is METHODS["g2da"].recipe
-    with pytest.raises(ValueError, match=r"recipe must be one of 'small'.*, got 'large'"):
+    with pytest.raises(ValueError, match=r"name must be one of 'small'.*, got 'large'"):
         recipe_of("cift", "large")
     with pytest.raises(ValueError, match=r"method must be one of 'cift'.*, got 'large'"):
         recipe_of("large")

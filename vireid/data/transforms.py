@@ -268,6 +268,7 @@ class TrainAugmentation(nn.Module):
             raise ValueError(f"images must be {self.size} without crop, got {image_size}")
         if self.second_view:
             rows = self.rows(modality) if rows is None else rows
+            check_tensor("rows", rows, "B'", kind="integer")
             images, modality = images[rows], modality[rows]
             keypoints = None if keypoints is None else keypoints[rows]
         if self.grayscale is not None and len(images):

@@ -181,6 +181,8 @@ class TwoStream(nn.Module):
 def _halves(layers: dict[str, nn.Module], shared_from: str) -> tuple[nn.Sequential, nn.Sequential]:
     """Cut ``layers`` before one of them, or inside it: before "a.b", the layer b of the chain a."""
     names = list(layers)
+    if not isinstance(shared_from, str):
+        raise TypeError(f"shared_from must be a str, got {shared_from!r}")
     cut, _, inside = shared_from.partition(".")
     check_option("shared_from", cut, names if inside else names[1:])
     at = names.index(cut)

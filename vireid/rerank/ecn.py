@@ -28,7 +28,8 @@ class ECN(GalleryReranker):
 
     def __init__(self, *, t: int = 3, q: int = 8, k: int = 25, metric: Literal["rank", "cosine"] = "rank") -> None:
         check_option("metric", metric, ("rank", "cosine"))
-        self.t, self.q, self.k, self.metric = check_count("t", t), check_count("q", q), check_count("k", k), metric
+        self.t, self.q, self.metric = check_count("t", t), check_count("q", q), metric
+        self.k = check_count("k", k, maximum=2**31)
         self._neighbors = max(self.t + 1, self.q + 1, self.k if metric == "rank" else 1)
 
     def _prepare(self, graph: NeighborGraph) -> None:
@@ -79,7 +80,7 @@ class Expansion(NamedTuple):
             rows = rows_of(column, value[value > 0][order], n)
             return value, rows._replace(start=pad(rows.start, (0, n - len(near)), value=len(rows.column))).csr()
 
-        first, further = (matrix(((place > 0) & (place <= count)).to(dtype)) for count in (t, q))
+        first, further = (matrix(((place > 0) & (place <= min(count, n))).to(dtype)) for count in (t, q))
         return cls(near, n, first, further, None if k is None else matrix((k - place).clamp_min(0).to(dtype)))
 
 

@@ -180,6 +180,8 @@ def write_results(
         recipe: of the training, for metrics.json.
     """
     output = check_path("output", output)
+    if not isinstance(recipe, Recipe | None):
+        raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
     output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"dataset": name or settings.get("dataset"), "protocol": report.dataset}
     content |= {"trained_on": trained_on(settings), "rows": report.to_dict()["rows"]}

@@ -34,13 +34,15 @@ METHODS = {
 def recipe_of(method: str, name: str = "small") -> Recipe:
     """Return a recipe by its name, "small" as it suits the method."""
     check_option("method", method, METHODS)
-    check_option("recipe", name, RECIPES)
+    check_option("name", name, RECIPES)
     return METHODS[method].recipe if name == "small" else RECIPES[name]
 
 
 def settings_of(method: str, recipe: Recipe | None = None) -> dict[str, object]:
     """Return all settings of a method: a recipe's where it has them, else the defaults, which go with "small"."""
     check_option("method", method, METHODS)
+    if not isinstance(recipe, Recipe | None):
+        raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}; recipe_of gives one by its name")
     given = {} if recipe is None else recipe.settings
     return {field.name: given.get(field.name, field.default) for field in fields(METHODS[method].settings)}
 
