@@ -173,8 +173,15 @@ def test_the_page_has_every_row_and_what_the_paper_prints():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["regdb", "sysu"])
-@pytest.mark.parametrize(("recipe", "backbone"), [("small", "small"), ("paper", "small"), ("paper", "resnet50")])
+@pytest.mark.parametrize(
+    ("recipe", "backbone", "layout"),
+    [
+        ("small", "small", "regdb"),
+        ("paper", "small", "sysu"),
+        ("paper", "resnet50", "regdb"),
+        ("paper", "resnet50", "sysu"),
+    ],
+)
 def test_every_table_is_trained(
     recipe, backbone, layout, tmp_path, trained_here, tiny, small_grids, standins, monkeypatch
 ):
