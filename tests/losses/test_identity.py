@@ -227,7 +227,7 @@ option = "forward_sync_buffers" if "forward_sync_buffers" in options else "broad
 for broadcast in (True, False):
     # With the older option buffers that are not sent at every call are not sent at the start either.
     torch.manual_seed(0 if option == "broadcast_buffers" and not broadcast else rank)
-    loss = MutualIdentityLoss(5, 4).double()
+    loss = MutualIdentityLoss(5, 4, means="batch").double()
     parallel = DistributedDataParallel(loss, **{option: broadcast})
     start = {name: value.clone() for name, value in loss.state_dict().items()}
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.5, momentum=0.9)
@@ -262,7 +262,7 @@ def test_two_processes_have_the_averages_of_one(tmp_path):
 
     for broadcast in (True, False):
         first, second = (torch.load(tmp_path / f"{broadcast}{rank}.pt") for rank in range(2))
-        single = MutualIdentityLoss(5, 4).double()
+        single = MutualIdentityLoss(5, 4, means="batch").double()
         single.load_state_dict(first["start"])
         optimizer = torch.optim.SGD(single.parameters(), lr=0.5, momentum=0.9)
         for whole in batches:
