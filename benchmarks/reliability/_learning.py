@@ -237,11 +237,11 @@ for name in LAYERS:
 
     call(f"nn.{name}")(layer)
     if name in ("H2FT", "GFT", "SharedFeatureTransfer"):
-        nm = lambda d, m, w: {"x": d.floats(len(kind := d.modality(d.count(2, 10))), DIM), "modality": kind}  # noqa: E731
+        nm = lambda d, m, w: {"x": d.floats(len(kind := d.modality(d.count(2, 10))), DIM), "modality": kind}
         method("nn", name, "forward", made, nm)
-        nm = lambda d, m, w: {"values": d.floats(len(kind := d.modality(d.count(2, 10))), DIM), "modality": kind}  # noqa: E731
+        nm = lambda d, m, w: {"values": d.floats(len(kind := d.modality(d.count(2, 10))), DIM), "modality": kind}
         method("nn", name, "affinities", made, nm)
-        pair = lambda d, m, w: {"query": d.floats(d.count(0, 4), DIM), "gallery": d.floats(d.count(1, 9), DIM)}  # noqa: E731
+        pair = lambda d, m, w: {"query": d.floats(d.count(0, 4), DIM), "gallery": d.floats(d.count(1, 9), DIM)}
         method("nn", name, "distance", made, pair)
         method("nn", name, "transfer", made, pair)
         method("nn", name, "embed", made, lambda d, m, w: {"name": "query", "x": d.floats(d.count(0, 4), DIM)})
@@ -261,23 +261,23 @@ for name in LAYERS:
     elif name == "BNNeck":
         method("nn", name, "forward", made, lambda d, m, w: {"x": d.floats(d.count(1, 6), DIM)})
     elif name == "DualBNNeck":
-        nm = lambda d, m, w: {"x": d.floats(len(kind := d.modality(d.count(1, 6))), DIM), "modality": kind}  # noqa: E731
+        nm = lambda d, m, w: {"x": d.floats(len(kind := d.modality(d.count(1, 6))), DIM), "modality": kind}
         method("nn", name, "forward", made, nm)
     elif name == "MessageFusionAttention":
-        nodes = lambda d, m, w: {"nodes": d.floats(d.count(2, 5), 4, DIM)}  # noqa: E731
+        nodes = lambda d, m, w: {"nodes": d.floats(d.count(2, 5), 4, DIM)}
         method("nn", name, "forward", made, nodes)
         method("nn", name, "attention", made, nodes)
         method("nn", name, "kept", made, lambda d, m, w: {}, weight=0.1)
         method("nn", name, "scales", made, lambda d, m, w: {}, weight=0.1)
     elif name in ("GeM", "NonLocal"):
-        maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(2, 3))}  # noqa: E731
+        maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(2, 3))}
         method("nn", name, "forward", made, maps)
     elif name == "PrototypePooling":
-        maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(1, 3))}  # noqa: E731
+        maps = lambda d, m, w: {"feature_map": d.floats(d.count(1, 4), DIM, d.count(1, 5), d.count(1, 3))}
         method("nn", name, "forward", made, maps)
         method("nn", name, "pool", made, maps)
     elif name == "SkeletonAggregation":
-        rows = lambda d, m, w: {"pooled": (x := d.floats(d.count(1, 5), DIM)), "nodes": d.floats(len(x), 3, DIM)}  # noqa: E731
+        rows = lambda d, m, w: {"pooled": (x := d.floats(d.count(1, 5), DIM)), "nodes": d.floats(len(x), 3, DIM)}
         method("nn", name, "forward", made, rows)
 
 

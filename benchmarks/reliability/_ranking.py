@@ -383,7 +383,7 @@ call("protocols.QueryResults", weight=0.2, holder=True)(results)
 method("protocols", "QueryResults", "to_dict", results, lambda d, m, w: {}, weight=0.1)
 call("protocols.ReportRow", weight=0.2, holder=True)(row)
 call("protocols.Report", weight=0.2, holder=True)(report)
-latex = lambda d, m, w: {"metrics": d.option(("rank1", "mAP"), ("mINP",)), "std": d.option(True, False)}  # noqa: E731
+latex = lambda d, m, w: {"metrics": d.option(("rank1", "mAP"), ("mINP",)), "std": d.option(True, False)}
 for kind, make in (("ReportRow", row), ("Report", report)):
     method("protocols", kind, "to_dict", make, lambda d, m, w: {"per_query": d.option(True, False)}, weight=0.2)
     method("protocols", kind, "to_latex", make, latex, weight=0.4)

@@ -179,7 +179,7 @@ class Runner:
             label, value, must = hostile
             what, change = f"{argument}={label}", {argument: value}
         function, given = call.make(self.draw(number, options), self.world)
-        run = lambda changed, exact=False: self.run(call, number, options, changed, exact=exact)  # noqa: E731
+        run = lambda changed, exact=False: self.run(call, number, options, changed, exact=exact)
         try:
             result, touched = run(change)
         except BaseException as error:  # judged here, whatever it is

@@ -1,13 +1,12 @@
 """The tables of CIFT, SAAI and G2DA: which models and rankings make their lines, and what the papers print there."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.tables.cift import Method, grid
 from benchmarks.tables.data import METRICS
 from benchmarks.tables.options import Plan
+from benchmarks.tables.rerank_accuracy import METHODS
 from vireid.protocols import DIRECTIONS
-from vireid.rerank import gnn, k_reciprocal
 
 SYSU = ("all single-shot", "all multi-shot", "indoor single-shot", "indoor multi-shot")
 REGDB_COLUMNS: tuple[str, ...] = DIRECTIONS
@@ -84,13 +83,12 @@ PLANS = {
 AIM_FORMS = {"AIM": (True, True), "AIM⁻": (False, False), "removing": (True, False), "expanding": (False, True)}
 """Forms of AIM (SAAI's Table 6): whether values are removed (k1) and rows expanded (k2)."""
 
-K_RECIPROCAL: dict[str, Any] = {"k1": (10, 20, 30), "k2": (3, 6), "lambda_value": (0.1, 0.3, 0.5)}
-GRAPHS: dict[str, Any] = {"k1": (10, 26, 40), "k2": (3, 7)}
+_METHODS = {method.name: method for method in METHODS}
 RERANKERS = {
-    "k-reciprocal": Method("k-reciprocal", k_reciprocal, None, grid(**K_RECIPROCAL, queries=("alone",))),
-    "GNN": Method("GNN", gnn, None, grid(**GRAPHS, queries=("alone",))),
-    "k-reciprocal, all queries": Method("k-reciprocal", k_reciprocal, None, grid(**K_RECIPROCAL)),
-    "GNN, all queries": Method("GNN", gnn, None, grid(**GRAPHS)),
+    "k-reciprocal": _METHODS["k-reciprocal, alone"],
+    "GNN": _METHODS["GNN, alone"],
+    "k-reciprocal, all queries": _METHODS["k-reciprocal"],
+    "GNN, all queries": _METHODS["GNN"],
 }
 """Re-rankers whose parameters are chosen on training identities."""
 

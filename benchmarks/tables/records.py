@@ -163,7 +163,8 @@ def diagnostic_section(title: str, rows: Sequence[Row]) -> str:
 def parameters_text(parameters: Mapping[str, object]) -> str:
     """Return parameters as shown, such as "k1 8, k2 2, released"."""
     names = {"lambda_value": "λ"}
-    shown = {names.get(name, name): value for name, value in parameters.items() if name != "alpha"}  # α is in the name
+    # α and queries are in the name
+    shown = {names.get(name, name): value for name, value in parameters.items() if name not in ("alpha", "queries")}
     return ", ".join(str(value) if name == "variant" else f"{name} {value}" for name, value in shown.items())
 
 

@@ -36,12 +36,21 @@ from benchmarks.tables.records import Row, head_of, line_of, markdown, of_table,
 from benchmarks.tables.runs import Run, runs_of, train_all, write_results
 from benchmarks.tables.validation import SHARE, choose, write_validation_split
 from vireid._ops import normalize_rows
-from vireid.rerank import aim, gnn, graph_transfer, k_reciprocal, query_expansion, sim
+from vireid.rerank import aim, cmkr, ecn, gnn, graph_transfer, k_reciprocal, query_expansion, sim
 
 MODULE = "benchmarks.tables.rerank_accuracy"
+ALONE: dict[str, Any] = {"queries": ("alone",)}
+K_RECIPROCAL: dict[str, Any] = {"k1": (10, 20, 30), "k2": (3, 6), "lambda_value": (0.1, 0.3, 0.5)}
+GRAPH: dict[str, Any] = {"k1": (10, 26, 40), "k2": (3, 7)}
+CROSS: dict[str, Any] = {"t": (3, 5), "q": (4, 8)}
 METHODS = (
-    Method("k-reciprocal", k_reciprocal, None, grid(k1=(10, 20, 30), k2=(3, 6), lambda_value=(0.1, 0.3, 0.5))),
-    Method("GNN", gnn, None, grid(k1=(10, 26, 40), k2=(3, 7))),
+    Method("k-reciprocal", k_reciprocal, None, grid(**K_RECIPROCAL)),
+    Method("k-reciprocal, alone", k_reciprocal, None, grid(**K_RECIPROCAL, **ALONE)),
+    Method("GNN", gnn, None, grid(**GRAPH)),
+    Method("GNN, alone", gnn, None, grid(**GRAPH, **ALONE)),
+    Method("ECN", ecn, None, grid(**CROSS)),
+    Method("ECN, alone", ecn, None, grid(**CROSS, **ALONE)),
+    Method("CMKR", cmkr, None, grid(**K_RECIPROCAL)),
     Method("SIM", sim, None, grid(k1=(5, 10, 20, 30), k2=(5, 10, 20, 30), lambda_value=(0.1, 0.3, 0.5))),
     Method("AQE", query_expansion, None, grid(n=(3, 5, 10), alpha=(0,))),
     Method("αQE", query_expansion, None, grid(n=(3, 5, 10), alpha=(3,))),
@@ -65,6 +74,13 @@ class Entry(NamedTuple):
         if self.method is not None:
             return partial(self.method.function, **self.parameters)
         return partial(graph_transfer, module=model.transfer) if self.name == TRANSFER else None
+
+    @property
+    def uses(self) -> str:
+        """What a ranking looks at."""
+        if self.parameters.get("queries") == "alone" or self.name == TRANSFER:
+            return "gallery"
+        return "query" if self.method is None else vars(self.method.function)["uses"]
 
 
 # -------------------------------------------------------------------------------------------------- accuracy
@@ -152,8 +168,7 @@ def main(given: Sequence[str] | None = None) -> None:
     number = "--seeds" if arguments.data.seeded else "--trials"
     for entry in tqdm(plan_entries(choosing), desc="test"):
         own = [run for run in runs if run.row == entry.model]
-        rerank = entry.rerank(own[0])
-        accuracy = Row("accuracy", entry.name, entry.name, "query" if rerank is None else rerank.func.uses)
+        accuracy = Row("accuracy", entry.name, entry.name, entry.uses)
         for run in own:
             accuracy.add(run.trial, evaluate(run.features, entry.rerank(run), run.data.columns))
         one = json.dumps({"name": entry.name, "model": entry.model, "parameters": entry.parameters})

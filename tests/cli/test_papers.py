@@ -31,7 +31,7 @@ def roots(tmp_path_factory):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """What is asked of torchvision's server, and answered with random weights."""
+    """Record the weights that torchvision's server is asked for, and answer with random ones."""
     asked = []
 
     def get_state_dict(member, **options):

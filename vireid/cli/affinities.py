@@ -51,7 +51,7 @@ def rows_of(found: "Trained", data: Data, query: Any, gallery: Any) -> Rows:
 
 
 def gain_of(change: str, first: Rows, second: Rows) -> "Tensor":
-    """Return how much of a `CHANGES` each query (Nq,) has; 0 or less is none."""
+    """Return by how much each query (Nq,) changes in the sense of a key of `CHANGES`; 0 or less is no such change."""
     import torch
 
     count = second.right.sum(1) - first.right.sum(1)

@@ -55,7 +55,7 @@ def backbone(name: str, *, weights: str | os.PathLike[str] | Enum | None = None,
             (torchvision: ``IMAGENET1K_V1``, those of the papers' time, or ``DEFAULT`` if there are none; timm: those of
             the name); with torchvision also a member of the network's weights, or its name, such as
             ``"IMAGENET1K_V2"`` or ``"DEFAULT"``; or the path of a local state dict, ``.safetensors`` or a file for
-            ``torch.load(weights_only=True)``, with the library's keys. Those of its classifier are left out.
+            ``torch.load(weights_only=True)``, with the library's keys, those of its classifier left out.
         last_stride: 1: a map of H/32 × W/32 becomes one of H/16 × W/16 with the same weights, as the last convolutions
             that halve it get stride 1, or the last pooling is left out; finer maps stay. 2: the network as it is.
 
@@ -186,7 +186,7 @@ def _cut(net: Any, library: str, name: str) -> tuple[_Backbone, Tensor, Tensor]:
             layers = torchvision_layers(net) if library == "torchvision" else timm_layers(net, image)
             built = _Backbone(OrderedDict(_renormalize(net) | layers))
             return built, image, built(image)
-        except Exception as error:
+        except Exception as error:  # whatever a network makes of a size that is not its own
             failed = error
     raise ValueError(f"name must be a network that makes a map of an image, got {name!r}") from failed
 

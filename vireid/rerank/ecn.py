@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from vireid._checks import Array, ArrayT, check_count, check_option, check_pair
+from vireid._checks import Array, ArrayT, check_count, check_option
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import blocks, neighbors_within, search
 from vireid.neighbors._scores import Rows
 from vireid.rerank._alone import Entrance, find
 from vireid.rerank._blocks import Queries, collect, joined, uses
 from vireid.rerank._sparse import rows_of
-from vireid.rerank.fitted import GalleryReranker
+from vireid.rerank.fitted import GalleryReranker, rank_alone
 
 
 class ECN(GalleryReranker):
@@ -222,11 +222,7 @@ def ecn(
     ranker = ECN(t=t, q=q, k=k, metric=metric)
     check_option("queries", queries, ("all", "alone"))
     if queries == "alone":
-        checked, g = check_pair(query, gallery)
-        if top is not None:
-            check_count("top", top)
-        ranker.fit(g.to(torch.promote_types(checked.dtype, g.dtype)))
-        return ranker.distance(query) if top is None else ranker.topk(query, top)
+        return rank_alone(ranker, query, gallery, top)
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):

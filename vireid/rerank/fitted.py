@@ -229,3 +229,17 @@ class GalleryReranker(ABC):
             return cls._graph_type.from_arrays(arrays), settings
         except ValueError as error:
             raise ValueError(f"path must hold a {kind}, got {str(path)!r}: {error}") from error
+
+
+def rank_alone(
+    reranker: GalleryReranker, query: ArrayT, gallery: Array, top: int | None
+) -> ArrayT | tuple[ArrayT, ArrayT]:
+    """Return the distances of each query alone with the gallery, or with ``top`` those and the indices of the nearest.
+
+    ``reranker`` is fitted to the gallery, in the larger type of the two.
+    """
+    q, g = check_pair(query, gallery)
+    if top is not None:
+        check_count("top", top)
+    reranker.fit(g.to(torch.promote_types(q.dtype, g.dtype)))
+    return reranker.distance(query) if top is None else reranker.topk(query, top)

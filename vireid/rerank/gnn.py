@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vireid._checks import Array, ArrayT, check_at_least_zero, check_count, check_option, check_pair
+from vireid._checks import Array, ArrayT, check_at_least_zero, check_count, check_option
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import Found, neighbors_within, search
 from vireid.neighbors._scores import Rows, rescore, to_float
@@ -15,7 +15,7 @@ from vireid.rerank._alone import Entrance
 from vireid.rerank._blocks import Queries, collect, joined, uses
 from vireid.rerank._gnn_alone import Block, Lists, both_ways, inverse, prepare
 from vireid.rerank._sparse import Sparse, accumulate, parts, product, rows_of
-from vireid.rerank.fitted import GalleryReranker
+from vireid.rerank.fitted import GalleryReranker, rank_alone
 
 _CHANGES = 2**19  # entries of the gallery's rows that a block of queries may change
 _ENTRIES = 2**23  # of the last layer's rows per block
@@ -149,11 +149,7 @@ def gnn(
     ranker = GNN(k1=k1, k2=k2, layers=layers, alpha=alpha)
     check_option("queries", queries, ("all", "alone"))
     if queries == "alone":
-        q, g = check_pair(query, gallery)
-        if top is not None:
-            check_count("top", top)
-        ranker.fit(g.to(torch.promote_types(q.dtype, g.dtype)))
-        return ranker.distance(query) if top is None else ranker.topk(query, top)
+        return rank_alone(ranker, query, gallery, top)
     k1, k2, layers, alpha = ranker.k1, ranker.k2, ranker.layers, ranker.alpha
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vireid._checks import Array, ArrayT, check_count, check_fraction, check_option, check_pair
+from vireid._checks import Array, ArrayT, check_count, check_fraction, check_option
 from vireid._ops import equalize_columns, repeated_rows
 from vireid.neighbors import NeighborGraph
 from vireid.neighbors._exact import blocks, neighbors_within, search
@@ -17,7 +17,7 @@ from vireid.rerank._blocks import Queries, collect, joined, uses
 from vireid.rerank._jaccard import distances, encoding, jaccard, listed, mean_over, members, mixed, scale_of
 from vireid.rerank._reciprocal import ChangedRows, Sets, SpannedGraph
 from vireid.rerank._sparse import Sparse, entries, parts, reciprocal, rows_of
-from vireid.rerank.fitted import GalleryReranker
+from vireid.rerank.fitted import GalleryReranker, rank_alone
 
 _PAIRS = 2**10  # of queries and the rankings they enter, per block on the CPU
 
@@ -250,10 +250,7 @@ def k_reciprocal(
     check_option("queries", queries, ("all", "alone"))
     ranker = KReciprocal(k1=k1, k2=k2, lambda_value=lambda_value)
     if queries == "alone":
-        q, g = check_pair(query, gallery)
-        top = None if top is None else check_count("top", top)
-        ranker.fit(g.to(torch.promote_types(q.dtype, g.dtype)))
-        return ranker.distance(query) if top is None else ranker.topk(query, top)
+        return rank_alone(ranker, query, gallery, top)
     rows, nq = joined(query, gallery, top)
     ng = len(rows.given) - nq
     with torch.no_grad(), torch.autocast(rows.given.device.type, enabled=False):
