@@ -44,7 +44,9 @@ def test_a_printed_command_is_accepted(module, options, monkeypatch):
     (arguments,) = accepted.value.args
     if module.startswith("benchmarks.tables"):
         name = module.split(".")[-1]
-        method = {"rerank_accuracy": "cift", "tables": getattr(arguments, "paper", "")}.get(name, name)
+        method = {"rerank_accuracy": "cift", "readings": "cift", "tables": getattr(arguments, "paper", "")}.get(
+            name, name
+        )
         trained = [given[given.index("--") + 1 :]] if "--" in given else []
         trained += [shlex.split(variant.partition("=")[2]) for variant in getattr(arguments, "variant", ())]
         for one in trained:
